@@ -1,0 +1,69 @@
+# make demo   install, then run the quickstart
+# make test   install, then run the tests
+# make test-transforms PYTHON=python3.13
+#             install what transforms/ needs for another Python, then run its tests there
+# make lint   install, then check style, types and layers
+# make bench  install, then run the benchmarks
+# make clean  remove caches and build results; `rm -rf .venv` starts from nothing
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test test-core test-transforms lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/quickstart.py
+
+test: test-core
+
+test-core: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# transforms/ needs no torch, so its tests run on a Python that no torch is installed for.
+SMALL := $(VENV)/transforms-$(notdir $(PYTHON))
+
+test-transforms: $(SMALL)/.installed
+	$(SMALL)/bin/python -m pytest tests/transforms
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find nnsight_dsl transforms runtime tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamps lie inside .venv, so that removing it removes them too.
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# First, alone and at an exact version: a range lets pip prefer a newer build that brings
+# gigabytes of CUDA libraries, even where this version is at hand without them.
+$(VENV)/.installed-torch: $(VENV)/.made constraints.txt
+	@echo "installing into $(VENV); the first time takes some minutes"
+	$(PIP) install -c constraints.txt $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-torch $(INPUTS)
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test $(VENV)/.installed-lint: $(VENV)/.installed-%: $(VENV)/.installed-torch $(INPUTS)
+	$(PIP) install -c constraints.txt -e '.[$*]'
+	@touch $@
+
+$(SMALL)/.installed: constraints.txt
+	$(PYTHON) -m venv $(SMALL)
+	$(SMALL)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
+		bytecode executing hypothesis libcst pytest pytest-timeout
+	@touch $@

@@ -1,0 +1,64 @@
+"""Read and change the inside of a running model, in ordinary Python.
+
+    from nnsight_dsl import LanguageModel
+
+    model = LanguageModel("openai-community/gpt2")
+    with model.trace("The Eiffel Tower is in the city of"):
+        hidden = model.transformer.h[5].output.save()
+        model.transformer.h[8].mlp.output[:, -1] = 0
+        logits = model.lm_head.output[:, -1].save()
+
+The names below are loaded when they are first used, so that importing this package imports
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnsight_dsl.config import CONFIG as CONFIG
+    from nnsight_dsl.envoy import Envoy as Envoy
+    from nnsight_dsl.import_hook import install_import_hook as install_import_hook
+    from nnsight_dsl.intervene import intervene as intervene
+    from nnsight_dsl.modeling.base import NNsight as NNsight
+    from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
+    from nnsight_dsl.modeling.language import TransformersModel as TransformersModel
+    from nnsight_dsl.saving import save as save
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CONFIG": "nnsight_dsl.config",
+    "Envoy": "nnsight_dsl.envoy",
+    "LanguageModel": "nnsight_dsl.modeling.language",
+    "NNsight": "nnsight_dsl.modeling.base",
+    "TransformersModel": "nnsight_dsl.modeling.language",
+    "intervene": "nnsight_dsl.intervene",
+    "install_import_hook": "nnsight_dsl.import_hook",
+    "save": "nnsight_dsl.saving",
+}
+_ERRORS = (
+    "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError "
+    "GenerationEndedError GradientError GradientOrderError InternalError "
+    "InterventionArgumentError InterventionError InvokeError NestedRunError NoInputError "
+    "NotCalledError NotRunningError OutOfOrderError PathError SharedNameError StaleEditError "
+    "TokenizerNotFoundError UnsupportedSyntaxError WriteError WriteShapeError"
+).split()
+_HOMES.update(dict.fromkeys(_ERRORS, "nnsight_dsl.errors"))
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

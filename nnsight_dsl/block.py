@@ -1,0 +1,180 @@
+"""Entering a block by a `with` statement, and raising what went wrong in it.
+
+`with` looks up `__exit__` on the type before it calls `__enter__`. Here it finds a property, which
+lowers the block and returns an exit function of that block's own: one whose code object names the
+user's file and the line of the `with` statement. An exception that leaves the block passes
+through that function, and it stands in the traceback as a line of the user's.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType, FunctionType, MethodType
+from typing import Any
+
+from nnsight_dsl.runtime.errors import RunAborted, RunEnded
+from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.transforms.errors import BlockUseError
+from nnsight_dsl.transforms.live import (
+    BodySkip,
+    BodySkipped,
+    bind_target,
+    find_block,
+    forget_snapshot,
+    names_around,
+    set_names,
+)
+from nnsight_dsl.transforms.program import Program
+
+_EXIT = """
+def exit(self, kind, error, traceback):
+    if not self._has_skipped(kind):
+        return False
+    failure = self._leave()
+    if failure is None:
+        return True
+    context = failure.__context__
+    try:
+        raise failure
+    finally:
+        failure.__context__ = context
+"""
+
+_exits: dict[tuple[int, int], tuple[CodeType, Callable[..., bool]]] = {}
+"""By code object and line; the entry keeps the code object alive."""
+
+
+def _exit_at(frame: FrameType) -> Callable[..., bool]:
+    code, line = frame.f_code, frame.f_lineno
+    found = _exits.get((id(code), line))
+    if found is None:
+        tree = ast.parse(_EXIT)
+        # the whole of the line, of which a traceback marks no part
+        text = linecache.getline(code.co_filename, line).rstrip().encode()
+        start, end = len(text) - len(text.lstrip()), len(text)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.stmt, ast.expr, ast.arg)):
+                node.lineno = node.end_lineno = line
+                node.col_offset, node.end_col_offset = start, end
+        namespace: dict[str, Any] = {}
+        exec(compile(tree, code.co_filename, "exec"), namespace)
+        function: FunctionType = namespace["exit"]
+        function.__code__ = function.__code__.replace(
+            co_name=code.co_name, co_qualname=code.co_name
+        )
+        found = _exits[id(code), line] = (code, function)
+    return found[1]
+
+
+class OuterNames(dict[str, Any]):
+    """What the names of a frame stood for, and a way to ask what they stand for now."""
+
+    def __init__(self, frame: FrameType) -> None:
+        super().__init__(frame.f_locals)
+        self._frame = frame
+
+    def now(self, name: str) -> Any:
+        """Return what a name stands for in the frame at this moment.
+
+        Raises:
+            NameError: it is not bound.
+        """
+        namespace = self._frame.f_locals
+        if name not in namespace:
+            raise NameError(f"name {name!r} is not bound in the enclosing function", name=name)
+        return namespace[name]
+
+
+class Block:
+    """Base of what opens a block: `model.trace(...)`, `tracer.invoke(...)`."""
+
+    _frame: FrameType | None
+    _program: Program
+    _refusal: Exception | None = BlockUseError(
+        "a block was entered otherwise than by a 'with' statement; write 'with "
+        "model.trace(...):' with the block below it"
+    )
+    _skip: BodySkip
+
+    @property
+    def __exit__(self) -> Callable[..., bool]:
+        frame = sys._getframe(1)
+        self._refusal = None
+        try:
+            self._program = find_block(frame)
+        except Exception as error:
+            # raised when the block is left, so that the user's line is where it comes from
+            self._refusal = error
+        return MethodType(_exit_at(frame), self)
+
+    def __enter__(self) -> Any:
+        frame = sys._getframe(1)
+        if isinstance(self._refusal, BlockUseError):
+            raise self._refusal
+        self._skip = BodySkip(frame)
+        self._frame = frame
+        return self._bound_value()
+
+    def _bound_value(self) -> Any:
+        """Return what the `as` target of the `with` statement is bound to."""
+        return self
+
+    def _has_skipped(self, kind: type[BaseException] | None) -> bool:
+        self._skip.end()
+        return kind is None or kind is BodySkipped
+
+    def _leave(self) -> BaseException | None:
+        """Do what the block is for; return what has to be raised in the user's frame."""
+        frame, self._frame = self._frame, None
+        if frame is None:
+            raise AssertionError("a block was left that was not entered")
+        if self._refusal is not None:
+            _forget_control_flow(self._refusal)
+            return self._refusal.with_traceback(None)
+        bind_target(frame, self._skip.offset, self._bound_value())
+        left, failure = self._finished(self._program, frame.f_globals, names_around(frame), frame)
+        set_names(frame, left)
+        del left
+        forget_snapshot(frame)
+        if failure is not None:
+            _forget_control_flow(failure)
+        return failure
+
+    def _finished(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        frame: FrameType | None = None,
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Run the block; return the names that leave it, and what has to be raised."""
+        left: dict[str, Any] = {}
+        if program.looks_outside and frame is not None:
+            names = OuterNames(frame)
+        try:
+            left, failure = self._run(program, user_globals, names)
+        except BaseException as error:
+            failure = error
+        if failure is not None:
+            clean(failure)
+        return left, failure
+
+    def _run(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Run the block; return the names that leave it, and what it raised."""
+        raise NotImplementedError
+
+
+def _forget_control_flow(failure: BaseException) -> None:
+    """Take our own control flow out of the contexts: the skipping of the body, the run's end."""
+    seen: set[int] = set()
+    current: BaseException | None = failure
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        while isinstance(current.__context__, (BodySkipped, RunAborted, RunEnded)):
+            current.__context__ = current.__context__.__context__
+        current = current.__cause__ or current.__context__

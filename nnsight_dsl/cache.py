@@ -1,0 +1,161 @@
+"""Caches: the outputs of many modules, kept without naming each.
+
+    with model.trace("Hello") as tracer:
+        cache = tracer.cache(modules=[model.transformer.h[0], model.lm_head])
+
+    cache["model.transformer.h.0"].output
+    cache.model.transformer.h[0].output
+
+What is kept is what the module's caller receives, after the edits of all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.rows import Rows, narrow
+
+_ROOT = "model"
+
+
+class Entry:
+    """What was kept of one module.
+
+    Attributes:
+        outputs: the output of each visit.
+        all_inputs: `(args, kwargs)` of each visit, where inputs were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: list[Any] = []
+        self.all_inputs: list[Any] = []
+
+    @property
+    def output(self) -> Any:
+        """The output; of a module that was called several times, the list of its outputs."""
+        return self.outputs[0] if len(self.outputs) == 1 else self.outputs
+
+    @property
+    def inputs(self) -> Any:
+        """`(args, kwargs)`; of a module that was called several times, the list of them."""
+        return self.all_inputs[0] if len(self.all_inputs) == 1 else self.all_inputs
+
+    @property
+    def input(self) -> Any:
+        """The first argument, as `envoy.input`."""
+        args, kwargs = self.all_inputs[0]
+        return args[0] if args else next(iter(kwargs.values()), None)
+
+    def __repr__(self) -> str:
+        return f"<cache entry of {max(len(self.outputs), len(self.all_inputs))} visits>"
+
+
+class Cache(Mapping[str, Entry]):
+    """What `tracer.cache()` returns: entries by path, as `model.transformer.h.0`."""
+
+    def __init__(
+        self,
+        root: Envoy,
+        modules: set[int] | None,
+        rows: Rows | None,
+        convert: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        keeps_output: bool,
+        keeps_inputs: bool,
+    ) -> None:
+        self._root = root
+        self._modules = modules
+        self._rows = rows
+        self._convert = convert
+        self._keeps_output = keeps_output
+        self._keeps_inputs = keeps_inputs
+        self._entries: dict[str, Entry] = {}
+
+    def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
+        """Keep one visit to a module; the driver calls this."""
+        if self._modules is not None and id(place._module) not in self._modules:
+            return
+        entry = self._entries.setdefault(_key(place._path), Entry())
+        if self._keeps_output:
+            entry.outputs.append(self._kept(output, factor))
+        if self._keeps_inputs:
+            entry.all_inputs.append(self._kept(inputs, factor))
+
+    def _kept(self, value: Any, factor: int) -> Any:
+        if self._rows is not None:
+            value = narrow(value, self._rows, factor)
+        return pytree.tree_map(
+            lambda leaf: self._convert(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
+        )
+
+    def __getitem__(self, path: str) -> Entry:
+        entry = self._entries.get(path)
+        if entry is not None:
+            return entry
+        below = path.removeprefix(_ROOT).removeprefix(".")
+        try:
+            # a renamed path leads to the module's own
+            return self._entries[_key(self._root.get(below)._path)]
+        except (KeyError, PathError):
+            raise KeyError(
+                f"{path!r} is not in the cache, which has {len(self._entries)} modules; "
+                f"the first are {list(self._entries)[:5]}, and modules= says which are kept"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getattr__(self, name: str) -> CacheView:
+        if name != _ROOT:
+            raise AttributeError(
+                f"a cache has no attribute {name!r}; write cache.model.path.of.module.output"
+            )
+        return CacheView(self, self._root)
+
+    def __repr__(self) -> str:
+        return f"<cache of {len(self._entries)} modules>"
+
+
+class CacheView:
+    """A place in a cache, reached by attributes and numbers as an envoy is."""
+
+    def __init__(self, cache: Cache, envoy: Envoy) -> None:
+        self._cache = cache
+        self._envoy = envoy
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("output", "inputs", "input"):
+            return getattr(self._cache[_key(self._envoy._path)], name)
+        return CacheView(self._cache, self._envoy.get(name))
+
+    def __getitem__(self, item: int | str) -> CacheView:
+        return CacheView(self._cache, self._envoy[item])
+
+
+def _key(path: str) -> str:
+    return f"{_ROOT}.{path}" if path else _ROOT
+
+
+def converter(
+    device: Any, dtype: torch.dtype | None, *, detach: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what is done to each tensor that is kept; it is always a copy of its own."""
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        value = tensor.detach() if detach else tensor
+        # a copy, since the model may go on editing the tensor in place
+        return value.to(
+            device=device, dtype=dtype if value.is_floating_point() else None, copy=True
+        )
+
+    return convert

@@ -1,0 +1,50 @@
+"""The command line: `nnsight-dsl`, or `python -m nnsight_dsl`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0 done, 1 nothing found, 2 unusable arguments."""
+    parser = argparse.ArgumentParser(
+        prog="nnsight-dsl", description="Read and change the inside of a running model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a script with all its blocks lowered beforehand")
+    run.add_argument(
+        "--as-nnsight", action="store_true", help="let 'import nnsight' import this package"
+    )
+    run.add_argument("script", type=Path)
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
+    shown = commands.add_parser("explain", help="show the states of the blocks of a file")
+    shown.add_argument("place", metavar="FILE[:LINE]")
+    shown.add_argument("--mermaid", action="store_true", help="as a Mermaid diagram")
+    given = parser.parse_args(arguments)
+    if given.command == "run":
+        from nnsight_dsl.script import run_script
+
+        run_script(given.script, given.arguments, as_nnsight=given.as_nnsight)
+        return 0
+    return _explain(given.place, as_mermaid=given.mermaid)
+
+
+def _explain(place: str, *, as_mermaid: bool) -> int:
+    from nnsight_dsl.explain import explain, mermaid, programs_in
+
+    name, colon, number = place.rpartition(":")
+    has_line = bool(colon) and number.isdigit()
+    path = Path(name if has_line else place)
+    if not path.is_file():
+        print(f"{path} is no file; give a Python file, and a line if you like", file=sys.stderr)
+        return 2
+    programs = programs_in(path, int(number) if has_line else None)
+    if not programs:
+        print(f"{place} holds no block; a block begins with 'with model.trace(...):'")
+        return 1
+    for program in programs:
+        print(mermaid(program) if as_mermaid else explain(program, colour=sys.stdout.isatty()))
+    return 0

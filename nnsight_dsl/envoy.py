@@ -1,0 +1,281 @@
+"""Envoys: the user-facing mirror of a model's modules.
+
+`model.transformer.h[3]` is an envoy with the same attributes as the module behind it, and three
+more, its ports: `.output`, `.input` and `.inputs`. These have values only while the model runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnsight_dsl.runtime import complaints
+from nnsight_dsl.runtime.errors import NotRunningError, PathError
+from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.machine import Machine, current_machine
+from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.transforms import requests
+
+_PORTS = ("output", "input", "inputs")
+_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below"})
+
+
+class StepKey:
+    """`tracer.iter[...]`: write an int, a slice or a list of ints between the brackets."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> StepSpec:
+        return StepSpec(key)
+
+
+class Envoy(Place):
+    """The mirror of one module.
+
+    A submodule that is named like a port is reached by its name in brackets:
+    `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
+    `layer.output` is the layer's own output.
+    """
+
+    def __init__(self, module: nn.Module, key: str, parent: Envoy | None) -> None:
+        self._module = module
+        self._key = key
+        self._parent = parent
+        self._path = key if parent is None or not parent._path else f"{parent._path}.{key}"
+        self._root: Envoy = self if parent is None else parent._root
+        self._below: dict[str, Envoy] = {}
+
+    # the tree
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_module" not in self.__dict__:
+            raise AttributeError(name)
+        if name in self._module._modules:
+            # looked up each time: the module there may have been exchanged
+            return self._child(name)
+        alias = self._aliased(name)
+        if alias is not None:
+            return alias
+        try:
+            return getattr(self._module, name)
+        except AttributeError:
+            raise self._no_such(name) from None
+
+    def __getitem__(self, item: int | slice | str) -> Any:
+        if isinstance(item, str):
+            child = self._child(item)
+            if child is None:
+                raise self._no_such(item)
+            return child
+        names = list(self._module._modules)
+        if isinstance(item, slice):
+            return [self._child(name) for name in names[item]]
+        index = item.__index__()
+        if not -len(names) <= index < len(names):
+            raise IndexError(
+                f"{self._path or 'the model'} has {len(names)} modules, and number {index} was "
+                f"asked for; they are numbered from 0 to {len(names) - 1}"
+            )
+        return self._child(names[index])
+
+    def __len__(self) -> int:
+        return len(self._module._modules)
+
+    def __iter__(self) -> Iterator[Envoy]:
+        return self._places_below()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self._module)})
+
+    def __repr__(self) -> str:
+        return repr(self._module)
+
+    def get(self, path: str) -> Envoy:
+        """Return the envoy at a dotted path below this one, as in `get("transformer.h.0")`.
+
+        Raises:
+            PathError: there is no such module; the message has the nearest names.
+        """
+        found: Envoy = self
+        for name in path.split(".") if path else ():
+            child = found._child(name) or found._aliased(name)
+            if child is None:
+                raise found._no_such(name)
+            found = child
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module's first parameter or buffer."""
+        for tensors in (self._module.parameters(), self._module.buffers()):
+            for tensor in tensors:
+                return tensor.device
+        return torch.device("cpu")
+
+    def _child(self, name: str) -> Envoy | None:
+        module = self._module._modules.get(name)
+        if module is None:
+            return None
+        child = self._below.get(name)
+        if child is None:
+            child = self._below[name] = Envoy(module, name, self)
+        elif child._module is not module:
+            child._rebind(module)
+        return child
+
+    def _aliased(self, name: str) -> Envoy | None:
+        for key, aliases in getattr(self._root, "_rename", {}).items():
+            if name not in ([aliases] if isinstance(aliases, str) else aliases):
+                continue
+            if "." not in key:
+                child = self._child(key)
+                if child is not None:
+                    return child
+            elif self is self._root:
+                return self.get(key.removeprefix("."))
+        return None
+
+    def _rebind(self, module: nn.Module) -> None:
+        """Mirror another module from now on, as do the envoys below."""
+        self.__dict__["_module"] = module
+        for name, child in list(self._below.items()):
+            below = module._modules.get(name)
+            if below is None:
+                del self._below[name]
+            elif child._module is not below:
+                child._rebind(below)
+
+    def _refresh(self) -> None:
+        parent = self._parent
+        if isinstance(parent, Envoy):
+            module = parent._module._modules.get(self._key)
+            if module is not None and module is not self._module:
+                self._rebind(module)
+
+    def _descend(self, item: str | int) -> Place | None:
+        if isinstance(item, int):
+            names = list(self._module._modules)
+            return self._child(names[item]) if -len(names) <= item < len(names) else None
+        return self._child(item) or self._aliased(item)
+
+    def _places_below(self) -> Iterator[Envoy]:
+        for name in list(self._module._modules):
+            child = self._child(name)
+            if child is not None:
+                yield child
+
+    def _no_such(self, name: str) -> PathError:
+        known = [*self._module._modules, *_PORTS]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        where = self._path or type(self._module).__name__
+        advice = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "it has " + (", ".join(repr(known_name) for known_name in known[:12]))
+        )
+        return PathError(
+            f"{where} has no module or attribute {name!r}; {advice} (print(model) shows the tree)"
+        )
+
+    def _prepare(self) -> None:
+        """Get ready for a run, where this is the root of a model."""
+
+    # ports
+
+    def _machine(self, what: str) -> Machine:
+        machine = current_machine()
+        if machine is None:
+            raise complaints.outside(what)
+        return machine
+
+    def _read(self, port: str) -> Any:
+        return self._machine(name_of(self, port)).request((requests.READ, self, port))
+
+    @property
+    def output(self) -> Any:
+        """What the module's caller receives; assign to it to replace that.
+
+        Raises:
+            OutOfOrderError: it has already passed.
+            NotCalledError: the module was not called in this run.
+            NotRunningError: no model is running.
+        """
+        return self._read("output")
+
+    @property
+    def input(self) -> Any:
+        """The first argument of the module's call; assign to it to replace that."""
+        return self._read("input")
+
+    @property
+    def inputs(self) -> Any:
+        """All arguments of the module's call, `(args, kwargs)`; assign to it to replace them."""
+        return self._read("inputs")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or name in type(self).__dict__.get("_own", ()):
+            self.__dict__[name] = value
+        elif name in _PORTS:
+            machine = self._machine(name_of(self, name))
+            machine.request((requests.WRITE, value, self, name))
+        elif isinstance(value, (Envoy, nn.Module)):
+            # a model that is not loaded yet is loaded first: loading makes other modules
+            self._root._prepare()
+            value = value._module if isinstance(value, Envoy) else value
+            setattr(self._module, name, value)
+        else:
+            setattr(self._module, name, value)
+
+    def skip(self, value: Any) -> None:
+        """Do not call the module in this run; its caller receives `value`.
+
+        Args:
+            value: what the module would have returned, of the same structure and shapes.
+
+        Raises:
+            OutOfOrderError: the module has already been called.
+        """
+        self._machine(name_of(self, "skip")).request((requests.SKIP, self, value))
+
+    def next(self) -> Envoy:
+        """Move this block to its next step, and return this envoy.
+
+        The step is one for the whole block: `layer.next().output` is the layer's output in the
+        step after the one that the block was at.
+        """
+        self._machine(name_of(self, "next")).step += 1
+        return self
+
+    @property
+    def iter(self) -> StepKey:
+        """Steps to loop over, as `tracer.iter`."""
+        return StepKey()
+
+    def all(self) -> StepSpec:
+        """All steps, as `tracer.all()`."""
+        return StepSpec(slice(None))
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Call the module.
+
+        In a block this is a plain call of `forward`: nothing of the run sees it. With `hook=True`
+        it is offered as a call of the model's own, so that other invokes can read it.
+        """
+        machine = current_machine()
+        if machine is None:
+            if hook:
+                raise NotRunningError(
+                    "hook=True offers a call to the blocks of a run, and none is under way; "
+                    "call the module without it"
+                )
+            return self._module(*args, **kwargs)
+        if hook:
+            return machine.request((requests.CALL, self, args, kwargs))
+        return self._module.forward(*args, **kwargs)

@@ -1,0 +1,340 @@
+"""`@intervene`: functions that are programs.
+
+    @intervene
+    def steer(model, layer: int, direction: torch.Tensor, scale: float = 1.0):
+        model.transformer.h[layer].output[:, -1] += scale * direction
+        return model.lm_head.output[:, -1]
+
+    with model.trace("Hello"):                       # called in a block
+        logits = steer(model, 5, direction).save()
+
+    logits = steer.run(model, "Hello", layer=5, direction=direction)     # run by itself
+
+    with model.trace("Hello", interventions=[steer.bind(layer=5, direction=direction)]):
+        hidden = model.transformer.h[8].output.save()                    # beside a block
+
+Where the function is not called by the user, a parameter named `model` is given the model that
+runs, and one named `tracer` its tracer. Arguments are checked against the annotations.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import linecache
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+
+from nnsight_dsl.runtime.errors import InterventionArgumentError
+from nnsight_dsl.runtime.machine import Machine, current_machine
+from nnsight_dsl.saving import INJECTED
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
+from nnsight_dsl.transforms.program import Program, Running
+
+_Params = ParamSpec("_Params")
+_Result = TypeVar("_Result")
+
+
+class Intervention(Generic[_Params, _Result]):
+    """A function whose body is lowered to a program. Made by `@intervene`."""
+
+    def __init__(
+        self, function: Callable[_Params, _Result], bound: Mapping[str, Any] | None = None
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._bound = dict(bound or {})
+        self._signature = inspect.signature(function)
+        self._lowered: Program | None = None
+        self._has_source = True
+        self._refuse()
+
+    def __call__(self, *args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
+        """Run the function's statements as part of the block that calls it.
+
+        Raises:
+            InterventionArgumentError: an argument is missing, unknown or of another type.
+        """
+        arguments = self._arguments({}, *args, **kwargs)
+        machine = current_machine()
+        if machine is None or not self._has_source or self.program.children:
+            return self._function(*arguments.args, **arguments.kwargs)
+        names = {**inspect.getclosurevars(self._function).nonlocals, **arguments.arguments}
+        result: _Result = _run_in(machine, self.program.start(self.user_globals, names, INJECTED))
+        return result
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        bound = ", ".join(f"{name}={value!r}" for name, value in self._bound.items())
+        return f"<intervention {self._function.__qualname__}({bound})>"
+
+    def bind(self, **arguments: Any) -> Intervention[..., _Result]:
+        """Return the same intervention with some arguments given.
+
+        Raises:
+            InterventionArgumentError: an argument is unknown or of another type.
+        """
+        unknown = [name for name in arguments if name not in self._signature.parameters]
+        if unknown:
+            raise InterventionArgumentError(
+                f"{self._function.__name__} has no parameter {unknown[0]!r}; it has "
+                f"{', '.join(map(repr, self._signature.parameters))}"
+            )
+        self._check(arguments)
+        other: Intervention[..., _Result] = Intervention(
+            self._function, {**self._bound, **arguments}
+        )
+        other._lowered = self._lowered
+        return other
+
+    def run(self, model: Any, *inputs: Any, generate: bool = False, **options: Any) -> Any:
+        """Run a model with this intervention alone.
+
+        Args:
+            model: a wrapped model.
+            *inputs: the input of `model.trace`.
+            generate: call `model.generate` instead.
+            **options: arguments of the intervention, by name; what it has no parameter for goes
+                to the trace.
+
+        Returns:
+            What the function returns.
+        """
+        names = set(self._signature.parameters) - {"model", "tracer"}
+        own = {name: options.pop(name) for name in list(options) if name in names}
+        open_trace = model.generate if generate else model.trace
+        tracer = open_trace(*inputs, **options)
+        return tracer._run_alone(self.bind(**own))
+
+    @property
+    def program(self) -> Program:
+        """The program that the function's body is lowered to.
+
+        Raises:
+            BlockNotFoundError: the function has no source text.
+            UnsupportedSyntaxError: it holds a construct that no program can express.
+        """
+        if self._lowered is None:
+            from nnsight_dsl.transforms.source.pipeline import lower_function
+
+            node, lines = _definition(self._function)
+            self._lowered = lower_function(node, _around(self._function, lines))
+        return self._lowered
+
+    def explain(self) -> str:
+        """Return the states of the program as a table; it is also what `print` shows."""
+        from nnsight_dsl.explain import explain
+
+        return explain(self.program)
+
+    def names(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the program's names stand for when it is started beside a block.
+
+        Args:
+            given: values for the parameters `model` and `tracer`, where the function has them.
+        """
+        wanted = {
+            name: value for name, value in given.items() if name in self._signature.parameters
+        }
+        arguments = self._arguments(wanted)
+        closed = inspect.getclosurevars(self._function).nonlocals
+        return {**closed, **arguments.arguments}
+
+    @property
+    def user_globals(self) -> dict[str, Any]:
+        """Globals of the module that the function is defined in."""
+        function: Any = self._function
+        found: dict[str, Any] = function.__globals__
+        return found
+
+    def _arguments(
+        self, given: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> inspect.BoundArguments:
+        merged = {**given, **self._bound, **kwargs}
+        try:
+            arguments = self._signature.bind(*args, **merged)
+        except TypeError as error:
+            raise InterventionArgumentError(
+                f"{self._function.__name__}{self._signature} was called with other arguments: "
+                f"{error}; give them by name, or bind() them beforehand"
+            ) from None
+        arguments.apply_defaults()
+        self._check({name: arguments.arguments[name] for name in arguments.arguments})
+        return arguments
+
+    def _check(self, arguments: Mapping[str, Any]) -> None:
+        from typeguard import TypeCheckError, check_type
+
+        hints = _hints(self._function)
+        for name, value in arguments.items():
+            kind = self._signature.parameters[name].kind
+            if name not in hints or kind in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
+                continue
+            try:
+                check_type(value, hints[name])
+            except TypeCheckError as error:
+                raise InterventionArgumentError(
+                    f"argument {name!r} of {self._function.__name__} {error}; it is annotated as "
+                    f"{self._signature.parameters[name].annotation}"
+                ) from None
+
+    def _refuse(self) -> None:
+        """Refuse at the decoration what cannot be lowered; the lowering itself is done later."""
+        from nnsight_dsl.transforms.source.unsupported import refuse_unsupported
+
+        if inspect.iscoroutinefunction(self._function) or inspect.isasyncgenfunction(
+            self._function
+        ):
+            code: types.CodeType = self._function.__code__
+            raise UnsupportedSyntaxError.at(
+                f"'async def {code.co_name}'",
+                "write 'def'; await before or after it, collect items before the block, and enter "
+                "an 'async with' around the block",
+                code.co_filename,
+                code.co_firstlineno,
+                0,
+                linecache.getline(code.co_filename, code.co_firstlineno),
+            )
+        try:
+            node, lines = _definition(self._function)
+        except BlockNotFoundError:
+            self._has_source = False
+            return
+        file = self._function.__code__.co_filename
+        refuse_unsupported(node.body, file, lines, may_return=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        lines, _ = inspect.getsourcelines(self._function)
+        source = textwrap.dedent("".join(lines))
+        return _rebuilt, (source, self._function.__name__, _captured(self._function), self._bound)
+
+
+def _run_in(machine: Machine, running: Running) -> Any:
+    """Run a program's generator as part of a block, and return what it returns.
+
+    Its requests are made by the block's machine, whose stack waits for the answers.
+    """
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        request = running.send(answer) if error is None else running.throw(error)
+        answer = error = None
+        if request[0] == requests.END:
+            running.close()
+            return request[1] if len(request) > 1 else None
+        try:
+            answer = machine.request(request)
+        except BaseException as raised:
+            error = raised
+
+
+def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Result]:
+    """Make a function an intervention: checked, lowered once, and run in blocks or by itself.
+
+    Raises:
+        UnsupportedSyntaxError: the function holds a construct that no program can express.
+
+    Example:
+        >>> @intervene
+        ... def ablate(model, layer: int):
+        ...     model.transformer.h[layer].mlp.output[:] = 0
+        ...     return model.lm_head.output[:, -1]
+        >>> logits = ablate.run(model, "Hello", layer=3)
+    """
+    return Intervention(function)
+
+
+def _definition(function: Callable[..., Any]) -> tuple[ast.FunctionDef, list[str]]:
+    """Find a function's definition in its file, and return it with the file's lines."""
+    import executing
+
+    code: types.CodeType = function.__code__
+    source = executing.Source.for_filename(code.co_filename)
+    lines = [line.rstrip("\r\n") for line in source.lines]
+    for node in ast.walk(source.tree) if source.tree is not None else ():
+        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            if first == code.co_firstlineno:
+                return node, lines
+    raise BlockNotFoundError(
+        f"the source of {function.__qualname__} is nowhere to be found, so it cannot be lowered; "
+        "define it in a file, or register its text with linecache before it is run by itself"
+    )
+
+
+def _around(function: Callable[..., Any], lines: list[str]) -> Any:
+    from nnsight_dsl.transforms.source.pipeline import Surroundings, future_flags
+
+    code: types.CodeType = function.__code__
+    arguments = code.co_argcount + code.co_kwonlyargcount
+    arguments += bool(code.co_flags & inspect.CO_VARARGS)
+    arguments += bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    known = (*code.co_varnames[:arguments], *code.co_freevars)
+    return Surroundings(
+        code.co_filename,
+        lines,
+        code.co_name,
+        frozenset(known),
+        is_function=True,
+        flags=future_flags(code),
+    )
+
+
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):
+        # an annotation names what cannot be looked up here: it is not checked
+        return {}
+
+
+def _captured(function: Callable[..., Any]) -> dict[str, Any]:
+    """Collect the values that a function takes from outside; modules go by their name."""
+    found = inspect.getclosurevars(function)
+    values = {**found.globals, **found.nonlocals}
+    return {
+        name: _ModuleName(value.__name__) if isinstance(value, types.ModuleType) else value
+        for name, value in values.items()
+    }
+
+
+class _ModuleName(str):
+    """The name of a module, in place of the module itself, which cannot be pickled."""
+
+    __slots__ = ()
+
+
+def _rebuilt(
+    source: str, name: str, captured: Mapping[str, Any], bound: Mapping[str, Any]
+) -> Intervention[..., Any]:
+    """Make an intervention from its source text and the values it takes from outside."""
+    import importlib
+
+    filename = f"<nnsight_dsl intervention {name} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    namespace: dict[str, Any] = {
+        "__builtins__": builtins,
+        "__name__": f"nnsight_dsl_intervention_{name}",
+    }
+    for key, value in captured.items():
+        namespace[key] = importlib.import_module(value) if isinstance(value, _ModuleName) else value
+    tree = ast.parse(source, filename)
+    definition = tree.body[0]
+    if isinstance(definition, ast.FunctionDef):
+        # the decorators have done their work; their lines stay, so that positions are right
+        definition.decorator_list = []
+    exec(compile(tree, filename, "exec"), namespace)
+    function = namespace[name]
+    first = function.__code__.co_firstlineno
+    decorated = ast.parse(source).body[0]
+    if isinstance(decorated, ast.FunctionDef) and decorated.decorator_list:
+        first = min(one.lineno for one in decorated.decorator_list)
+    function.__code__ = function.__code__.replace(co_firstlineno=first)
+    return Intervention(function, bound)

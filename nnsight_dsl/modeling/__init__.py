@@ -1,0 +1,1 @@
+"""Wrappers of models, by what they take as input."""

@@ -1,0 +1,210 @@
+"""The wrapper of any PyTorch module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from nnsight_dsl.backward import install as install_backward
+from nnsight_dsl.edit import Edit, KeptEdit
+from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.runtime.errors import BatchingError
+from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.turns import Family, register_modules
+from nnsight_dsl.session import Session
+from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
+
+_OWN_OPTIONS = ("interventions", "log", "remote", "scan", "validate")
+"""Keywords of `trace` that are not the model's."""
+
+
+class NNsight(Envoy):
+    """A model whose inside can be read and changed while it runs.
+
+    The module itself is not touched: outside of a run it carries nothing of this package.
+
+    Args:
+        module: any `torch.nn.Module`.
+        rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
+            dotted key (or one with a leading dot) is a path from the root, any other key a name
+            wherever it stands.
+
+    Example:
+        >>> model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
+        >>> with model.trace(torch.rand(1, 5)):
+        ...     hidden = model[0].output.save()
+        >>> hidden.shape
+        torch.Size([1, 10])
+    """
+
+    _own = frozenset({"_edits", "_family", "_origin", "_rename"})
+
+    def __init__(
+        self, module: nn.Module, *, rename: Mapping[str, str | Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(module, "", None)
+        install_backward()
+        self._edits: list[KeptEdit] = []
+        self._origin: NNsight | None = None
+        self._rename = dict(rename or {})
+        self._family: Family = register_modules(module)
+
+    def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
+        """Run the model once, with the block below.
+
+        Args:
+            *args: input of the model; leave it out and give one to each `tracer.invoke(...)`.
+            trace: False runs the model without a block and returns its output.
+            **kwargs: further arguments of the model's forward.
+
+        Returns:
+            The tracer, to be used in a `with` statement.
+
+        Raises:
+            NoInputError: neither the trace nor an invoke in it has an input.
+        """
+        return self._opened("trace", Input(args, {}), kwargs, trace)
+
+    def session(self, **options: Any) -> Session:
+        """Open a block of several traces, between which values flow without being saved.
+
+        Example:
+            >>> with model.session():
+            ...     with model.trace("Hello"):
+            ...         hidden = model.transformer.h[5].output
+            ...     with model.trace("World"):
+            ...         model.transformer.h[5].output[:] = hidden
+            ...         logits = model.lm_head.output.save()
+        """
+        _refuse_remote(options)
+        return Session(self)
+
+    def to(self, *args: Any, **kwargs: Any) -> NNsight:
+        """Move or convert the module, as `torch.nn.Module.to`; it is loaded first."""
+        self._prepare()
+        self._module.to(*args, **kwargs)
+        return self
+
+    def cpu(self) -> NNsight:
+        """Move the module to the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> NNsight:
+        """Move the module to a GPU."""
+        return self.to("cuda" if device is None else device)
+
+    def scan(self, *args: Any, **kwargs: Any) -> ScanTracer:
+        """Run the block below on fake tensors: shapes without values, and without weights.
+
+        All names that the block binds leave it.
+
+        Example:
+            >>> with model.scan("Hello"):
+            ...     width = model.transformer.h[0].output.shape[-1]
+        """
+        _refuse_remote(kwargs)
+        inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
+        return ScanTracer(self, "trace", Input(args, inputs), kwargs)
+
+    def edit(self, *, inplace: bool = False) -> Edit:
+        """Keep the block below, and start it with each run from now on.
+
+        Args:
+            inplace: edit this wrapper; otherwise another one of the same module is made, which
+                the `as` target is bound to.
+
+        Example:
+            >>> with model.edit() as edited:
+            ...     model.transformer.h[1].output[:, -1] = 0
+        """
+        return Edit(self if inplace else self._copy())
+
+    def clear_edits(self) -> None:
+        """Take all edits off this wrapper."""
+        self._edits.clear()
+
+    def _copy(self) -> NNsight:
+        """Make another wrapper of the same module, with the same edits to begin with."""
+        copy = type(self).__new__(type(self))
+        own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
+        copy.__dict__.update(own, _below={}, _root=copy, _edits=[*self._edits], _origin=self)
+        return copy
+
+    def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
+        self._refuse_clash(options)
+        _refuse_remote(options)
+        inputs = {
+            key: options.pop(key)
+            for key in list(options)
+            if key not in _OWN_OPTIONS and self._is_input(key, options)
+        }
+        given = Input(given.args, inputs)
+        tracer = Tracer(self, function, given, options)
+        return tracer if trace else tracer._run_without_block()
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Call the model: with its edits outside of a block, plainly inside of one."""
+        if self._edits and current_machine() is None:
+            tracer = Tracer(self, "trace", Input((), {}), {})
+            return tracer._run_without_block_on(args, kwargs)
+        return super().__call__(*args, hook=hook, **kwargs)
+
+    def _refuse_clash(self, options: Mapping[str, Any]) -> None:
+        accepted = inspect.signature(type(self._module).forward).parameters
+        for word in _OWN_OPTIONS:
+            if word in options and word in accepted:
+                raise TypeError(
+                    f"{word!r} is an option of the trace and an argument of "
+                    f"{type(self._module).__name__}.forward, so it is unclear which is meant; give "
+                    "the argument by position"
+                )
+
+    # what a kind of model defines
+
+    def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
+        """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
+        return True
+
+    def _prepare(self) -> None:
+        """Get ready for a run: a model that is loaded late is loaded here."""
+        origin = self._origin
+        if origin is not None:
+            # the weights are those of the wrapper that this one was made from
+            origin._prepare()
+            if origin._module is not self._module:
+                self._rebind(origin._module)
+                self._family = origin._family
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        """Return the function that a run calls."""
+        module: Callable[..., Any] = self._module
+        return module
+
+    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+        """Make one call of several inputs.
+
+        Raises:
+            BatchingError: this kind of model does not know how to.
+        """
+        if len(inputs) > 1:
+            raise BatchingError(
+                f"{len(inputs)} invokes have an input, and nothing says how inputs of "
+                f"{type(self._module).__name__} make one batch; trace them one after the other, "
+                "batch them yourself in one input, or wrap a language model in LanguageModel"
+            )
+        one = inputs[0]
+        return Batch(one.args, {**options, **one.kwargs}, (1,))
+
+    def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
+        """Return how many rows of the model's batch stand for one row of the input."""
+        return 1
+
+
+def _refuse_remote(options: dict[str, Any]) -> None:
+    if options.pop("remote", False):
+        raise NotImplementedError(
+            "remote execution is not built; leave remote=True out to run on this machine"
+        )

@@ -1,0 +1,63 @@
+"""Saving: which values leave a block."""
+
+from __future__ import annotations
+
+import operator
+import types
+from typing import Any, TypeVar
+
+from nnsight_dsl.compiled import is_block
+from nnsight_dsl.runtime import complaints
+from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.transforms import names
+
+_Value = TypeVar("_Value")
+
+
+def save(value: _Value) -> _Value:
+    """Keep a value after the block, and return it.
+
+    A name leaves the outermost block if at its end it is bound to a saved object. `x.save()` in a
+    block does the same for any object, unless its type has a `save` method of its own.
+
+    Args:
+        value: any object; a container is saved with what is put into it later.
+
+    Raises:
+        NotRunningError: no block is running here.
+
+    Example:
+        >>> with model.trace("Hello"):
+        ...     hidden = nnsight_dsl.save(model.transformer.h[0].output)
+    """
+    machine = current_machine()
+    if machine is None:
+        raise complaints.outside("a saved value")
+    machine.saved.add(value)
+    return value
+
+
+def _save_method(value: Any) -> Any:
+    """What `value.save()` in a block means."""
+    if getattr(type(value), "save", None) is not None:
+        return value.save()
+    if isinstance(value, (type, types.ModuleType)) or "save" in getattr(value, "__dict__", ()):
+        # a class, a module or an object that carries a `save` of its own
+        own = getattr(value, "save", None)
+        if own is not None:
+            return own()
+    return save(value)
+
+
+INJECTED = {
+    names.MISSING_NAME: names.MISSING,
+    names.SAVE: _save_method,
+    names.KEY: names.KeyOf(),
+    names.INPLACE: operator,
+    names.USERS: names.users_names,
+    names.OUTER: None,
+    names.IS_BLOCK: is_block,
+    names.BOUND_BY: lambda block: block._bound_value(),
+    names.ARGUMENTS: lambda *args, **kwargs: (args, kwargs),
+}
+"""What lowered code finds under the names that lowering puts into it."""

@@ -1,0 +1,50 @@
+"""Scanning: running a block on fake tensors, which have shapes and no values.
+
+    with model.scan("Hello"):
+        width = model.transformer.h[0].output.shape[-1]
+
+Nothing is computed, and no weights are needed: a model that has not been loaded yet is scanned as
+it is. All names that the block binds leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+
+def faked(module: nn.Module) -> Callable[..., Any]:
+    """Return a function that calls the module on fake tensors, with fake weights."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+            def fake(tensor: torch.Tensor) -> torch.Tensor:
+                if tensor.is_meta:
+                    # not loaded yet: as it will be, on the device of the input
+                    return torch.empty_strided(
+                        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+                    )
+                return mode.from_tensor(tensor)
+
+            def fake_leaf(leaf: Any) -> Any:
+                return fake(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+            leaves = pytree.tree_leaves((args, kwargs))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            real = [tensor for tensor in tensors if not tensor.is_meta]
+            device = real[0].device if real else torch.device("cpu")
+            weights = {
+                name: fake(tensor)
+                for named in (module.named_parameters, module.named_buffers)
+                for name, tensor in named(remove_duplicate=False)
+            }
+            args, kwargs = pytree.tree_map(fake_leaf, (args, kwargs))
+            return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
+
+    return call

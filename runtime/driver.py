@@ -1,0 +1,867 @@
+"""The driver: the single-threaded owner of a run's machines.
+
+A tap offers a value; the driver answers the requests that wait for it, machine by machine in the
+order of their definition, and resumes each until it waits for something else. A machine that
+asks again for the location being offered is served in the same offer. Nothing waits for ever: a
+request that can no longer be met is an error, raised in the machine at once, at the user's line.
+
+The driver holds no value longer than the request that asked for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any, Protocol
+
+import torch
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from . import complaints
+from .barriers import Barrier
+from .errors import (
+    InternalError,
+    InvokeError,
+    OutOfOrderError,
+    RunAborted,
+    StaleEditError,
+    WriteError,
+)
+from .gradients import Backward, note_view
+from .instruments import Log
+from .locations import Place, ancestors, name_of
+from .machine import Machine, set_current
+from .rows import Rows, narrow, widen
+from .steps import PlainSteps, Steps, StepSpec
+from .taps import Tap, install_tap, remove_tap
+from .tracebacks import clean
+from .values import misfit, port_value, with_element, with_port_value
+
+INPUTS = "inputs"
+OUTPUT = "output"
+
+
+_WITH_FAST_PATH = (
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoder,
+    torch.nn.TransformerEncoderLayer,
+)
+"""Modules of torch that compute all in one call where no hook is registered."""
+
+
+class _Parked:
+    """The type of the one answer that means: the machine waits."""
+
+
+PARKED = _Parked()
+
+
+@dataclass(slots=True)
+class Offer:
+    """A value that is being offered, and may be replaced while it is.
+
+    Attributes:
+        tap: where.
+        phase: `"inputs"` before a call, `"output"` after it.
+        index: which occurrence.
+        value: `(args, kwargs)` or the output.
+        is_whole: whether every invoke sees all of it, as in a call that a block makes itself.
+        handed: containers that were made for some rows: rows, port, container and its leaves.
+    """
+
+    tap: Tap
+    phase: str
+    index: int | None
+    value: Any
+    is_whole: bool
+    handed: list[tuple[Rows, str, Any, list[Any]]] = field(default_factory=list)
+
+
+class Watcher(Protocol):
+    """What is shown every visit to a tapped module."""
+
+    def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
+        """See the arguments and the output of a visit, after the edits of all blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A write that changed the form of a value, in case the model fails on it."""
+
+    filename: str
+    line: int
+    function: str
+    location: str
+    difference: str
+
+
+class Driver:
+    """One run of one model.
+
+    Attributes:
+        root: place of the root module.
+        is_stepped: True in a generation, where the root module's calls are steps.
+        step: the step that runs, -1 before the first.
+        machines: the machines in the order of their definition.
+        factor: rows of the batch per row of the input, other than 1 under beam search.
+        failure: what a machine or the model has raised.
+        log: what has been served, if somebody wants to know.
+        watchers: what is shown every visit to a tapped module, once it is over.
+        each_step: makes the machines that start anew with each step after the first.
+    """
+
+    def __init__(self, root: Place, *, is_stepped: bool) -> None:
+        self.root = root
+        self.is_stepped = is_stepped
+        self.step = -1
+        self.factor = 1
+        self.machines: list[Machine] = []
+        self.failure: BaseException | None = None
+        self.log: Log | None = None
+        self.watchers: list[Watcher] = []
+        self.each_step: list[Callable[[], Machine]] = []
+        self.thread = get_ident()
+        self.visit_waiters: list[tuple[Machine, Steps]] = []
+        self._step_waiters: list[tuple[Machine, Steps]] = []
+        self._most_visits = 0
+        self._taps: dict[int, Tap] = {}
+        self._offer: Offer | None = None
+        self._ready: list[tuple[Machine, Any]] = []
+        self._shared: dict[str, dict[int, Any]] = {}
+        self._suspects: list[Suspect] = []
+        self._replaced: list[tuple[weakref.ref[torch.Tensor], int, str, int]] = []
+        self._is_stopped = False
+        self._has_ended = False
+        self._result: tuple[Any] | None = None
+        self._own_calls = 0
+        self._outer: Machine | None = None
+        self._had_fast_path: bool | None = None
+        self.is_in_backward = False
+        self._expected: list[Place] = []
+        self._expects_anything = False
+
+    # the run
+
+    def run(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run the model with all machines; what went wrong stands in `failure` afterwards.
+
+        Returns:
+            What the model returned, None if it was stopped.
+        """
+        result = None
+        # a run inside a block of another model: that block is not what is being advanced here
+        outer = self._outer = set_current(None)
+        try:
+            self._tap_ahead()
+            for machine in self.machines:
+                if not machine.is_done and machine.pending is None:
+                    self._drive(machine, None)
+            if not self._may_stop():
+                result = function(*args, **kwargs)
+                if self.failure is None:
+                    self._finish(result)
+        except RunAborted:
+            pass
+        except BaseException as error:
+            self.failure = complaints.model_failed(error, self._suspects)
+        finally:
+            self._close()
+            self._outer = None
+            set_current(outer)
+        return result
+
+    def build(self, machine: Machine) -> None:
+        """Run the machine that only collects invokes; they are added to `machines`."""
+        outer = set_current(None)
+        try:
+            self._drive(machine, None)
+            if not machine.is_done:
+                raise InternalError("a block that only collects invokes waits for something")
+        except RunAborted:
+            pass
+        finally:
+            set_current(outer)
+
+    def tap_for(self, place: Place) -> Tap:
+        """Return the tap at a place; put one there, and at all places above it, if need be."""
+        tap = self._taps.get(_key(place))
+        if tap is None:
+            for above in ancestors(place):
+                above._refresh()
+                if _key(above) in self._taps:
+                    break
+                tap = self._taps[_key(above)] = Tap(
+                    above, self, is_root=above._module is self.root._module
+                )
+                if above._module is not None and not self._has_ended:
+                    install_tap(tap, above._module)
+                    if isinstance(above._module, _WITH_FAST_PATH):
+                        self._leave_fast_path()
+            tap = self._taps[_key(place)]
+        return tap
+
+    def _leave_fast_path(self) -> None:
+        """Let torch's own transformer layers call their modules one by one, as hooks do."""
+        if self._had_fast_path is None:
+            self._had_fast_path = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+
+    def expect(self, places: Sequence[Place] | None) -> None:
+        """Say which places a machine can ask for; None if that is not known."""
+        if places is None:
+            self._expects_anything = True
+        else:
+            self._expected.extend(places)
+
+    def _tap_ahead(self) -> None:
+        """Put taps where machines can ask, so that what passes before they do is noticed."""
+        for place in self._expected:
+            if self._is_of_model(place):
+                self.tap_for(place)
+        if not self._expects_anything:
+            return
+        todo = [self.root]
+        while todo:
+            place = todo.pop()
+            self.tap_for(place)
+            todo.extend(place._places_below())
+
+    def _finish(self, result: Any) -> None:
+        """Serve what comes after the model's last forward, and complain of what never came."""
+        self._has_ended = True
+        for machine, steps in self._take_waiters():
+            if not steps.is_open:
+                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+            self._drive(machine, False)
+        self._result = (result,)
+        for machine in self.machines:
+            request = machine.pending
+            is_read = request is not None and request[0] == requests.READ
+            if request is not None and is_read and request[1]._module is None:
+                self._drive(machine, self._seen_result(machine))
+        for machine in self.machines:
+            if not machine.is_done and machine.pending is not None:
+                error = complaints.never_came(self, machine, machine.pending)
+                self._drive(machine, error=error)
+
+    def _take_waiters(self) -> list[tuple[Machine, Steps]]:
+        waiters = sorted(
+            self._step_waiters + self.visit_waiters, key=lambda waiter: waiter[0].order
+        )
+        self._step_waiters = []
+        self.visit_waiters = []
+        return waiters
+
+    def _close(self) -> None:
+        self._has_ended = True
+        self._result = None
+        if self._had_fast_path is not None:
+            torch.backends.mha.set_fastpath_enabled(self._had_fast_path)
+            self._had_fast_path = None
+        for tap in self._taps.values():
+            module = tap.place._module
+            if module is not None:
+                remove_tap(module)
+        self._offer = None
+        for machine in self.machines:
+            if machine.is_done:
+                continue
+            if machine.pending is not None:
+                left = machine.program.names_left(machine.running)
+                machine.names = machine.leaving(left)
+            try:
+                machine.close()
+            except BaseException as error:
+                clean(error)
+                if self.failure is None:
+                    self.failure = error
+        self._shared.clear()
+        # taps name their driver: without them it goes as soon as nobody needs it
+        self._taps.clear()
+
+    def _may_stop(self) -> bool:
+        return self._is_stopped and all(machine.is_done for machine in self.machines)
+
+    # taps call these
+
+    def begin_step(self) -> None:
+        """A forward of the root module begins: the next step."""
+        self.step += 1
+        for tap in list(self._taps.values()):
+            for machine in [m for m in tap.waiting if m.step < self.step]:
+                if tap.place._module is not None and machine.pending is not None:
+                    tap.waiting.remove(machine)
+                    error = complaints.not_in_step(self, machine, machine.pending)
+                    self._drive(machine, error=error)
+        if self.step > 0:
+            for make in self.each_step:
+                machine = make()
+                machine.step = self.step
+                self.machines.append(machine)
+                self._drive(machine, None)
+        self._begin_rounds(self._step_waiters, self.step)
+
+    def watch(self, tap: Tap, args: Any, kwargs: Any, output: Any) -> None:
+        """Show the watchers a visit that is over."""
+        for watcher in self.watchers:
+            watcher.record(tap.place, (args, kwargs), output, self.factor)
+
+    def begin_visit(self, index: int) -> None:
+        """A module is called for the `index`-th time, in a run with one forward of the root."""
+        self._most_visits = max(self._most_visits, index + 1)
+        self._begin_rounds(self.visit_waiters, index)
+
+    def _begin_rounds(self, waiters: list[tuple[Machine, Steps]], index: int) -> None:
+        due = [waiter for waiter in waiters if waiter[1].next_step == index]
+        for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
+            waiters.remove((machine, steps))
+            steps.begin()
+            self._drive(machine, True)
+
+    def offer_inputs(self, tap: Tap, args: Any, kwargs: Any) -> Any:
+        """Offer the arguments of a call; return those to call with."""
+        offer = Offer(tap, INPUTS, tap.index, (args, kwargs), self._own_calls > 0)
+        self._serve(offer)
+        return offer.value
+
+    def offer_output(self, tap: Tap, output: Any) -> Any:
+        """Offer the output of a call; return the one for the caller."""
+        offer = Offer(tap, OUTPUT, tap.index, output, self._own_calls > 0)
+        self._serve(offer)
+        return offer.value
+
+    def skipped_output(
+        self, tap: Tap, call: Callable[..., Any], module: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Return the output of a module that some or all machines have asked to skip."""
+        skips, tap.skips = tap.skips, []
+        for machine, value in skips:
+            if machine.rows is None:
+                tap.skipped_by = machine.line
+                return value
+        total = next(m.rows.total for m, _ in skips if m.rows is not None)
+        if sum(m.rows.count for m, _ in skips if m.rows is not None) == total:
+            ordered = [
+                v for m, v in sorted(skips, key=lambda s: s[0].rows.start if s[0].rows else 0)
+            ]
+            tap.skipped_by = skips[0][0].line
+            return pytree.tree_map(_joined, ordered[0], *ordered[1:])
+        # the others need the module, and its caches need all rows: run it, then replace
+        output = call(module, *args, **kwargs)
+        for machine, value in skips:
+            if machine.rows is not None:
+                output = widen(output, value, machine.rows, self.factor)
+        return output
+
+    # serving
+
+    def _serve(self, offer: Offer) -> None:
+        outer, self._offer = self._offer, offer
+        try:
+            waiting = offer.tap.waiting
+            while waiting:
+                machine = self._first_waiting(offer)
+                if machine is None:
+                    break
+                waiting.remove(machine)
+                request = machine.pending
+                if request is not None:
+                    self._answer(machine, request)
+                if offer.handed:
+                    self._take_edits(offer)
+        finally:
+            self._offer = outer
+
+    def _take_edits(self, offer: Offer) -> None:
+        """Put into the batch what blocks have set in containers that were made for their rows."""
+        for rows, port, container, before in offer.handed:
+            leaves = pytree.tree_leaves(container)
+            same = len(leaves) == len(before)
+            if same and all(a is b for a, b in zip(leaves, before, strict=True)):
+                continue
+            whole = port_value(offer.value, port)
+            new = widen(whole, container, rows, self.factor)
+            offer.value = with_port_value(offer.value, port, new)
+        offer.handed.clear()
+
+    def _first_waiting(self, offer: Offer) -> Machine | None:
+        first = None
+        for machine in offer.tap.waiting:
+            if (first is None or machine.order < first.order) and self._is_for(machine, offer):
+                first = machine
+        return first
+
+    def _is_for(self, machine: Machine, offer: Offer) -> bool:
+        request = machine.pending
+        if request is None or _phase_of(request) != offer.phase:
+            return False
+        return offer.tap.place._module is None or machine.step == offer.index
+
+    def _answer(self, machine: Machine, request: Request) -> None:
+        try:
+            answer = self._handle(machine, request)
+        except RunAborted:
+            raise
+        except BaseException as error:
+            clean(error)
+            self._drive(machine, error=error)
+            return
+        if answer is not PARKED:
+            self._drive(machine, answer)
+
+    def _drive(
+        self, machine: Machine, answer: Any = None, *, error: BaseException | None = None
+    ) -> None:
+        """Resume a machine, and handle what it asks for, until it waits or is done."""
+        while True:
+            try:
+                request = machine.advance(answer) if error is None else machine.throw(error)
+                answer = error = None
+                while request[0] in _ON_TARGET and not isinstance(_target(request), Place):
+                    request = machine.call(*_on_foreign(request))
+                while request[0] == requests.OPEN:
+                    # carried, so that its blocks can wait for values of this run, too
+                    request = machine.call(_open, machine, request)
+            except BaseException as raised:
+                self._fail(machine, raised)
+            try:
+                if self._replaced:
+                    self._check_replaced(machine)
+                answer = self._handle(machine, request)
+            except RunAborted:
+                raise
+            except BaseException as raised:
+                clean(raised)
+                error = raised
+                continue
+            if answer is PARKED:
+                if not self._ready:
+                    return
+                # machines that a barrier or a name has set free go on in order of definition
+                self._ready.sort(key=lambda ready: ready[0].order)
+                machine, answer = self._ready.pop(0)
+
+    def _fail(self, machine: Machine, raised: BaseException) -> None:
+        """A machine has raised: keep what it had saved, and leave the run."""
+        machine.is_done = True
+        cause = raised.__cause__
+        if isinstance(raised, RuntimeError) and isinstance(cause, StopIteration):
+            # Python turns a StopIteration that leaves a generator into this RuntimeError
+            raised = cause
+        traceback = raised.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is machine.program.code:
+                left = machine.program.names_in(traceback.tb_frame.f_locals)
+                machine.names = left if machine.is_builder else machine.leaving(left)
+            traceback = traceback.tb_next
+        clean(raised)
+        self.failure = raised
+        raise RunAborted
+
+    def _check_replaced(self, machine: Machine) -> None:
+        """Look whether a machine has edited what another one had replaced before."""
+        known, self._replaced = self._replaced, []
+        for entry in known:
+            reference, version, location, order = entry
+            tensor = reference()
+            if tensor is None:
+                continue
+            if tensor._version == version:
+                self._replaced.append(entry)
+            elif order != machine.order:
+                raise StaleEditError(
+                    f"a tensor of {location} was edited in place after another invoke had "
+                    "replaced it, so the edit would have no effect; read the location again "
+                    "after the replacement, or edit it before"
+                )
+
+    # requests
+
+    def _handle(self, machine: Machine, request: Request) -> Any:
+        """Answer a request, or park the machine with it."""
+        return _HANDLERS[request[0]](self, machine, request)
+
+    def _read(self, machine: Machine, request: Request) -> Any:
+        _, place, port = request
+        if place._module is None and self._result is not None:
+            return self._seen_result(machine)
+        offer = self._offered(machine, request)
+        if offer is None:
+            return self._park(machine, request, place)
+        seen = self._seen(machine, offer, port)
+        if self.log is not None:
+            self.log.add(name_of(place, port), machine.step, request[0], machine.line, seen)
+        if machine.program.first_items and port == OUTPUT and isinstance(seen, torch.Tensor):
+            complaints.warn_of_first_row(machine, place)
+        return seen
+
+    def _write(self, machine: Machine, request: Request) -> Any:
+        _, value, place, port = request
+        if place._module is None:
+            location = name_of(place, port)
+            raise WriteError(f"{location} is what the run returns; it can be read, not written")
+        offer = self._offered(machine, request)
+        if offer is None:
+            return self._park(machine, request, place)
+        seen = self._seen(machine, offer, port)
+        self._put(machine, offer, place, port, seen, value)
+        return None
+
+    def _element(self, machine: Machine, request: Request) -> Any:
+        _, value, container, place, port, *path = request
+        new = machine.in_its_state(with_element, container, path, value)
+        if place._module is None:
+            return None
+        offer = self._offered(machine, request)
+        if offer is None:
+            # the container was read from an offer that is over, as when its index waited
+            raise complaints.element_passed(request)
+        self._put(machine, offer, place, port, container, new)
+        return None
+
+    def _put(
+        self, machine: Machine, offer: Offer, place: Place, port: str, seen: Any, new: Any
+    ) -> None:
+        """Put a value in the place of the one that a machine sees."""
+        location = name_of(place, port)
+        if self.log is not None:
+            self.log.add(location, machine.step, requests.WRITE, machine.line, new)
+        if machine.rows is None or offer.is_whole:
+            difference = misfit(seen, new) if new is not seen else None
+            if difference is not None:
+                self._suspect(machine, location, difference)
+        elif new is not seen or not isinstance(new, torch.Tensor):
+            whole = port_value(offer.value, port)
+            new = widen(whole, new, machine.rows, self.factor)
+            self._remember_replaced(machine, whole, new, location)
+        else:
+            return
+        offer.value = with_port_value(offer.value, port, new)
+
+    def _suspect(self, machine: Machine, location: str, difference: str) -> None:
+        program = machine.program
+        self._suspects.append(
+            Suspect(program.filename, machine.line, program.name, location, difference)
+        )
+
+    def _remember_replaced(self, machine: Machine, whole: Any, new: Any, location: str) -> None:
+        pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
+        for old, leaf in pairs:
+            if old is not leaf and isinstance(old, torch.Tensor) and not old.is_inference():
+                entry = (weakref.ref(old), old._version, location, machine.order)
+                self._replaced.append(entry)
+
+    def _seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Return what a machine sees of an offer."""
+        value = port_value(offer.value, port)
+        if machine.rows is None or offer.is_whole:
+            return value
+        seen = narrow(value, machine.rows, self.factor)
+        if isinstance(seen, torch.Tensor) and seen is not value:
+            span = machine.rows.span_in(value, self.factor)
+            if span is not None:
+                note_view(seen, value, *span)
+        if not isinstance(seen, torch.Tensor):
+            leaves = pytree.tree_leaves(seen)
+            offer.handed.append((machine.rows, port, seen, leaves))
+        return seen
+
+    def _seen_result(self, machine: Machine) -> Any:
+        """Return what a machine sees of the run's result, once there is one."""
+        if self._result is None:
+            raise AssertionError("the run has no result yet")
+        (result,) = self._result
+        return result if machine.rows is None else narrow(result, machine.rows, self.factor)
+
+    def _offered(self, machine: Machine, request: Request) -> Offer | None:
+        """Return the current offer if it is the one a request is for."""
+        offer = self._offer
+        if offer is None or offer.phase != _phase_of(request):
+            return None
+        if offer.tap is not self._taps.get(_key(_target(request))):
+            return None
+        if offer.tap.place._module is not None and offer.index != machine.step:
+            return None
+        return offer
+
+    def _park(self, machine: Machine, request: Request, place: Place) -> Any:
+        """Let a machine wait at a place, unless what it waits for cannot come any more."""
+        if machine.is_builder:
+            raise complaints.value_in_builder(request, has_invokes=machine.program.has_invokes)
+        if not self._is_of_model(place):
+            if self._outer is not None:
+                # this run stands in a block of another model's run, which may have the value
+                answer: Any = self._outer.request(request)
+                return answer
+            raise complaints.other_model(request)
+        tap = self.tap_for(place)
+        error = self._too_late(machine, request, tap)
+        if error is not None:
+            raise error
+        machine.pending = request
+        tap.waiting.append(machine)
+        return PARKED
+
+    def _is_of_model(self, place: Place) -> bool:
+        """Tell whether a place belongs to the model that runs, by whichever wrapper."""
+        return place._root is None or place._root._module is self.root._module
+
+    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> Exception | None:
+        if tap.place._module is None:
+            return None
+        step = machine.step
+        before_call = _phase_of(request) == INPUTS
+        if self.is_stepped:
+            visit = tap.begun_step if before_call else tap.done_step
+            if visit >= step or self._has_ended:
+                return complaints.passed(self, machine, request, tap)
+            if self.step > step:
+                return complaints.not_in_step(self, machine, request)
+        elif (tap.begun if before_call else tap.done) > step:
+            return complaints.passed(self, machine, request, tap)
+        elif self._has_ended:
+            return complaints.never_came(self, machine, request)
+        place: Place | None = _target(request)._parent
+        while place is not None:
+            above = self._taps.get(_key(place))
+            if above is not None:
+                over = above.done_step >= step if self.is_stepped else above.done > step
+                if over:
+                    return complaints.parent_passed(machine, request, place)
+            place = place._parent
+        return None
+
+    def _skip(self, machine: Machine, request: Request) -> Any:
+        _, place, value = request
+        offer = self._offered(machine, request)
+        if offer is None:
+            return self._park(machine, request, place)
+        offer.tap.skips.append((machine, value))
+        return None
+
+    def _steps(self, machine: Machine, request: Request) -> Any:
+        spec = request[1]
+        return Steps(spec, machine) if isinstance(spec, StepSpec) else PlainSteps(spec)
+
+    def _step(self, machine: Machine, request: Request) -> Any:
+        steps: Steps = request[1]
+        if machine.is_builder:
+            raise complaints.steps_in_builder()
+        number = steps.look_ahead()
+        if number is None:
+            return False
+        if self._has_ended:
+            if not steps.is_open:
+                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+            return False
+        reached = self.step if self.is_stepped else max(self._most_visits - 1, 0)
+        if self.is_stepped and reached > number:
+            raise OutOfOrderError(
+                f"step {number} is over, the generation is at step {reached}; enter the loop "
+                "before its first step, or begin it later"
+            )
+        if reached == number or (not self.is_stepped and reached >= number):
+            steps.begin()
+            return True
+        machine.pending = request
+        (self._step_waiters if self.is_stepped else self.visit_waiters).append((machine, steps))
+        if self.is_stepped:
+            self.tap_for(self.root)
+        return PARKED
+
+    def _block(self, machine: Machine, request: Request) -> Any:
+        _, target, number = request
+        if not machine.is_builder:
+            raise complaints.nested_invoke()
+        add = getattr(target, "_add_to_run", None)
+        if add is None:
+            raise InvokeError(
+                f"{target!r} opens no invoke; write 'with tracer.invoke(...):' with the tracer of "
+                "this trace"
+            )
+        program = machine.program.children[number]
+        names = machine.program.names_left(machine.running)
+        frame = machine.running.gi_frame
+        add(program, machine.user_globals, {**frame.f_locals} if frame else names)
+        return {}
+
+    def _backward(self, machine: Machine, request: Request) -> Any:
+        _, number, loss, (args, kwargs) = request
+        backward = Backward(loss, args, kwargs)
+        inner = machine.inner(number)
+        # what a checkpoint computes again is no visit of the forward's
+        self.is_in_backward, outer = True, self.is_in_backward
+        try:
+            backward.run(inner)
+        finally:
+            self.is_in_backward = outer
+        if backward.failure is not None:
+            raise backward.failure
+        return inner.names
+
+    def _bind(self, machine: Machine, request: Request) -> Any:
+        _, name, value = request
+        self._shared.setdefault(name, {})[machine.order] = value
+        for other in self.machines:
+            waits = other.pending
+            is_waiting = waits is not None and waits[:2] == (requests.NAME, name)
+            if is_waiting and machine.order < other.order:
+                other.pending = None
+                self._ready.append((other, value))
+        if not self._ready:
+            return None
+        self._ready.append((machine, None))
+        return PARKED
+
+    def _name(self, machine: Machine, request: Request) -> Any:
+        name = request[1]
+        told = self._shared.get(name, {})
+        earlier = [order for order in told if order < machine.order]
+        if earlier:
+            return told[max(earlier)]
+        if name in machine.program.waits_for and any(
+            other.order < machine.order and not other.is_done and name in other.program.bound
+            for other in self.machines
+        ):
+            machine.pending = request
+            return PARKED
+        if name in machine.program.waits_for and not machine.has_outer(name):
+            raise complaints.never_bound(name)
+        return machine.outer_value(name)
+
+    def _meet(self, machine: Machine, request: Request) -> Any:
+        barrier: Barrier = request[1]
+        if machine.is_builder:
+            raise complaints.barrier_in_builder()
+        barrier.arrived.append(machine)
+        machine.pending = request
+        if len(barrier.arrived) >= barrier.participants:
+            for other in barrier.arrived:
+                other.pending = None
+                self._ready.append((other, None))
+            barrier.arrived = []
+        return PARKED
+
+    def _stop(self, machine: Machine, request: Request) -> Any:
+        self._is_stopped = True
+        return self._end(machine, request)
+
+    def _end(self, machine: Machine, request: Request) -> Any:
+        if len(request) > 1:
+            machine.result = request[1]
+        machine.finish()
+        if self._may_stop() and not self._has_ended and not self._ready:
+            raise RunAborted
+        return PARKED
+
+    def _call(self, machine: Machine, request: Request) -> Any:
+        _, place, args, kwargs = request
+        self.tap_for(place)
+        self._own_calls += 1
+        try:
+            return place._module(*args, **kwargs)
+        finally:
+            self._own_calls -= 1
+
+
+def _key(place: Place) -> int:
+    """Identify what a tap is for: a module, which may sit at several places, or a place."""
+    return id(place if place._module is None else place._module)
+
+
+def _open(machine: Machine, request: Request) -> Any:
+    """Run a trace inside of a block: in a session, or of another model."""
+    _, number, target = request
+    frame = machine.running.gi_frame
+    names = {} if frame is None else {**frame.f_locals}
+    program = machine.program.children[number]
+    target._outer_now = machine.outer_now
+    left, failure = target._run_inside(program, machine.user_globals, names, machine.saved)
+    if failure is not None:
+        raise failure
+    return left
+
+
+def _joined(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) and parts[0].ndim else parts[0]
+
+
+_Handler = Callable[[Driver, Machine, Request], Any]
+_HANDLERS: Mapping[str, _Handler] = {
+    requests.READ: Driver._read,
+    requests.WRITE: Driver._write,
+    requests.ELEMENT: Driver._element,
+    requests.SKIP: Driver._skip,
+    requests.STEPS: Driver._steps,
+    requests.STEP: Driver._step,
+    requests.BLOCK: Driver._block,
+    requests.BACKWARD: Driver._backward,
+    requests.BIND: Driver._bind,
+    requests.NAME: Driver._name,
+    requests.MEET: Driver._meet,
+    requests.STOP: Driver._stop,
+    requests.END: Driver._end,
+    requests.CALL: Driver._call,
+}
+
+
+def _phase_of(request: Request) -> str | None:
+    """Tell when a request is served: before the call of its module, or after."""
+    verb = request[0]
+    if verb == requests.READ:
+        return INPUTS if request[2] in ("input", "inputs") else OUTPUT
+    if verb == requests.ELEMENT:
+        return INPUTS if request[4] in ("input", "inputs") else OUTPUT
+    if verb == requests.WRITE:
+        return INPUTS if request[3] in ("input", "inputs") else OUTPUT
+    return INPUTS if verb == requests.SKIP else None
+
+
+_ON_TARGET = frozenset({requests.READ, requests.WRITE, requests.ELEMENT, requests.STEP})
+
+
+def _target(request: Request) -> Any:
+    verb = request[0]
+    if verb == requests.WRITE:
+        return request[2]
+    if verb == requests.ELEMENT:
+        return request[3]
+    if verb == requests.STEP:
+        # only a loop over something that is no steps runs the user's code
+        return request[1] if isinstance(request[1], PlainSteps) else _NO_CODE
+    return request[1]
+
+
+_NO_CODE = Place()
+
+
+def _on_foreign(request: Request) -> tuple[Any, ...]:
+    """Return the plain Python operation that a request on any other object stands for."""
+    verb = request[0]
+    if verb == requests.READ:
+        return getattr, request[1], request[2]
+    if verb == requests.STEP:
+        return _next_item, request[1]
+    if verb == requests.ELEMENT:
+        _, value, container, _, _, *path = request
+        return _set_item, container, path, value
+    _, value, target, port = request
+    return setattr, target, port, value
+
+
+def _next_item(steps: PlainSteps) -> bool:
+    for value in steps.iterator:
+        steps.value = value
+        return True
+    return False
+
+
+def _set_item(container: Any, path: list[Any], value: Any) -> None:
+    for key in path[:-1]:
+        container = container[key]
+    container[path[-1]] = value

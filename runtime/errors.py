@@ -1,0 +1,99 @@
+"""What can go wrong while a program runs.
+
+A message states what was seen; after a semicolon it says what to do. The line is the user's, and
+stands in the traceback, whose last entry is the statement that asked.
+"""
+
+from __future__ import annotations
+
+
+class InterventionError(Exception):
+    """Base of all errors of this package that a running block can meet."""
+
+
+class OutOfOrderError(InterventionError, ValueError):
+    """A value was asked for after it had passed."""
+
+
+class GenerationEndedError(OutOfOrderError):
+    """A location inside the model was asked for after the last step of the generation."""
+
+
+class NotCalledError(InterventionError, ValueError):
+    """A module was never called in this run, so that its value never came."""
+
+
+class NotRunningError(InterventionError, ValueError):
+    """A model value was asked for where no run of the model could give it."""
+
+
+class NoInputError(InterventionError, ValueError):
+    """A trace has neither an input nor an invoke, so there is nothing to run."""
+
+
+class InvokeError(InterventionError, ValueError):
+    """An invoke stands where none can: inside another one, or beside values of the trace."""
+
+
+class NestedRunError(InterventionError, ValueError):
+    """A run of a model was started inside a run of the same model."""
+
+
+class GradientError(InterventionError, ValueError):
+    """A gradient was asked for that this backward pass does not have."""
+
+
+class GradientOrderError(GradientError, OutOfOrderError):
+    """A gradient was asked for after it had passed."""
+
+
+class WriteError(InterventionError, ValueError):
+    """A value that was written does not fit the place it was written to."""
+
+
+class WriteShapeError(InterventionError, RuntimeError):
+    """The model could not go on with a value that a block had written."""
+
+
+class StaleEditError(InterventionError, RuntimeError):
+    """A tensor was edited in place after another invoke had replaced it."""
+
+
+class SharedNameError(InterventionError, NameError):
+    """A name of another invoke was read that was not bound, or cannot be waited for."""
+
+
+class BarrierError(InterventionError, ValueError):
+    """A barrier was waited at by another number of invokes than it was made for."""
+
+
+class PathError(InterventionError, AttributeError):
+    """A path does not exist in the model."""
+
+
+class TokenizerNotFoundError(InterventionError, AttributeError):
+    """A model was wrapped without the tokenizer that its input needs."""
+
+
+class BatchingError(InterventionError, NotImplementedError):
+    """Several inputs were given to a model that does not know how to make one batch of them."""
+
+
+class CarriedCallError(InterventionError, RuntimeError):
+    """A call that was taken for plain asked for a model value; the block is carried from now on."""
+
+
+class InterventionArgumentError(InterventionError, TypeError):
+    """An intervention was given an argument that is missing, unknown or of another type."""
+
+
+class InternalError(InterventionError, RuntimeError):
+    """This package contradicts itself: the fault is ours, and worth a report."""
+
+
+class RunEnded(BaseException):
+    """Control flow, not an error: raised in a machine that still waits when its run is over."""
+
+
+class RunAborted(BaseException):
+    """Control flow, not an error: takes a run out of the model's forward."""

@@ -1,0 +1,316 @@
+"""Gradients: a backward pass is a second run, over tensor hooks.
+
+    with loss.backward():
+        late = logits.grad
+        early = hidden.grad
+
+The body is a machine of its own, whose locations are the gradients of tensors. They come in the
+reverse order of the forward: autograd is at a tensor when all that was computed from it has been
+done. A tensor that a block was handed as the rows of a batch, or that it made by indexing, is no
+part of the graph itself; its gradient is taken out of that of the tensor it is a view of.
+
+Autograd runs on the caller's thread here, so that the hooks do, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from .errors import GradientError, GradientOrderError, InternalError, RunAborted
+from .locations import Place, name_of
+from .machine import Machine, set_current
+from .tracebacks import clean
+from .values import with_element
+
+GRAD = "grad"
+
+_views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_backward = torch.Tensor.backward
+
+
+def note_view(view: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> None:
+    """Remember of which tensor some rows were handed to a block."""
+    if whole.requires_grad and view is not whole:
+        _views[view] = (whole, start, length)
+
+
+class _Target:
+    """Where a tensor's gradient is found: in its own hook, or in that of what it is a view of."""
+
+    __slots__ = ("hooked", "layout", "part")
+
+    def __init__(
+        self,
+        hooked: torch.Tensor,
+        part: Callable[[torch.Tensor], torch.Tensor] | None,
+        layout: torch.Tensor | None = None,
+    ) -> None:
+        self.hooked = hooked
+        self.part = part
+        self.layout = layout
+
+    def own_copy(self, grad: torch.Tensor) -> torch.Tensor:
+        """Copy a gradient, laid out as the tensor is where a view's strides are to mean the same.
+
+        Autograd may hand the same tensor to others, whom an edit in place must not reach.
+        """
+        if self.layout is None:
+            return grad.clone()
+        like = self.layout
+        copy = torch.empty_strided(like.size(), like.stride(), dtype=grad.dtype, device=grad.device)
+        return copy.copy_(grad)
+
+
+class Backward:
+    """One backward pass, and the machine that reads its gradients."""
+
+    def __init__(self, loss: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not isinstance(loss, torch.Tensor):
+            raise GradientError(
+                f"'with ....backward():' was given a {type(loss).__name__}; call it on a tensor"
+            )
+        if loss.grad_fn is None and not loss.requires_grad:
+            raise GradientError(
+                "this tensor has no graph to go back through: it was computed under "
+                "torch.no_grad() (as all of model.generate is), or from nothing that requires a "
+                "gradient; trace outside of no_grad, or call requires_grad_(True) on a value first"
+            )
+        self._loss = loss
+        self._args = args
+        self._kwargs = kwargs
+        self._nodes = _nodes_below(loss.grad_fn)
+        self._machine: Machine | None = None
+        self._target: _Target | None = None
+        self._current: torch.Tensor | None = None
+        self._value: torch.Tensor | None = None
+        self._lines: dict[int, int] = {}
+        self._handles: list[Any] = []
+        self.failure: BaseException | None = None
+
+    def run(self, machine: Machine) -> None:
+        """Run the pass; what went wrong stands in `failure` afterwards."""
+        self._machine = machine
+        outer = set_current(None)
+        try:
+            self._drive(None)
+            with torch.autograd.set_multithreading_enabled(False):
+                _backward(self._loss, *self._args, **self._kwargs)
+            if not machine.is_done and machine.pending is not None:
+                self._drive(None, error=self._never_came(machine.pending))
+        except RunAborted:
+            pass
+        except BaseException as error:
+            clean(error)
+            self.failure = error
+        finally:
+            if not machine.is_done:
+                machine.close()
+            for handle in self._handles:
+                handle.remove()
+            self._machine = self._target = self._current = self._value = None
+            set_current(outer)
+
+    def _drive(self, answer: Any, *, error: BaseException | None = None) -> None:
+        machine = self._machine
+        if machine is None:
+            raise InternalError("a backward pass has no machine")
+        while not machine.is_done:
+            try:
+                request = machine.advance(answer) if error is None else machine.throw(error)
+                answer = error = None
+                while not _is_known(request):
+                    request = machine.call(*_foreign(request))
+            except BaseException as raised:
+                machine.is_done = True
+                clean(raised)
+                self.failure = raised
+                raise RunAborted from None
+            try:
+                if request[0] == requests.END:
+                    machine.names = machine.program.names_left(machine.running)
+                    machine.close()
+                    return
+                waits, answer = self._handle(machine, request)
+            except BaseException as raised:
+                clean(raised)
+                error = raised
+                continue
+            if waits:
+                machine.pending = request
+                return
+
+    def _handle(self, machine: Machine, request: Request) -> tuple[bool, Any]:
+        """Answer a request; the first item says that it has to wait."""
+        verb = request[0]
+        tensor = _tensor_of(request)
+        if tensor is None:
+            raise GradientError(_refusal(request))
+        target = self._located(tensor)
+        if self._value is None or target.hooked is not self._current:
+            self._wait_for(machine, tensor, target)
+            return True, None
+        whole = self._value
+        if verb == requests.READ:
+            return False, whole if target.part is None else target.part(whole)
+        if verb == requests.WRITE:
+            new = request[1]
+        else:
+            _, value, container, _, _, *path = request
+            new = with_element(container, path, value)
+        if target.part is None:
+            self._value = new
+        elif new is not whole:
+            self._value = whole.clone()
+            target.part(self._value).copy_(new)
+        return False, None
+
+    def _located(self, tensor: torch.Tensor) -> _Target:
+        if self._is_in_graph(tensor):
+            return _Target(tensor, None)
+        noted = _views.get(tensor)
+        if noted is not None and self._is_in_graph(noted[0]):
+            whole, start, length = noted
+            return _Target(whole, lambda grad: grad.narrow(0, start, length))
+        base = tensor._base
+        if base is not None and self._is_in_graph(base):
+            size, strides, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
+            return _Target(base, lambda grad: grad.as_strided(size, strides, offset), base)
+        if not tensor.requires_grad:
+            raise GradientError(
+                "a gradient was asked for of a tensor that does not require one; call "
+                "requires_grad_(True) on it before the model uses it"
+            )
+        raise GradientError(
+            "a gradient was asked for of a tensor that this loss was not computed from; read the "
+            "value that the model goes on with, before the loss is computed"
+        )
+
+    def _is_in_graph(self, tensor: torch.Tensor) -> bool:
+        if tensor is self._loss:
+            return True
+        node = tensor.grad_fn
+        if node is not None:
+            return node in self._nodes
+        return tensor.requires_grad and tensor in _Leaves(self._nodes)
+
+    def _wait_for(self, machine: Machine, tensor: torch.Tensor, target: _Target) -> None:
+        line = machine.line
+        current = self._current
+        if current is not None and _is_computed_from(target.hooked, current):
+            raise GradientOrderError(
+                f"the gradient asked for at line {line} has already passed: the one of line "
+                f"{self._lines.get(id(current), line)}, which came after it, is there now; ask for "
+                "gradients in the reverse of the order in which the values were computed"
+            )
+        self._target = target
+        self._lines[id(target.hooked)] = line
+        handle = target.hooked.register_hook(lambda grad: self._arrive(target, grad))
+        self._handles.append(handle)
+
+    def _arrive(self, target: _Target, grad: torch.Tensor) -> torch.Tensor | None:
+        """Autograd is at a tensor that the machine may wait for."""
+        waiting = self._target
+        if waiting is None or waiting.hooked is not target.hooked or self._machine is None:
+            return None
+        value = waiting.own_copy(grad)
+        version = value._version
+        outer = self._current, self._value
+        self._current, self._value, self._target = target.hooked, value, None
+        try:
+            request = self._machine.pending
+            self._machine.pending = None
+            if request is not None:
+                _, answer = self._handle(self._machine, request)
+                self._drive(answer)
+            result = self._value
+        finally:
+            self._current, self._value = outer
+        return result if result is not value or value._version != version else None
+
+    def _never_came(self, request: Request) -> Exception:
+        return GradientError(
+            "a gradient was asked for that never came: autograd had gone past this tensor, or did "
+            "not go through it; ask for gradients in the reverse of the order of the forward, of "
+            "tensors that the loss was computed from"
+        )
+
+
+class _Leaves:
+    """The leaf tensors at the ends of a graph."""
+
+    def __init__(self, nodes: set[Any]) -> None:
+        self._ids = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+
+    def __contains__(self, tensor: object) -> bool:
+        return id(tensor) in self._ids
+
+
+def _nodes_below(node: Any) -> set[Any]:
+    found: set[Any] = set()
+    todo = [node]
+    while todo:
+        current = todo.pop()
+        if current is not None and current not in found:
+            found.add(current)
+            todo.extend(following for following, _ in current.next_functions)
+    return found
+
+
+def _is_computed_from(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether `tensor` was computed from `other`, so that its gradient came before."""
+    if tensor is other:
+        return False
+    nodes = _nodes_below(tensor.grad_fn)
+    return other.grad_fn in nodes if other.grad_fn is not None else other in _Leaves(nodes)
+
+
+def _tensor_of(request: Request) -> torch.Tensor | None:
+    verb = request[0]
+    index = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}.get(verb)
+    if index is None or request[index + 1] != GRAD:
+        return None
+    return request[index] if isinstance(request[index], torch.Tensor) else None
+
+
+def _is_known(request: Request) -> bool:
+    """Tell whether a request is for this run, or is refused by it; others are plain Python."""
+    index = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}.get(request[0])
+    if index is None:
+        return True
+    target = request[index]
+    return isinstance(target, Place) or (
+        isinstance(target, torch.Tensor) and request[index + 1] == GRAD
+    )
+
+
+def _foreign(request: Request) -> tuple[Any, ...]:
+    if request[0] == requests.READ:
+        return getattr, request[1], request[2]
+    if request[0] == requests.WRITE:
+        return setattr, request[2], request[3], request[1]
+    _, value, container, _, _, *path = request
+    return with_element, container, path, value
+
+
+def _refusal(request: Request) -> str:
+    what = request[0]
+    if what in (requests.READ, requests.WRITE) and isinstance(
+        request[1 if what == requests.READ else 2], Place
+    ):
+        place = request[1 if what == requests.READ else 2]
+        port = request[2 if what == requests.READ else 3]
+        return (
+            f"Cannot request {name_of(place, port)} in a backward pass, which has gradients only; "
+            "read it before 'with ....backward():', and its '.grad' inside"
+        )
+    return (
+        f"{what!r} has no meaning in a backward pass, which has gradients only; do it outside of "
+        "'with ....backward():'"
+    )

@@ -1,0 +1,71 @@
+"""Where a value can be read or written while a model runs.
+
+A *place* is something that has ports: a module of a model (the envoy in front of it), the
+generation of a language model, a run's result. `transformer.h.0` is a place, and `output` one of
+its ports; together they are a *location*, `transformer.h.0.output`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+class Place:
+    """Base of everything whose ports a program can name.
+
+    Attributes:
+        _module: the module behind the place, None for a place that is no module.
+        _path: dotted path from the root, empty for the root.
+        _parent: the place above.
+        _root: the root of the model that the place is in, None for a place that is in none.
+    """
+
+    _module: Any
+    _path: str
+    _parent: Place | None
+    _root: Place | None = None
+
+    def _refresh(self) -> None:
+        """Look again which module stands at the place, in case it was exchanged."""
+
+    def _descend(self, item: str | int) -> Place | None:
+        """Return the place below by attribute name or index, None where there is none."""
+        return None
+
+    def _places_below(self) -> Iterator[Place]:
+        """Iterate over the places directly below."""
+        return iter(())
+
+
+def name_of(place: Place, port: str) -> str:
+    """Spell a location: `transformer.h.0.output`."""
+    return f"{place._path}.{port}" if place._path else f"model.{port}"
+
+
+def ancestors(place: Place) -> Iterator[Place]:
+    """Iterate over a place and all places above it, from the inside out."""
+    current: Place | None = place
+    while current is not None:
+        yield current
+        current = current._parent
+
+
+def places_at(start: Place, path: Sequence[str | int | None]) -> list[Place] | None:
+    """Find the places a path can lead to; None in the path stands for any index.
+
+    Returns None where the path leads out of the places.
+    """
+    found = [start]
+    for item in path:
+        following: list[Place] = []
+        for place in found:
+            if item is None:
+                following.extend(place._places_below())
+            else:
+                below = place._descend(item)
+                if below is None:
+                    return None
+                following.append(below)
+        found = following
+    return found

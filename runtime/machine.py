@@ -1,0 +1,347 @@
+"""Machines: one running program in one run of a model.
+
+A machine is a generator, resumed by the driver with the answer to its last request. While it is
+resumed it is *the machine being advanced*, which `current_machine` tells; that context variable
+is the only global state there is.
+
+Most code of a block is lowered, and waits by yielding. Code that was not lowered can touch a
+model value too: a helper in another file, a property of somebody's class, a callback under
+`map`. It cannot yield for the machine, so it needs a stack to wait on. Each time a machine is
+advanced it therefore runs on a fresh `greenlet`, on the same thread; if such code asks for a
+value, that greenlet stays behind as it is and is switched back to with the answer. We say that
+the call is *carried*. A machine of a plain program (see `nnsight_dsl.transforms.source.plain`)
+has nothing to carry and is resumed without one, which is a microsecond cheaper.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+from nnsight_dsl.transforms.names import MISSING, OUTER
+from nnsight_dsl.transforms.program import Program, Running
+from nnsight_dsl.transforms.requests import Request
+
+from .ambient import Ambient
+from .errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
+from .rows import Rows
+from .saved import Saved
+
+_current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
+    "nnsight_dsl_machine", default=None
+)
+
+_MOST_CLOSING_REQUESTS = 100
+"""How often a closing machine may ask again before it is dropped."""
+
+
+def current_machine() -> Machine | None:
+    """Return the machine that is being advanced here, None outside of one."""
+    return _current.get()
+
+
+def set_current(machine: Machine | None) -> Machine | None:
+    """Let a machine be the one being advanced here; return the one that was."""
+    outer = _current.get()
+    if outer is not machine:
+        _current.set(machine)
+    return outer
+
+
+class Machine:
+    """One running program.
+
+    Attributes:
+        program: what it runs.
+        order: position among the machines of its run, in order of definition.
+        rows: rows of the batch that it sees, None for all.
+        pending: the request it waits with, None while it runs and when it is done.
+        step: step (or occurrence) that its requests are pinned to.
+        names: names that may leave, once it has come to its end.
+        is_done: whether it has come to its end.
+        result: what the function that it runs has returned.
+        leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
+        is_builder: whether it only collects invokes, before the model runs.
+    """
+
+    __slots__ = (
+        "_ambient",
+        "_calls",
+        "_carrier",
+        "_home",
+        "_injected",
+        "_outer",
+        "_running",
+        "_seen_names",
+        "context",
+        "is_builder",
+        "is_done",
+        "is_plain",
+        "leaves_all",
+        "names",
+        "order",
+        "outer_now",
+        "pending",
+        "program",
+        "result",
+        "rows",
+        "saved",
+        "step",
+        "user_globals",
+    )
+
+    def __init__(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        frame_names: Mapping[str, Any],
+        saved: Saved,
+        injected: Mapping[str, Any],
+        *,
+        is_plain: bool,
+        seen_names: Mapping[str, Any],
+    ) -> None:
+        self.program = program
+        self.user_globals = user_globals
+        self.saved = saved
+        self.order = 0
+        self.rows: Rows | None = None
+        self.pending: Request | None = None
+        self.step = 0
+        self.names: dict[str, Any] = {}
+        self.is_done = False
+        self.is_builder = False
+        self.leaves_all = False
+        self.result: Any = None
+        self.is_plain = is_plain
+        self._seen_names = seen_names
+        now = getattr(frame_names, "now", None)
+        if now is not None:
+            # some names of the enclosing function are looked up in its frame
+            injected = {**injected, OUTER: now}
+        self._injected = injected
+        self.outer_now = injected[OUTER]
+        self._outer = {
+            name: program.initial(name, user_globals, frame_names) for name in program.fetched
+        }
+        self._running: Running = program.start(user_globals, frame_names, injected)
+        self._carrier: greenlet | None = None
+        self._calls: list[greenlet] = []
+        self._home: greenlet | None = None
+        self._ambient = None if is_plain else Ambient()
+        self.context = contextvars.copy_context()
+        self.context.run(_current.set, self)
+
+    def inner(self, number: int) -> Machine:
+        """Make the machine of a block inside this one, which starts from the names of this one."""
+        frame = self._running.gi_frame
+        inner = Machine(
+            self.program.children[number],
+            self.user_globals,
+            {} if frame is None else {**frame.f_locals},
+            self.saved,
+            self._injected,
+            is_plain=False,
+            seen_names={},
+        )
+        inner.rows = self.rows
+        return inner
+
+    def seen_name(self, name: str) -> Any:
+        """Return what a name that an access starts from stood for when the block was entered."""
+        return self._seen_names.get(name, MISSING)
+
+    def has_outer(self, name: str) -> bool:
+        """Tell whether a name of other invokes is bound outside of them, too."""
+        return self._outer[name] is not MISSING
+
+    def outer_value(self, name: str) -> Any:
+        """Return what a name of other invokes stands for outside of them.
+
+        Raises:
+            SharedNameError: the name is not bound there either.
+        """
+        value = self._outer[name]
+        if value is MISSING:
+            raise SharedNameError(
+                f"name {name!r} is not bound yet: an earlier invoke binds it later in the run, in "
+                "a loop or more than once; let both invokes wait at a tracer.barrier(2), after "
+                "the binding and before this line"
+            )
+        return value
+
+    @property
+    def running(self) -> Running:
+        """The generator."""
+        return self._running
+
+    def advance(self, answer: Any) -> Request:
+        """Resume with the answer to the pending request; return the next request."""
+        self.pending = None
+        if self._ambient is None:
+            return self.context.run(self._running.send, answer)
+        return self._carried(False, answer)
+
+    def throw(self, error: BaseException) -> Request:
+        """Resume by raising an error at the pending request; return the next request."""
+        self.pending = None
+        if self._ambient is None:
+            return self.context.run(self._running.throw, error)
+        return self._carried(True, error)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Request:
+        """Answer the pending request with what a call returns, and carry that call.
+
+        The call is the user's code (a property of theirs, say), so it may itself make requests.
+        """
+        if self._ambient is None:
+            self._ambient = Ambient()
+        carrier = greenlet(function)
+        carrier.gr_context = self.context
+        self._calls.append(carrier)
+        return self._carried(False, *args)
+
+    def _carried(self, is_error: bool, *args: Any) -> Request:
+        ambient = self._ambient
+        if ambient is None:
+            raise AssertionError("a plain machine has nothing to carry")
+        before = ambient.enter()
+        self._home = getcurrent()
+        try:
+            return self._resume(is_error, args)
+        finally:
+            self._home = None
+            self._leave(ambient, before)
+
+    def in_its_state(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the state of torch that the block has set, as one of its statements.
+
+        The driver does so for what it does in the block's stead.
+        """
+        ambient = self._ambient
+        if ambient is None:
+            return function(*args)
+        before = ambient.enter()
+        try:
+            return function(*args)
+        finally:
+            self._leave(ambient, before)
+
+    def _leave(self, ambient: Ambient, before: tuple[int, int, bool]) -> None:
+        line = self.line if self.program.state_blocks else 0
+        is_set = any(first <= line <= last for first, last in self.program.state_blocks)
+        ambient.leave(before, is_set=is_set)
+
+    def _resume(self, is_error: bool, args: tuple[Any, ...]) -> Request:
+        while True:
+            if self._calls:
+                carrier = self._calls[-1]
+                try:
+                    result = carrier.throw(*args) if is_error else carrier.switch(*args)
+                except BaseException as error:
+                    self._calls.pop()
+                    # what the call raised is raised at the user's line, where it was asked for
+                    is_error, args = True, (error,)
+                    continue
+                if carrier:
+                    request: Request = result
+                    return request
+                self._calls.pop()
+                is_error, args = False, (result,)
+                continue
+            if self._carrier is None:
+                resume = self._running.throw if is_error else self._running.send
+                self._carrier = greenlet(resume)
+                self._carrier.gr_context = self.context
+                is_error = False
+            carrier = self._carrier
+            try:
+                request = carrier.throw(*args) if is_error else carrier.switch(*args)
+            except BaseException:
+                self._carrier = None
+                raise
+            if not carrier:
+                self._carrier = None
+            return request
+
+    def request(self, request: Request) -> Any:
+        """Make a request from code that was not lowered, and wait for the answer.
+
+        Raises:
+            CarriedCallError: the block was taken for plain, so this code has no stack to wait on.
+        """
+        home = self._home
+        if home is None:
+            unplain(self.program)
+            raise CarriedCallError(
+                f"a call at line {self.line} touches a model value, and was taken for one that "
+                "cannot; run the block again, it is carried from now on"
+            )
+        if home is getcurrent():
+            raise NotRunningError("this block is not being advanced; ask from the block itself")
+        return home.switch(request)
+
+    @property
+    def line(self) -> int:
+        """The line of the user's file at which the machine stands."""
+        frame = self._running.gi_frame
+        return self.program.line if frame is None else frame.f_lineno
+
+    def finish(self) -> None:
+        """Take the names that may leave from the waiting generator, and end it."""
+        left = self.program.names_left(self._running)
+        # a builder's names are judged when the run is over: its invokes may still save them
+        self.names = left if self.is_builder else self.leaving(left)
+        self.close()
+
+    def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the names that may leave the block."""
+        if self.leaves_all:
+            return dict(names)
+        return self.saved.leaving(names, self.program.saved_names)
+
+    def close(self) -> None:
+        """End a machine that waits, so that its `finally` and `with` statements run.
+
+        Raises:
+            BaseException: what the block raised while it was being closed.
+        """
+        self.is_done = True
+        try:
+            self._close()
+        finally:
+            # the context names the machine, and the machine has the context
+            self.context.run(_current.set, None)
+
+    def _close(self) -> None:
+        error: BaseException = RunEnded()
+        for _ in range(_MOST_CLOSING_REQUESTS):
+            if self._running.gi_frame is None and not self._calls:
+                return
+            try:
+                self.throw(error)
+            except (RunEnded, StopIteration):
+                # its traceback has this frame, and with it the block's frame and its values
+                error.__traceback__ = None
+                return
+            # the block swallowed the end of the run, or asks from a `finally`
+            error = NotRunningError(
+                f"the run has ended, so line {self.line} cannot have a model value; "
+                "ask for it before the end, outside of 'finally'"
+            )
+
+
+_carried_programs: set[int] = set()
+
+
+def unplain(program: Program) -> None:
+    """Remember that a program is not plain after all."""
+    _carried_programs.add(id(program))
+
+
+def is_known_unplain(program: Program) -> bool:
+    """Tell whether a program that looked plain has proved otherwise."""
+    return id(program) in _carried_programs

@@ -1,0 +1,4 @@
+def block():
+    class Probe:
+        value = model.h[0].output
+    yield ("end",)

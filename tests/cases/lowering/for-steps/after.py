@@ -1,0 +1,9 @@
+def block():
+    _nns_steps_0 = yield ("steps", tracer.iter[1:3])
+    try:
+        while (yield ("step", _nns_steps_0)):
+            step = _nns_steps_0.value
+            logits.append((yield ("read", model.lm_head, "output")))
+    finally:
+        _nns_steps_0.close()
+    yield ("end",)

@@ -1,0 +1,3 @@
+def block():
+    found = any(layer.output.isnan().any() for layer in model.h)
+    yield ("end",)

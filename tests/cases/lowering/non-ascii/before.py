@@ -1,0 +1,3 @@
+# Columns count characters here and bytes there.
+with model.trace("Ünïcödé"):
+    größe = "→" + str(model.h[0].output); ж = model.h[1].output

@@ -1,0 +1,3 @@
+def block():
+    yield ("write", (yield ("read", process, "output")) + 1, process, "output")
+    yield ("end",)

@@ -1,0 +1,3 @@
+def block():
+    tokens = _nns_save((yield ("read", tracer, "result")))
+    yield ("end",)

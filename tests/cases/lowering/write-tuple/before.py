@@ -1,0 +1,3 @@
+# A tuple without parentheses is one value.
+with model.trace("Hello"):
+    model.transformer.h[5].output = hidden, cache

@@ -1,0 +1,22 @@
+"""Settle what would make a run depend on the machine, before a test imports anything heavy."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# The suite uses the models that come with the repository; a lookup elsewhere is a defect.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Tokenizer threads warn when a test starts a subprocess by forking.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The models here are too small for more; torch reads this when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# The same examples in every run, and no failure for a machine that is busy.
+settings.register_profile("repository", derandomize=True, deadline=None)
+settings.load_profile("repository")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for a run that may take hours."""
+    parser.addoption("--long", action="store_true", help="draw many more random blocks")

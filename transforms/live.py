@@ -1,0 +1,256 @@
+"""Blocks of live frames: find the text, skip the body, hand the names back.
+
+In a plain script a block is met when Python enters its `with` statement. Three things are done
+to the frame that stands there:
+
+- `find_block` finds the statement in the source text with `executing`, and lowers it; the
+  program is kept by code object and instruction, so that a second entry costs a dictionary
+  lookup.
+- `BodySkip` keeps the body from running where it stands: a trace function is set, which raises
+  `BodySkipped` at the instruction after the entry, the one that would bind the `as` target. It is
+  the last one that only the `with` statement's own handler covers (a body may begin with `try`),
+  and that handler swallows the exception. `bind_target` binds the target in its place.
+- `set_names` rebinds names of the frame after the run.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import inspect
+import linecache
+import sys
+from collections.abc import Mapping
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .errors import BlockNotFoundError, BlockUseError
+
+if TYPE_CHECKING:
+    from .program import Program
+
+_Entry: TypeAlias = "tuple[CodeType, Program, ast.expr | None]"
+
+_programs: dict[tuple[int, int], _Entry] = {}
+"""By identity of the code object and offset of the instruction; the entry keeps the code alive."""
+
+
+class BodySkipped(BaseException):
+    """Control flow, not an error: the body of a block does not run where it stands."""
+
+
+def find_block(frame: FrameType) -> Program:
+    """Return the program of the `with` statement that a frame is just entering.
+
+    Raises:
+        BlockUseError: the frame is not at a `with` statement.
+        BlockNotFoundError: the source text is nowhere to be found.
+        UnsupportedSyntaxError: the block cannot be lowered.
+    """
+    return _entry(frame)[1]
+
+
+def _entry(frame: FrameType) -> _Entry:
+    key = (id(frame.f_code), frame.f_lasti)
+    entry = _programs.get(key)
+    if entry is None:
+        node, item, lines = _find_statement(frame)
+        # libcst is imported where a block is lowered, and only there
+        from .source.pipeline import lower_block
+
+        program = lower_block(node, item, _surroundings(frame, node, lines))
+        entry = (frame.f_code, program, node.items[item].optional_vars)
+        _programs[key] = entry
+    return entry
+
+
+def _find_statement(frame: FrameType) -> tuple[ast.With, int, list[str]]:
+    import executing
+
+    code = frame.f_code
+    if code.co_filename == "<string>":
+        _register_command()
+    # executing knows the statement by the instruction, in code that pytest has rewritten too
+    found = executing.Source.executing(frame)
+    node = found.node
+    if isinstance(node, ast.With):
+        return node, _item_index(code, frame.f_lasti, node), list(found.source.lines)
+    lines = found.source.lines
+    # in some cells of a notebook executing knows no statement: look for it by its position
+    line, end_line, column, end_column = list(code.co_positions())[frame.f_lasti // 2]
+    tree: ast.AST | None = found.source.tree
+    for candidate in ast.walk(tree) if tree is not None else ():
+        if isinstance(candidate, ast.With) and (
+            (candidate.lineno, candidate.end_lineno, candidate.col_offset, candidate.end_col_offset)
+            == (line, end_line, column, end_column)
+        ):
+            return candidate, _item_index(code, frame.f_lasti, candidate), list(lines)
+    if not lines or not "".join(lines).strip():
+        raise BlockNotFoundError(
+            f"the source of {code.co_filename!r} is nowhere to be found, so the block at line "
+            f"{frame.f_lineno} cannot be lowered; write it to a file, or register its text with "
+            "linecache before it runs"
+        )
+    raise BlockUseError(
+        f"line {frame.f_lineno} of {code.co_filename!r} enters a block otherwise than by a "
+        "'with' statement; write 'with model.trace(...):' with the block below it"
+    )
+
+
+def _register_command() -> None:
+    """Let linecache find the text of `python -c`, which Python itself registers from 3.13 on."""
+    arguments = sys.orig_argv
+    if "-c" in arguments and "<string>" not in linecache.cache:
+        text = arguments[arguments.index("-c") + 1]
+        linecache.cache["<string>"] = (len(text), None, text.splitlines(True), "<string>")
+
+
+def _item_index(code: CodeType, offset: int, node: ast.With) -> int:
+    """Tell which of the items of a `with` statement is being entered, by counting entries."""
+    if len(node.items) == 1:
+        return 0
+    positions = list(code.co_positions())
+    here = positions[offset // 2]
+    import dis
+
+    entries = [
+        instruction.offset
+        for instruction in dis.get_instructions(code)
+        if instruction.opname == "BEFORE_WITH" and positions[instruction.offset // 2] == here
+    ]
+    if len(entries) == len(node.items):
+        return entries.index(offset)
+    # from 3.13 on the instruction carries the position of its own item
+    for index, item in enumerate(node.items):
+        context = item.context_expr
+        if (context.lineno, context.col_offset) == (here[0], here[2]):
+            return index
+    return len(node.items) - 1
+
+
+def _surroundings(frame: FrameType, node: ast.With, lines: list[str]) -> Any:
+    from .source.pipeline import Surroundings, future_flags
+    from .source.scopes import rebound_beside
+
+    code = frame.f_code
+    is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
+    known = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+    if not is_function and frame.f_locals is not frame.f_globals:
+        # a class body or exec: any name may be local, and what is not is looked up at the start
+        known = tuple({found.id for found in ast.walk(node) if isinstance(found, ast.Name)})
+    return Surroundings(
+        filename=code.co_filename,
+        lines=[line.rstrip("\r\n") for line in lines],
+        name=code.co_name,
+        locals=frozenset(known),
+        is_function=is_function,
+        class_name=_class_of(node),
+        first_argument=code.co_varnames[0] if code.co_argcount else None,
+        flags=future_flags(code),
+        rebound=rebound_beside(node) & {*code.co_cellvars, *code.co_freevars},
+    )
+
+
+def _class_of(node: ast.AST) -> str | None:
+    parent = getattr(node, "parent", None)
+    while parent is not None:
+        if isinstance(parent, ast.ClassDef):
+            return parent.name
+        parent = getattr(parent, "parent", None)
+    return None
+
+
+class BodySkip:
+    """Keeps the body of one block from running; a debugger's own trace function survives it."""
+
+    __slots__ = ("_frame", "_local", "_thread_trace", "offset")
+
+    def __init__(self, frame: FrameType) -> None:
+        self._frame: FrameType | None = frame
+        self.offset = frame.f_lasti
+        self._thread_trace = sys.gettrace()
+        self._local = frame.f_trace
+        frame.f_trace = self._at_instruction
+        frame.f_trace_opcodes = True
+        sys.settrace(_no_trace)
+
+    def _at_instruction(self, frame: FrameType, event: str, arg: object) -> Any:
+        raise BodySkipped
+
+    def end(self) -> None:
+        """Put back the trace functions that stood before."""
+        frame, self._frame = self._frame, None
+        if frame is not None:
+            frame.f_trace = self._local
+            frame.f_trace_opcodes = False
+            sys.settrace(self._thread_trace)
+
+
+def _no_trace(frame: FrameType, event: str, arg: object) -> None:
+    return None
+
+
+def names_around(frame: FrameType) -> Mapping[str, Any]:
+    """Return what the names of a frame stand for, those of an enclosing function too.
+
+    In the frame of a class body the names that it has from an enclosing function are missing; they
+    are found in the frame of that function, which is running the class body.
+    """
+    code, outer = frame.f_code, frame.f_back
+    if code.co_flags & inspect.CO_OPTIMIZED or not code.co_freevars or outer is None:
+        return frame.f_locals
+    enclosing = outer.f_locals
+    free = {name: enclosing[name] for name in code.co_freevars if name in enclosing}
+    return {**free, **frame.f_locals}
+
+
+def forget_snapshot(frame: FrameType) -> None:
+    """Let a frame forget the copy of its names that looking at them has made.
+
+    Before PEP 667 (Python 3.13) the copy stays with the frame, and keeps the values of names that
+    the user deletes afterwards. It is left alone where somebody else holds it, too.
+    """
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        snapshot = frame.f_locals
+        # the frame, the name above and the argument of getrefcount
+        if sys.getrefcount(snapshot) <= 3:
+            snapshot.clear()
+
+
+def bind_target(frame: FrameType, offset: int, value: object) -> None:
+    """Bind the `as` target of a block, as the `with` statement at an offset would have."""
+    entry = _programs.get((id(frame.f_code), offset))
+    target = None if entry is None else entry[2]
+    if isinstance(target, ast.Name):
+        set_names(frame, {target.id: value})
+    elif target is not None:
+        # a tuple, an attribute or an item: assigned by Python itself, in a copy of the namespace
+        name = "_nns_target"
+        assign = ast.Assign([target], ast.copy_location(ast.Name(name, ast.Load()), target))
+        code = compile(
+            ast.Module([ast.copy_location(assign, target)], []), frame.f_code.co_filename, "exec"
+        )
+        before = {**frame.f_locals}
+        namespace = {**before, name: value}
+        exec(code, frame.f_globals, namespace)
+        del namespace[name]
+        set_names(frame, {key: new for key, new in namespace.items() if before.get(key) is not new})
+
+
+def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
+    """Bind names in a live frame, as if it had assigned them itself."""
+    if not values:
+        return
+    code = frame.f_code
+    if not code.co_flags & inspect.CO_OPTIMIZED:
+        frame.f_locals.update(values)
+        return
+    fast = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    namespace = frame.f_locals
+    for name, value in values.items():
+        # a name declared global in the function is none of its locals
+        (namespace if name in fast else frame.f_globals)[name] = value
+    # before PEP 667 (Python 3.13) f_locals is a copy, which this call writes back
+    to_fast = getattr(ctypes.pythonapi, "PyFrame_LocalsToFast", None)
+    if to_fast is not None and sys.version_info < (3, 13):
+        to_fast(ctypes.py_object(frame), ctypes.c_int(0))

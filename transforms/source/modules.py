@@ -1,0 +1,227 @@
+"""Blocks of a whole module, lowered before it runs.
+
+This:
+
+    with model.trace("Hello") as tracer:
+        hidden = model.transformer.h[0].output.save()
+
+becomes, in the module's syntax tree:
+
+    _nns_block = model.trace("Hello")
+    if _nns.is_block(_nns_block):
+        tracer = _nns.bound_by(_nns_block)
+        _nns_left = _nns.run(_nns_block, _nns_programs[0])
+        if "hidden" in _nns_left:
+            hidden = _nns_left["hidden"]
+        _nns_failure = _nns_left.get(None)
+        del _nns_left, _nns_block
+        if _nns_failure is not None:
+            raise _nns_failure
+        del _nns_failure
+    else:
+        with _nns_block as tracer:
+            hidden = model.transformer.h[0].output.save()
+
+The second branch is for the `trace` of some other library, which keeps its meaning; it also keeps
+the block's names in the function's own tables, so that closures over them are as they were. A
+block that cannot be lowered is left as it stands, and is refused when it is entered, as in a
+plain script.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import CodeType
+from typing import TypeVar
+
+from ..blocks_text import OPENING_CALLS
+from ..errors import UnsupportedSyntaxError
+from ..program import Program
+from .pipeline import Surroundings, future_flags, lower_block
+from .scopes import nonlocals_in
+
+_Node = TypeVar("_Node", bound=ast.AST)
+
+SUPPORT = "_nns"
+PROGRAMS = "_nns_programs"
+_BLOCK = "_nns_block"
+_LEFT = "_nns_left"
+_FAILURE = "_nns_failure"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """A function, class or module that statements stand in."""
+
+    name: str
+    locals: frozenset[str]
+    is_function: bool
+    class_name: str | None
+    first_argument: str | None = None
+
+
+class _Rewriter(ast.NodeTransformer):
+    def __init__(self, filename: str, lines: list[str], code: CodeType) -> None:
+        self._filename = filename
+        self._lines = lines
+        self._flags = future_flags(code)
+        self._functions = dict(_function_names(code))
+        self._scopes = [_Scope("<module>", frozenset(), False, None)]
+        self._enclosing: list[ast.AST] = []
+        self.programs: list[Program] = []
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._in_function(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._in_function(node)
+
+    def _in_function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        found = self._functions.get((node.name, first), frozenset())
+        arguments = [*node.args.posonlyargs, *node.args.args]
+        scope = _Scope(
+            node.name,
+            found,
+            True,
+            self._scopes[-1].class_name,
+            arguments[0].arg if arguments else None,
+        )
+        return self._inside(node, scope)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        return self._inside(node, _Scope(node.name, frozenset(used), False, node.name))
+
+    def _rebound(self, node: ast.With) -> frozenset[str]:
+        outermost = next(iter(self._enclosing), None)
+        return frozenset() if outermost is None else nonlocals_in(outermost, node)
+
+    def _inside(self, node: ast.AST, scope: _Scope) -> ast.AST:
+        self._scopes.append(scope)
+        if scope.is_function:
+            self._enclosing.append(node)
+        try:
+            return self.generic_visit(node)
+        finally:
+            self._scopes.pop()
+            if scope.is_function:
+                self._enclosing.pop()
+
+    def visit_With(self, node: ast.With) -> ast.AST | list[ast.stmt]:
+        item = next((i for i, one in enumerate(node.items) if _opens_block(one)), None)
+        if item is None:
+            return self.generic_visit(node)
+        scope = self._scopes[-1]
+        around = Surroundings(
+            self._filename,
+            self._lines,
+            scope.name,
+            scope.locals,
+            scope.is_function,
+            scope.class_name,
+            scope.first_argument,
+            self._rebound(node) & scope.locals if scope.is_function else frozenset(),
+            self._flags,
+        )
+        try:
+            program = lower_block(node, item, around)
+        except UnsupportedSyntaxError:
+            return node
+        number = len(self.programs)
+        self.programs.append(program)
+        statements = _replacement(node, item, number, program)
+        if item:
+            return _placed(ast.With(node.items[:item], statements), node)
+        return statements
+
+
+def _opens_block(item: ast.withitem) -> bool:
+    call = item.context_expr
+    return (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in OPENING_CALLS
+    )
+
+
+def _replacement(node: ast.With, item: int, number: int, program: Program) -> list[ast.stmt]:
+    opened = node.items[item]
+    lines = [
+        f"if {SUPPORT}.is_block({_BLOCK}):",
+        f"    {_LEFT} = {SUPPORT}.run({_BLOCK}, {PROGRAMS}[{number}])",
+    ]
+    for name in sorted(program.all_bound()):
+        lines.append(f"    if {name!r} in {_LEFT}: {name} = {_LEFT}[{name!r}]")
+    lines += [
+        f"    {_FAILURE} = {_LEFT}.get(None)",
+        f"    del {_LEFT}, {_BLOCK}",
+        f"    if {_FAILURE} is not None: raise {_FAILURE}",
+        f"    del {_FAILURE}",
+    ]
+    branch = ast.parse("\n".join(lines)).body[0]
+    if not isinstance(branch, ast.If):
+        raise TypeError("the replacement of a block is an if statement")
+    for generated in ast.walk(branch):
+        _place(generated, opened.context_expr)
+    if opened.optional_vars is not None:
+        value = ast.parse(f"{SUPPORT}.bound_by({_BLOCK})", mode="eval").body
+        for generated in ast.walk(value):
+            _place(generated, opened.context_expr)
+        bind = ast.Assign([opened.optional_vars], value)
+        branch.body.insert(0, _placed(bind, opened.context_expr))
+    same = ast.withitem(
+        _placed(ast.Name(_BLOCK, ast.Load()), opened.context_expr), opened.optional_vars
+    )
+    other = ast.With([same, *node.items[item + 1 :]], node.body)
+    branch.orelse = [_placed(other, node)]
+    store = ast.Assign([ast.Name(_BLOCK, ast.Store())], opened.context_expr)
+    return [_placed(store, opened.context_expr), branch]
+
+
+def _place(node: ast.AST, like: ast.AST) -> None:
+    for attribute in ("lineno", "col_offset", "end_lineno", "end_col_offset"):
+        if attribute in node._attributes:
+            setattr(node, attribute, getattr(like, attribute))
+
+
+def _placed(node: _Node, like: ast.AST) -> _Node:
+    _place(node, like)
+    for child in ast.iter_child_nodes(node):
+        if not hasattr(child, "lineno") and "lineno" in child._attributes:
+            _place(child, like)
+    return node
+
+
+def _function_names(code: CodeType) -> Mapping[tuple[str, int], frozenset[str]]:
+    """Collect the local names of all functions of a module, by name and first line."""
+    found: dict[tuple[str, int], frozenset[str]] = {}
+    todo = [code]
+    while todo:
+        current = todo.pop()
+        todo.extend(const for const in current.co_consts if isinstance(const, CodeType))
+        if current.co_flags & inspect.CO_OPTIMIZED:
+            names = (*current.co_varnames, *current.co_cellvars, *current.co_freevars)
+            key = (current.co_name, current.co_firstlineno)
+            found[key] = found.get(key, frozenset()) | frozenset(names)
+    return found
+
+
+def rewrite_module(source: str, filename: str) -> tuple[ast.Module, tuple[Program, ...]]:
+    """Lower all blocks of a module.
+
+    Returns:
+        The module's tree with each block replaced, and the programs. The tree expects the module
+        `nnsight_dsl.compiled` under the name `_nns`, and the programs under `_nns_programs`.
+
+    Raises:
+        SyntaxError: the source is no Python.
+    """
+    tree = ast.parse(source, filename)
+    code = compile(tree, filename, "exec", dont_inherit=True)
+    rewriter = _Rewriter(filename, source.splitlines(), code)
+    rewritten = rewriter.visit(tree)
+    return rewritten, tuple(rewriter.programs)

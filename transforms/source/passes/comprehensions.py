@@ -1,0 +1,182 @@
+"""Comprehensions that read model values.
+
+This:
+
+    norms = [model.layers[i].output.norm() for i in range(6, 9)]
+
+becomes:
+
+    def _nns_comprehension_0(_nns_items):
+        _nns_result = []
+        for i in _nns_items:
+            _nns_result.append(model.layers[i].output.norm())
+        return _nns_result
+    norms = (yield from _nns_comprehension_0(range(6, 9)))
+
+A comprehension has a scope of its own, and evaluates its first iterable outside of it; so has a
+function with that iterable as its argument. The function stands at the head of the block, where
+defining it evaluates nothing. Comprehensions with a walrus (which binds a name of the block), with
+`next` (whose StopIteration would not leave the function as one) and asynchronous ones stay as they
+are, and their accesses are carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import libcst as cst
+
+from ...names import GENERATED
+from ...spans import Origins
+from .. import emit
+from .common import RequestPass, has_access
+
+_Comp = TypeVar("_Comp", cst.ListComp, cst.SetComp, cst.DictComp)
+_ITEMS = "_nns_items"
+_RESULT = "_nns_result"
+
+LABELS = {"list": "<listcomp>", "set": "<setcomp>", "dict": "<dictcomp>"}
+
+
+def label_of(function_name: str) -> str | None:
+    """Return the name Python gives the scope that a generated function stands for."""
+    if not function_name.startswith(GENERATED):
+        return None
+    return LABELS[function_name.removeprefix(GENERATED).split("_")[0]]
+
+
+class _HindranceFinder(cst.CSTVisitor):
+    """Look for what would mean something else in a function of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def visit_NamedExpr(self, node: cst.NamedExpr) -> None:
+        self.found = True
+
+    def visit_Call(self, node: cst.Call) -> None:
+        # a StopIteration that leaves a generator function becomes a RuntimeError
+        if isinstance(node.func, cst.Name) and node.func.value == "next":
+            self.found = True
+
+    def visit_CompFor(self, node: cst.CompFor) -> None:
+        if node.asynchronous is not None:
+            self.found = True
+
+
+def _can_be_lowered(node: cst.ListComp | cst.SetComp | cst.DictComp) -> bool:
+    finder = _HindranceFinder()
+    node.visit(finder)
+    if finder.found:
+        return False
+    # an access in the first iterable alone stands outside of the comprehension's own scope
+    clause = node.for_in.with_changes(iter=emit.name("_"))
+    return has_access(node.with_changes(for_in=clause))
+
+
+class Comprehensions(RequestPass):
+    """Turn each comprehension with an access into a generator function and a call of it."""
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__(origins)
+        self._functions: list[list[cst.FunctionDef]] = [[]]
+        self._count = 0
+
+    @property
+    def functions(self) -> list[cst.FunctionDef]:
+        """The generated functions, to stand at the head of the block."""
+        return self._functions[0]
+
+    def leave_ListComp(
+        self, original_node: cst.ListComp, updated_node: cst.ListComp
+    ) -> cst.BaseExpression:
+        def collect(node: cst.ListComp) -> cst.BaseExpression:
+            append = emit.attribute(emit.name(_RESULT), "append")
+            return emit.call(append, self._visited(node.elt))
+
+        return self._lowered(original_node, "list", cst.List([]), collect)
+
+    def leave_SetComp(
+        self, original_node: cst.SetComp, updated_node: cst.SetComp
+    ) -> cst.BaseExpression:
+        def collect(node: cst.SetComp) -> cst.BaseExpression:
+            return emit.call(emit.attribute(emit.name(_RESULT), "add"), self._visited(node.elt))
+
+        # {*()} is an empty set, whatever `set` means here
+        return self._lowered(
+            original_node, "set", cst.Set([cst.StarredElement(cst.Tuple([]))]), collect
+        )
+
+    def leave_DictComp(
+        self, original_node: cst.DictComp, updated_node: cst.DictComp
+    ) -> cst.BaseExpression:
+        def collect(node: cst.DictComp) -> cst.BaseExpression:
+            # a display evaluates the key before the value, an assignment would not
+            item = cst.Dict([cst.DictElement(self._visited(node.key), self._visited(node.value))])
+            return emit.call(emit.attribute(emit.name(_RESULT), "update"), item)
+
+        return self._lowered(original_node, "dict", cst.Dict([]), collect)
+
+    def _visited(self, node: cst.BaseExpression) -> cst.BaseExpression:
+        return emit.expression(node.visit(self))
+
+    def _lowered(
+        self,
+        node: _Comp,
+        kind: str,
+        empty: cst.BaseExpression,
+        collect: Callable[[_Comp], cst.BaseExpression],
+    ) -> cst.BaseExpression:
+        if not _can_be_lowered(node):
+            return self.with_first_iterable(node)
+        number, self._count = self._count, self._count + 1
+        function_name = f"{GENERATED}{kind}_{number}"
+        first_iterable = self._visited(node.for_in.iter)
+        self._functions.append([])
+        loop = self._loop(node.for_in, emit.name(_ITEMS), lambda: emit.statement(collect(node)))
+        nested: list[cst.BaseStatement] = list(self._functions.pop())
+        function = emit.function(
+            function_name,
+            [_ITEMS],
+            [
+                *nested,
+                emit.assign(emit.name(_RESULT), empty),
+                loop,
+                emit.statement(cst.Return(emit.name(_RESULT))),
+            ],
+        )
+        span = self.origins.span_of(node)
+        self.origins.keep(function, span)
+        for generated in function.body.body:
+            self.origins.keep(generated, span)
+        self._functions[-1].append(function)
+        return cst.Yield(
+            cst.From(emit.call(emit.name(function_name), first_iterable)),
+            lpar=[cst.LeftParen()],
+            rpar=[cst.RightParen()],
+        )
+
+    def _loop(
+        self,
+        clause: cst.CompFor,
+        iterable: cst.BaseExpression,
+        innermost: Callable[[], cst.BaseStatement],
+    ) -> cst.BaseStatement:
+        target = emit.target(clause.target.visit(self))
+        tests = [self._visited(condition.test) for condition in clause.ifs]
+        inner: cst.CompFor | None = clause.inner_for_in
+        body: cst.BaseStatement
+        if inner is None:
+            body = innermost()
+        else:
+            body = self._loop(inner, self._visited(inner.iter), innermost)
+        span = self.origins.span_of(clause)
+        self.origins.keep(body, span)
+        for test in reversed(tests):
+            body = cst.If(test, emit.block([body]))
+            self.origins.keep(body, self.origins.span_of(test))
+        loop = cst.For(target, iterable, emit.block([body]))
+        self.origins.keep(loop, span)
+        return loop

@@ -1,0 +1,57 @@
+"""Reads of model values.
+
+This:
+
+    h = model.transformer.h[3].output
+
+becomes:
+
+    h = (yield ("read", model.transformer.h[3], "output"))
+"""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ... import requests
+from ...spans import Origins
+from .. import emit
+from .common import RequestPass, is_port, stored
+
+
+class Reads(RequestPass):
+    """Turn each load of a port into a request; a port that is set or deleted stays."""
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__(origins)
+        self._stored: set[cst.CSTNode] = set()
+
+    def visit_AssignTarget(self, node: cst.AssignTarget) -> None:
+        self._stored.update(stored(node.target))
+
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
+        self._stored.update(stored(node.target))
+
+    def visit_AugAssign(self, node: cst.AugAssign) -> None:
+        self._stored.update(stored(node.target))
+
+    def visit_For(self, node: cst.For) -> None:
+        self._stored.update(stored(node.target))
+
+    def visit_AsName(self, node: cst.AsName) -> None:
+        self._stored.update(stored(node.name))
+
+    def visit_MatchValue(self, node: cst.MatchValue) -> bool:
+        # a pattern is no expression: `case box.output:` is served where it stands
+        return False
+
+    def visit_Del(self, node: cst.Del) -> None:
+        self._stored.update(stored(node.target))
+
+    def leave_Attribute(
+        self, original_node: cst.Attribute, updated_node: cst.Attribute
+    ) -> cst.BaseExpression:
+        if not is_port(original_node) or original_node in self._stored:
+            return updated_node
+        port = emit.string(updated_node.attr.value)
+        return emit.request(requests.READ, updated_node.value, port)

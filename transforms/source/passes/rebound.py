@@ -1,0 +1,54 @@
+"""Names of the enclosing function that another function in it rebinds.
+
+This, where a function beside the block says `nonlocal count`:
+
+    tick()
+    seen = count
+
+becomes:
+
+    tick()
+    seen = _nns_outer("count")
+
+A block starts from what the names around it stand for when it is entered. That is enough as long
+as nothing but the block runs; a function that the block calls can rebind a name of the enclosing
+function, and then the name is looked up where it lives, each time.
+"""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ... import names
+from ...spans import Origins
+from .. import emit
+from .common import Pass, stored
+
+
+class ReboundNames(Pass):
+    """Look names up in the enclosing function's frame."""
+
+    def __init__(self, origins: Origins, rebound: frozenset[str]) -> None:
+        super().__init__(origins)
+        self._rebound = rebound
+        self._kept: set[cst.CSTNode] = set()
+
+    def visit_Attribute(self, node: cst.Attribute) -> None:
+        self._kept.add(node.attr)
+
+    def visit_Arg(self, node: cst.Arg) -> None:
+        if node.keyword is not None:
+            self._kept.add(node.keyword)
+
+    def visit_Param(self, node: cst.Param) -> None:
+        self._kept.add(node.name)
+
+    def visit_AssignTarget(self, node: cst.AssignTarget) -> None:
+        self._kept.update(stored(node.target))
+
+    def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
+        if original_node.value not in self._rebound or original_node in self._kept:
+            return updated_node
+        return emit.call(emit.name(names.OUTER), emit.string(original_node.value)).with_changes(
+            lpar=updated_node.lpar, rpar=updated_node.rpar
+        )

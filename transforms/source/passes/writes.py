@@ -1,0 +1,186 @@
+"""Writes of model values, whole or in part.
+
+This:
+
+    model.transformer.h[5].output = h * 2
+    model.transformer.h[6].output[0] = h
+    model.transformer.h[7].output += v
+
+becomes:
+
+    yield ("write", h * 2, model.transformer.h[5], "output")
+    yield ("element", h, model.transformer.h[6].output, model.transformer.h[6], "output",
+           _nns_key[0])
+    yield ("write", _nns_inplace.iadd(model.transformer.h[7].output, v),
+           model.transformer.h[7], "output")
+
+(the loads that are left here are turned into requests by the next pass).
+
+The value comes first, as Python evaluates the right side of an assignment first; then the
+container, then the indices. Container and index path go along because the container may be a
+tuple, which is rebuilt, or a tensor, which is edited in place: only the running value tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import libcst as cst
+
+from ... import names, requests
+from .. import emit
+from .common import RequestPass, is_port, is_pure
+
+_INPLACE: dict[type[cst.BaseAugOp], str] = {
+    cst.AddAssign: "iadd",
+    cst.SubtractAssign: "isub",
+    cst.MultiplyAssign: "imul",
+    cst.DivideAssign: "itruediv",
+    cst.FloorDivideAssign: "ifloordiv",
+    cst.ModuloAssign: "imod",
+    cst.PowerAssign: "ipow",
+    cst.MatrixMultiplyAssign: "imatmul",
+    cst.BitAndAssign: "iand",
+    cst.BitOrAssign: "ior",
+    cst.BitXorAssign: "ixor",
+    cst.LeftShiftAssign: "ilshift",
+    cst.RightShiftAssign: "irshift",
+}
+
+
+def _port_and_path(
+    target: cst.CSTNode,
+) -> tuple[cst.Attribute, list[Sequence[cst.SubscriptElement]]] | None:
+    """Split `m.output[0]["k"]` into the port and its index path; None for any other target."""
+    path: list[Sequence[cst.SubscriptElement]] = []
+    while isinstance(target, cst.Subscript):
+        path.insert(0, target.slice)
+        target = target.value
+    if not isinstance(target, cst.Attribute) or not is_port(target):
+        return None
+    return target, path
+
+
+class Writes(RequestPass):
+    """Turn assignments to a port, or to an index path of one, into requests."""
+
+    def leave_SimpleStatementLine(
+        self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
+    ) -> cst.SimpleStatementLine:
+        return updated_node.with_changes(body=self._rewritten(updated_node.body))
+
+    def leave_SimpleStatementSuite(
+        self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
+    ) -> cst.SimpleStatementSuite:
+        return updated_node.with_changes(body=self._rewritten(updated_node.body))
+
+    def _rewritten(self, body: Sequence[cst.BaseSmallStatement]) -> list[cst.BaseSmallStatement]:
+        rewritten: list[cst.BaseSmallStatement] = []
+        for small in body:
+            if isinstance(small, cst.Assign):
+                rewritten.extend(self._assign(small))
+            elif isinstance(small, cst.AugAssign):
+                rewritten.extend(self._augmented(small))
+            else:
+                rewritten.append(small)
+        return rewritten
+
+    def _assign(self, node: cst.Assign) -> list[cst.BaseSmallStatement]:
+        split = [_port_and_path(target.target) for target in node.targets]
+        if not any(split):
+            return [node]
+        span = self.origins.span_of(node)
+        value = node.value
+        body: list[cst.BaseSmallStatement] = []
+        if len(node.targets) > 1:
+            # a = m.output = v: the value is computed once and assigned from left to right
+            temp = emit.name(names.TEMP_VALUE)
+            body.append(cst.Assign([cst.AssignTarget(temp)], value))
+            value = temp
+        for target, found in zip(node.targets, split, strict=True):
+            if found is None:
+                body.append(cst.Assign([target], value))
+            elif found[1]:
+                load, place = self._load(found[0])
+                body.append(cst.Expr(self._element(value, place, *found, load)))
+                body.extend(_released(place))
+            else:
+                body.append(cst.Expr(_write(value, found[0])))
+        if len(node.targets) > 1:
+            body.append(cst.Del(emit.name(names.TEMP_VALUE)))
+        for small in body:
+            self.origins.keep(small, span)
+        return body
+
+    def _augmented(self, node: cst.AugAssign) -> list[cst.BaseSmallStatement]:
+        found = _port_and_path(node.target)
+        operator = _INPLACE.get(type(node.operator))
+        if found is None or operator is None or len(found[1]) > 1:
+            # in m.output[0][:, -1] += v, plain Python sets the item of what is read
+            return [node]
+        if not all(is_pure(part) for index in found[1] for part in index):
+            return [node]
+        port, path = found
+        inplace = emit.attribute(emit.name(names.INPLACE), operator)
+        # the value may rebind a name that the target starts from
+        load, place = self._load(port, is_kept=not is_pure(node.value))
+        body: list[cst.BaseSmallStatement] = []
+        if path:
+            temp = emit.name(names.TEMP_VALUE)
+            held = cst.NamedExpr(temp, load, lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+            before = cst.Subscript(held, path[0])
+            value = emit.call(inplace, before, node.value)
+            body.append(cst.Expr(self._element(value, place, port, path, temp)))
+            body.append(cst.Del(emit.name(names.TEMP_VALUE)))
+        else:
+            new = emit.call(inplace, load, node.value)
+            body.append(cst.Expr(_write(new, port.with_changes(value=place))))
+        body.extend(_released(place))
+        for small in body:
+            self.origins.keep(small, self.origins.span_of(node))
+        return body
+
+    def _load(
+        self, port: cst.Attribute, *, is_kept: bool = False
+    ) -> tuple[cst.Attribute, cst.BaseExpression]:
+        """Return the port as what is read, and what stands for its module after that.
+
+        A module whose expression cannot be evaluated twice is kept in a name of ours.
+        """
+        module = emit.expression(port.value.deep_clone())
+        self.origins.keep(module, self.origins.span_of(port.value))
+        if not is_kept and is_pure(port.value):
+            load = port.with_changes(value=module)
+            place = emit.expression(port.value.deep_clone())
+        else:
+            temp = emit.name(names.TEMP_PLACE)
+            load = port.with_changes(value=emit.enclosed(cst.NamedExpr(temp, module)))
+            place = emit.name(names.TEMP_PLACE)
+        self.origins.keep(load, self.origins.span_of(port))
+        self.origins.keep(place, self.origins.span_of(port.value))
+        return load, place
+
+    def _element(
+        self,
+        value: cst.BaseExpression,
+        place: cst.BaseExpression,
+        port: cst.Attribute,
+        path: Sequence[Sequence[cst.SubscriptElement]],
+        container: cst.BaseExpression,
+    ) -> cst.Yield:
+        keys = [cst.Subscript(emit.name(names.KEY), index) for index in path]
+        port_name = emit.string(port.attr.value)
+        return emit.request(
+            requests.ELEMENT, value, container, place, port_name, *keys, statement=True
+        )
+
+
+def _released(place: cst.BaseExpression) -> list[cst.BaseSmallStatement]:
+    """Delete the name that a module was kept in, if it was."""
+    is_ours = isinstance(place, cst.Name) and place.value == names.TEMP_PLACE
+    return [cst.Del(emit.name(names.TEMP_PLACE))] if is_ours else []
+
+
+def _write(value: cst.BaseExpression, port: cst.Attribute) -> cst.Yield:
+    port_name = emit.string(port.attr.value)
+    return emit.request(requests.WRITE, value, port.value, port_name, statement=True)

@@ -1,0 +1,503 @@
+"""Lowering: from the text of one `with` statement to its program.
+
+The text is parsed once by `ast` (which judges whether it is Python at all, and from which the
+states are listed) and once by `libcst` (which is rewritten). The passes run in this order:
+
+1. blocks: inner blocks are cut out, so that the rest concerns this block alone;
+2. comprehensions: they turn expressions into functions, in which the later passes then work;
+3. steps: a `with` over steps becomes a loop, so that what follows sees one form;
+4. shared names: before the reads, whose statements they precede;
+5. writes: before the reads, since a write may leave a load for them;
+6. reads;
+7. saves, which are calls and no requests, and apply everywhere.
+
+Calls that look at their own frame come before all; `return`, in a function, after the blocks.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+
+from .. import names, requests
+from ..program import Program
+from ..spans import Origins, Span, relocate
+from . import emit
+from .accesses import states_of
+from .passes.blocks import Blocks, ChildBlock
+from .passes.comprehensions import Comprehensions, label_of
+from .passes.frames import FrameCalls
+from .passes.reads import Reads
+from .passes.rebound import ReboundNames
+from .passes.returns import Returns
+from .passes.saves import Saves
+from .passes.shared import SharedNames, bindings, repeated_bindings
+from .passes.steps import Steps
+from .passes.writes import Writes
+from .plain import plain_of
+from .scopes import Names, mangled, names_of
+from .unsupported import INNER_BLOCKS, refuse_unsupported
+
+_FACTORY = "_nns_factory"
+_FOR = re.compile(r"\bfor\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known about the place where a block stands.
+
+    Attributes:
+        filename: file name for tracebacks.
+        lines: lines of the file.
+        name: name of the enclosing function, `<module>` at the top level.
+        locals: names that are local to the enclosing function.
+        is_function: False at module level, in a class body and in `exec`.
+        class_name: class that the code stands in, for the mangling of private names.
+        flags: the `__future__` features of the file, as `compile` takes them.
+        rebound: names that a function beside the block may rebind while the block runs.
+        first_argument: first argument of the enclosing function, for `super()`.
+    """
+
+    filename: str
+    lines: Sequence[str]
+    name: str = "<module>"
+    locals: frozenset[str] = frozenset()
+    is_function: bool = False
+    class_name: str | None = None
+    first_argument: str | None = None
+    rebound: frozenset[str] = frozenset()
+    flags: int = 0
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One block on its way: its function, its inner blocks, what it shares."""
+
+    label: str
+    body: list[ast.stmt]
+    origin: Span
+    function: cst.FunctionDef
+    children: list[_Unit]
+    kind: str = "block"
+    fetched: frozenset[str] = frozenset()
+    waits_for: frozenset[str] = frozenset()
+    unsynchronised: frozenset[str] = frozenset()
+    params: tuple[str, ...] = ()
+    names: Names = field(default_factory=lambda: Names(frozenset(), frozenset(), frozenset()))
+
+
+def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
+    """Lower the block of a `with` statement.
+
+    Args:
+        node: the statement, with positions in `around.lines`.
+        item: index of the item that opens the block; later items belong to the block.
+        around: where the statement stands.
+
+    Raises:
+        UnsupportedSyntaxError: the block holds a construct that no program can express.
+    """
+    outer, origins, text = _parsed(node, around)
+    statement = cst.ensure_type(outer, cst.With)
+    body = emit.statements_of(statement.body)
+    user_body: list[ast.stmt] = list(node.body)
+    if item + 1 < len(node.items):
+        rest = statement.with_changes(items=statement.items[item + 1 :], leading_lines=[])
+        origins.keep(rest, origins.span_of(statement))
+        body = [rest]
+        user_body = [ast.copy_location(ast.With(node.items[item + 1 :], node.body), node)]
+    refuse_unsupported(user_body, around.filename, around.lines)
+    span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+    unit = _unit("block", body, user_body, span, origins, text, around)
+    return _program(unit, origins, around)
+
+
+def lower_function(node: ast.FunctionDef, around: Surroundings) -> Program:
+    """Lower a whole function, whose arguments become the parameters of the program.
+
+    Args:
+        node: the function, with positions in `around.lines`.
+        around: where the body stands; `locals` are the arguments and the names of closures.
+
+    Raises:
+        UnsupportedSyntaxError: the function holds a construct that no program can express.
+    """
+    refuse_unsupported(node.body, around.filename, around.lines, may_return=True)
+    outer, origins, text = _parsed(node, around)
+    body = emit.statements_of(cst.ensure_type(outer, cst.FunctionDef).body)
+    span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
+    unit = _unit("block", body, list(node.body), span, origins, text, around)
+    unit.function = _visited(unit.function, Returns(origins))
+    return _program(unit, origins, around)
+
+
+def _parsed(
+    node: ast.With | ast.FunctionDef, around: Surroundings
+) -> tuple[cst.BaseStatement, Origins, str]:
+    """Parse the text of one statement, and note where its nodes stand in the file."""
+    first, last = node.lineno, node.end_lineno or node.lineno
+    text = "\n".join(around.lines[first - 1 : last]) + "\n"
+    shift = first - 1
+    if node.col_offset:
+        text, shift = f"if 1:\n{text}", shift - 1
+    wrapper = MetadataWrapper(cst.parse_module(text), unsafe_skip_copy=True)
+    origins = Origins()
+    for found, position in wrapper.resolve(PositionProvider).items():
+        start, end = position.start, position.end
+        span = Span(start.line, start.column, end.line, end.column).moved(shift)
+        origins.keep(found, span)
+    outer: cst.BaseStatement = wrapper.module.body[0]
+    if node.col_offset:
+        outer = emit.statements_of(cst.ensure_type(outer, cst.If).body)[0]
+    return outer, origins, text
+
+
+def _unit(
+    label: str,
+    body: Sequence[cst.BaseStatement],
+    user_body: list[ast.stmt],
+    span: Span,
+    origins: Origins,
+    text: str,
+    around: Surroundings,
+) -> _Unit:
+    """Run the passes over one block, and over the blocks inside it."""
+    function = emit.function(label, [], body)
+    origins.keep(function, span)
+    if any(call in text for call in ("super", "locals", "vars")):
+        function = _visited(function, FrameCalls(origins, around.first_argument))
+    # a name that the block binds itself is the block's own
+    rebound = around.rebound - bindings(*body)
+    if rebound:
+        function = _visited(function, ReboundNames(origins, rebound))
+    blocks = Blocks(origins)
+    if any(f".{call}(" in text for call in INNER_BLOCKS):
+        function = _visited(function, blocks)
+    if _FOR.search(text):
+        comprehensions = Comprehensions(origins)
+        function = _visited(function, comprehensions)
+        if comprehensions.functions:
+            head = [*comprehensions.functions, *emit.statements_of(function.body)]
+            function = _with_body(function, head, origins)
+    if ".iter" in text or ".all(" in text:
+        function = _visited(function, Steps(origins))
+    children = _child_units(label, blocks.children, function, user_body, origins, text, around)
+    return _Unit(label, user_body, span, function, children)
+
+
+def _child_units(
+    label: str,
+    found: Sequence[ChildBlock],
+    function: cst.FunctionDef,
+    user_body: Sequence[ast.stmt],
+    origins: Origins,
+    text: str,
+    around: Surroundings,
+) -> list[_Unit]:
+    bodies = {
+        (node.lineno, node.end_lineno): node
+        for statement in user_body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.With)
+    }
+    units = []
+    for number, child in enumerate(found):
+        span = origins.span_of(child.origin)
+        if span is None:
+            raise AssertionError("an inner block has lost its position")
+        user_node = bodies[span.line, span.end_line]
+        units.append(
+            _unit(
+                f"{label}_{number}", child.body, list(user_node.body), span, origins, text, around
+            )
+        )
+        units[-1].kind = child.kind
+    invokes = [i for i, child in enumerate(found) if child.kind == "invoke"]
+    _share_names(
+        [units[i] for i in invokes],
+        [found[i] for i in invokes],
+        bindings(*emit.statements_of(function.body)),
+        origins,
+    )
+    return units
+
+
+def _share_names(
+    units: Sequence[_Unit],
+    found: Sequence[ChildBlock],
+    bound_outside: set[str],
+    origins: Origins,
+) -> None:
+    """Let each invoke fetch the names that earlier ones bind, and those publish them."""
+    bodies = [emit.statements_of(unit.function.body) for unit in units]
+    bound = [bindings(*body) for body in bodies]
+    needed: list[frozenset[str]] = []
+    for body in bodies:
+        found_names = names_of(_text(emit.function("block", [], body)))
+        needed.append(found_names.read | found_names.read_first)
+    fetched: list[set[str]] = [set() for _ in units]
+    told: list[set[str]] = [set() for _ in units]
+    for reader, unit in enumerate(units):
+        for name in sorted(needed[reader] - bound_outside):
+            binders = [i for i in range(reader) if name in bound[i]]
+            if not binders:
+                continue
+            fetched[reader].add(name)
+            for binder in binders:
+                told[binder].add(name)
+            repeated = any(
+                found[i].in_loop or name in repeated_bindings(*bodies[i]) for i in binders
+            )
+            if len(binders) == 1 and not repeated:
+                unit.waits_for |= {name}
+            elif repeated:
+                unit.unsynchronised |= {name}
+    for unit, fetch, tell in zip(units, fetched, told, strict=True):
+        unit.fetched = frozenset(fetch)
+        if fetch or tell:
+            unit.function = _visited(
+                unit.function, SharedNames(origins, frozenset(fetch), frozenset(tell))
+            )
+
+
+def _program(unit: _Unit, origins: Origins, around: Surroundings) -> Program:
+    _finish(unit, origins, around.class_name)
+    _choose_params(unit, around.locals)
+    # in a class body and in exec, any name may or may not be bound when the block starts
+    functions = _functions(unit, origins, guard_all=not around.is_function and bool(around.locals))
+    # under names of ours, since a user's block may well speak of a `block` of their own
+    hidden = [
+        one.with_changes(name=emit.name(f"{names.PREFIX}{one.name.value}")) for one in functions
+    ]
+    for one, whole in zip(hidden, functions, strict=True):
+        origins.keep(one, origins.span_of(whole))
+    factory = emit.function(_FACTORY, names.INJECTED, hidden)
+    module = cst.Module([factory])
+    if around.class_name is not None:
+        # private names (__x) are mangled by the class that the code stands in
+        module = cst.Module([cst.ClassDef(cst.Name(around.class_name), emit.block([factory]))])
+    wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
+    positions = wrapper.resolve(PositionProvider)
+    spans: dict[Span, Span] = {}
+    for node, span in origins.items():
+        position = positions.get(node)
+        if position is not None:
+            start, end = position.start, position.end
+            spans.setdefault(Span(start.line, start.column, end.line, end.column), span)
+    lowered = wrapper.module.code
+    tree = ast.parse(lowered)
+    relocate(tree, lowered.splitlines(), around.lines, spans, unit.origin)
+    compiled = compile(tree, around.filename, "exec", flags=around.flags, dont_inherit=True)
+    codes = _function_codes(compiled)
+    texts = {function.name.value: _text(function) for function in functions}
+    return _built(unit, around, codes, texts)
+
+
+def _finish(unit: _Unit, origins: Origins, class_name: str | None) -> None:
+    """Run the passes that need the names to be settled."""
+    for child in unit.children:
+        _finish(child, origins, class_name)
+    for rewrite in (Writes(origins), Reads(origins), Saves(origins)):
+        unit.function = _visited(unit.function, rewrite)
+    # a function is a generator only if a yield stands in it; the last request ends the block
+    end = emit.statement(emit.request(requests.END, statement=True))
+    origins.keep(end, unit.origin)
+    body = [*emit.statements_of(unit.function.body), end]
+    unit.function = _with_body(unit.function, body, origins)
+    unit.names = names_of(_text(unit.function), class_name)
+
+
+def _choose_params(unit: _Unit, outer: frozenset[str]) -> None:
+    known = outer | unit.names.bound
+    for child in unit.children:
+        _choose_params(child, known)
+    wanted = unit.names.read_first | (unit.names.read & outer)
+    for child in unit.children:
+        wanted |= (set(child.params) - unit.names.bound) & outer
+    unit.params = tuple(sorted(wanted))
+
+
+def _functions(unit: _Unit, origins: Origins, *, guard_all: bool) -> list[cst.FunctionDef]:
+    guards = []
+    for name in unit.params:
+        if name in unit.names.bound or guard_all:
+            test = cst.Comparison(
+                emit.name(name), [cst.ComparisonTarget(cst.Is(), emit.name(names.MISSING_NAME))]
+            )
+            guard = cst.If(test, cst.SimpleStatementSuite([cst.Del(emit.name(name))]))
+            origins.keep(guard, unit.origin.start())
+            guards.append(guard)
+    function = unit.function.with_changes(
+        params=emit.function("block", unit.params, []).params,
+        body=emit.block([*guards, *emit.statements_of(unit.function.body)]),
+    )
+    origins.keep(function, unit.origin)
+    found = [function]
+    for child in unit.children:
+        found.extend(_functions(child, origins, guard_all=guard_all))
+    return found
+
+
+def _built(
+    unit: _Unit,
+    around: Surroundings,
+    codes: dict[str, CodeType],
+    texts: dict[str, str],
+) -> Program:
+    children = tuple(_built(child, around, codes, texts) for child in unit.children)
+    return Program(
+        kind=unit.kind,
+        name=around.name,
+        filename=around.filename,
+        line=unit.origin.line,
+        source="\n".join(around.lines[unit.origin.line - 1 : unit.origin.end_line]),
+        lowered=texts[unit.label],
+        code=_renamed(codes[f"{names.PREFIX}{unit.label}"], around.name),
+        params=unit.params,
+        bound=unit.names.bound,
+        saved_names=frozenset(mangled(name, around.class_name) for name in _saved_names(unit.body)),
+        states=states_of(unit.body, around.lines),
+        plain=None if unit.children else plain_of(unit.body, unit.fetched),
+        children=children,
+        fetched=unit.fetched,
+        waits_for=unit.waits_for,
+        unsynchronised=unit.unsynchronised,
+        outer_is_global=not around.is_function,
+        state_blocks=_state_blocks(unit.body),
+        first_items=_first_items(unit.body),
+        looks_outside=bool(around.rebound),
+    )
+
+
+_FUTURE = 0
+for _feature in __future__.all_feature_names:
+    _FUTURE |= getattr(__future__, _feature).compiler_flag
+
+
+def future_flags(code: CodeType) -> int:
+    """Return the `__future__` features that some code was compiled with."""
+    return code.co_flags & _FUTURE
+
+
+def _visited(function: cst.FunctionDef, rewrite: cst.CSTTransformer) -> cst.FunctionDef:
+    return cst.ensure_type(function.visit(_RootFunction(rewrite)), cst.FunctionDef)
+
+
+class _RootFunction(cst.CSTTransformer):
+    """Hand a function's body to a pass, which by itself would not enter a function."""
+
+    def __init__(self, rewrite: cst.CSTTransformer) -> None:
+        super().__init__()
+        self._rewrite = rewrite
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        return isinstance(node, cst.FunctionDef)
+
+    def on_leave(  # type: ignore[override]
+        self, original_node: cst.CSTNode, updated_node: cst.CSTNode
+    ) -> cst.CSTNode:
+        if isinstance(original_node, cst.FunctionDef):
+            return original_node.with_changes(body=original_node.body.visit(self._rewrite))
+        return updated_node
+
+
+def _with_body(
+    function: cst.FunctionDef, body: Sequence[cst.BaseStatement], origins: Origins
+) -> cst.FunctionDef:
+    changed = function.with_changes(body=emit.block(body))
+    origins.keep(changed, origins.span_of(function))
+    return changed
+
+
+def _text(function: cst.FunctionDef) -> str:
+    return cst.Module([function]).code
+
+
+def _function_codes(code: CodeType) -> dict[str, CodeType]:
+    """Find the code objects of the blocks below a compiled module."""
+    inside = {const.co_name: const for const in code.co_consts if isinstance(const, CodeType)}
+    if _FACTORY not in inside:
+        (code,) = inside.values()
+        return _function_codes(code)
+    factory = inside[_FACTORY]
+    return {const.co_name: const for const in factory.co_consts if isinstance(const, CodeType)}
+
+
+def _renamed(code: CodeType, name: str) -> CodeType:
+    """Give a code object, and the scopes generated in it, the names that Python gives them."""
+    consts = tuple(
+        _renamed(const, label_of(const.co_name) or const.co_name)
+        if isinstance(const, CodeType)
+        else const
+        for const in code.co_consts
+    )
+    return code.replace(co_name=name, co_qualname=name, co_consts=consts)
+
+
+_STATE_CALLS = frozenset(
+    {"no_grad", "enable_grad", "set_grad_enabled", "inference_mode", "autocast"}
+)
+
+
+def _state_blocks(body: Sequence[ast.stmt]) -> tuple[tuple[int, int], ...]:
+    """Collect the lines of the `with` statements that set a state of torch."""
+    return tuple(
+        (node.lineno, node.end_lineno or node.lineno)
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.With)
+        and any(
+            isinstance(name, (ast.Name, ast.Attribute))
+            and (name.attr if isinstance(name, ast.Attribute) else name.id) in _STATE_CALLS
+            for item in node.items
+            for name in ast.walk(item.context_expr)
+        )
+    )
+
+
+def _first_items(body: Sequence[ast.stmt]) -> frozenset[int]:
+    """Collect the lines on which `<anything>.output[0]` stands."""
+    return frozenset(
+        node.lineno
+        for statement in body
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.slice, ast.Constant)
+        and node.slice.value == 0
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr == "output"
+    )
+
+
+def _saved_names(body: Sequence[ast.stmt]) -> frozenset[str]:
+    """Collect the names that are assigned straight from a call named `save`."""
+    found: set[str] = set()
+    for statement in body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    found |= _pairs(target, node.value)
+            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+                found |= _pairs(node.target, node.value)
+    return frozenset(found)
+
+
+def _pairs(target: ast.expr, value: ast.expr) -> set[str]:
+    if isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
+        if len(target.elts) == len(value.elts):
+            pairs = zip(target.elts, value.elts, strict=True)
+            return set().union(*(_pairs(left, right) for left, right in pairs))
+        return set()
+    if isinstance(target, ast.Name) and isinstance(value, ast.Call):
+        function = value.func
+        called = function.attr if isinstance(function, ast.Attribute) else None
+        called = function.id if isinstance(function, ast.Name) else called
+        return {target.id} if called == "save" else set()
+    return set()

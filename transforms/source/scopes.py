@@ -1,0 +1,220 @@
+"""Which names a lowered block reads, binds, and may read before it binds them.
+
+A block becomes a function, so each name that it binds becomes a local of that function. A local
+that may be read before its first binding has to start with the value that the name has outside
+(`x = x + 1`), and so becomes a parameter; so does each name of the enclosing function. Names
+that are global outside stay global inside.
+"""
+
+from __future__ import annotations
+
+import ast
+import symtable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ..names import is_ours
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one block.
+
+    Attributes:
+        bound: names the block binds.
+        read: names the block, or a function in it, reads from outside.
+        read_first: names that are bound, and may be read before they are.
+    """
+
+    bound: frozenset[str]
+    read: frozenset[str]
+    read_first: frozenset[str]
+
+
+def mangled(name: str, class_name: str | None) -> str:
+    """Return the name that `__name` stands for in the body of a class."""
+    if class_name is None or not name.startswith("__") or name.endswith("__"):
+        return name
+    return f"_{class_name.lstrip('_')}{name}" if class_name.strip("_") else name
+
+
+def names_of(function_text: str, class_name: str | None = None) -> Names:
+    """Analyse the names of a function without parameters, given as text.
+
+    Args:
+        function_text: the function, which stands at the top level of the text.
+        class_name: the class it stands in, whose private names are mangled.
+    """
+    table = symtable.symtable(function_text, "<block>", "exec").get_children()[0]
+    bound = frozenset(
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_local() and not is_ours(symbol.get_name())
+    )
+    read: set[str] = set()
+    tables = [table]
+    while tables:
+        current = tables.pop()
+        tables.extend(current.get_children())
+        read.update(
+            symbol.get_name()
+            for symbol in current.get_symbols()
+            if symbol.is_global() and not symbol.is_declared_global()
+        )
+    tree = ast.parse(function_text).body[0]
+    body = tree.body if isinstance(tree, ast.FunctionDef) else []
+    read_first = frozenset(name for name in bound if _may_read_first(body, name))
+    users = frozenset(name for name in read if not is_ours(name))
+    return Names(*(_all_mangled(names, class_name) for names in (bound, users, read_first)))
+
+
+def rebound_beside(node: ast.AST) -> frozenset[str]:
+    """Collect names that functions beside a statement declare `nonlocal`, and so may rebind.
+
+    The statement's tree has to know its parents, as the trees of `executing` do.
+    """
+    outermost: ast.AST | None = None
+    parent = getattr(node, "parent", None)
+    while parent is not None:
+        if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            outermost = parent
+        parent = getattr(parent, "parent", None)
+    return frozenset() if outermost is None else nonlocals_in(outermost, node)
+
+
+def nonlocals_in(function: ast.AST, statement: ast.AST) -> frozenset[str]:
+    """Collect the names declared `nonlocal` in a function, outside of one statement in it."""
+    inside = set(map(id, ast.walk(statement)))
+    return frozenset(
+        name
+        for below in ast.walk(function)
+        if isinstance(below, ast.Nonlocal) and id(below) not in inside
+        for name in below.names
+    )
+
+
+def _all_mangled(names: frozenset[str], class_name: str | None) -> frozenset[str]:
+    return frozenset(mangled(name, class_name) for name in names)
+
+
+class _Use(Enum):
+    """What running some code does to a name first, as far as the text tells."""
+
+    NONE = 0
+    READS = 1
+    BINDS = 2
+
+
+def _may_read_first(body: Sequence[ast.stmt], name: str) -> bool:
+    return _use_in(body, name) is _Use.READS
+
+
+def _use_in(nodes: Iterable[ast.AST | None], name: str) -> _Use:
+    """Look at code in the order in which it runs; what runs perhaps does not bind for sure."""
+    for node in nodes:
+        use = _Use.NONE if node is None else _use(node, name)
+        if use is not _Use.NONE:
+            return use
+    return _Use.NONE
+
+
+def _use(node: ast.AST, name: str) -> _Use:
+    match node:
+        case ast.Name(id=found):
+            is_other = found != name
+            return _Use.NONE if is_other else _binds_if(isinstance(node.ctx, ast.Store))
+        case ast.Assign():
+            return _use_in([node.value, *node.targets], name)
+        case ast.AugAssign(target=ast.Name(id=found)) if found == name:
+            return _Use.READS
+        case ast.AnnAssign():
+            return _use_in([node.value, node.target if node.value else None], name)
+        case ast.NamedExpr():
+            return _use_in([node.value, node.target], name)
+        case ast.For() | ast.AsyncFor():
+            return _loop_use(node, name)
+        case ast.While():
+            return _perhaps([node.test], [[*node.body], [*node.orelse]], name)
+        case ast.If() | ast.IfExp():
+            branches = (node.body, node.orelse)
+            parts = [part if isinstance(part, list) else [part] for part in branches]
+            uses = [_use_in(part, name) for part in parts]
+            test = _use(node.test, name)
+            if test is not _Use.NONE:
+                return test
+            if _Use.READS in uses:
+                return _Use.READS
+            return _Use.BINDS if uses == [_Use.BINDS, _Use.BINDS] else _Use.NONE
+        case ast.Try() | ast.TryStar():
+            pieces: list[list[ast.AST]] = [[*node.body, *node.orelse], [*node.finalbody]]
+            pieces.extend([handler] for handler in node.handlers)
+            return _perhaps([], pieces, name)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            inside = any(
+                isinstance(below, ast.Name) and below.id == name for below in ast.walk(node)
+            )
+            declared = any(
+                isinstance(below, ast.Nonlocal) and name in below.names for below in ast.walk(node)
+            )
+            if inside or declared:
+                return _Use.READS
+            return _binds_if(True) if node.name == name else _Use.NONE
+        case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+            own = {
+                below.id
+                for clause in node.generators
+                for below in ast.walk(clause.target)
+                if isinstance(below, ast.Name)
+            }
+            first_iterable = node.generators[0].iter
+            rest = [] if name in own else list(ast.iter_child_nodes(node))
+            return _perhaps([first_iterable], [rest], name)
+        case ast.Import() | ast.ImportFrom():
+            bound = {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            return _binds_if(True) if name in bound else _Use.NONE
+        case ast.BoolOp(values=[first, *others]):
+            return _perhaps([first], [others], name)
+        case ast.Compare(left=left, comparators=[second, *others]):
+            return _perhaps([left, second], [others], name)
+        case ast.Assert():
+            return _perhaps([node.test], [[node.msg]], name)
+        case ast.ExceptHandler(name=found) if found == name:
+            before = _use_in([node.type], name)
+            return _Use.BINDS if before is _Use.NONE else before
+        case ast.withitem():
+            return _use_in([node.context_expr, node.optional_vars], name)
+        case ast.Match():
+            cases = [[one.pattern, one.guard, *one.body] for one in node.cases]
+            return _perhaps([node.subject], cases, name)
+        case ast.MatchAs(name=found) | ast.MatchStar(name=found) if found == name:
+            return _Use.BINDS
+        case ast.Nonlocal(names=found):
+            return _Use.READS if name in found else _Use.NONE
+    return _use_in(ast.iter_child_nodes(node), name)
+
+
+def _binds_if(binds: bool) -> _Use:
+    return _Use.BINDS if binds else _Use.READS
+
+
+def _loop_use(node: ast.For | ast.AsyncFor, name: str) -> _Use:
+    first = _use(node.iter, name)
+    if first is not _Use.NONE:
+        return first
+    target = _use(node.target, name)
+    # the body runs with the target bound; what follows may find it unbound, if there was no item
+    body = _Use.NONE if target is _Use.BINDS else _use_in(node.body, name)
+    rest = _use_in(node.orelse, name)
+    return _Use.READS if _Use.READS in (body, rest) else _Use.NONE
+
+
+def _perhaps(
+    first: Sequence[ast.AST], parts: Sequence[Sequence[ast.AST | None]], name: str
+) -> _Use:
+    """Code of which some parts may not run: it may read a name, and binds none for sure."""
+    certain = _use_in(first, name)
+    if certain is not _Use.NONE:
+        return certain
+    reads = any(_use_in(part, name) is _Use.READS for part in parts)
+    return _Use.READS if reads else _Use.NONE

@@ -1,0 +1,196 @@
+"""What cannot be lowered, refused before anything runs.
+
+A block becomes a function of its own, so whatever would leave it by another way than its end has
+no meaning there. Each refusal names the construct, its line and a way to write it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from ..blocks_text import OPENING_CALLS
+from ..errors import UnsupportedSyntaxError
+
+INNER_BLOCKS = frozenset({"invoke", "backward"}) | OPENING_CALLS
+"""Methods that open a block inside a block."""
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.GeneratorExp)
+
+
+class _Refusals(ast.NodeVisitor):
+    def __init__(self, filename: str, lines: Sequence[str], *, may_return: bool) -> None:
+        self._may_return = may_return
+        self._filename = filename
+        self._lines = lines
+        self._loops = 0
+        self._step_blocks = 0
+
+    def _refuse(self, node: ast.stmt | ast.expr, what: str, remedy: str) -> None:
+        index = node.lineno - 1
+        text = self._lines[index] if 0 <= index < len(self._lines) else None
+        # ast counts columns in bytes, a SyntaxError in characters
+        column = len((text or "").encode()[: node.col_offset].decode(errors="replace"))
+        raise UnsupportedSyntaxError.at(what, remedy, self._filename, node.lineno, column, text)
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, _SCOPES):
+            self._visit_scope(node)
+        elif isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
+            self._visit_loop(node)
+        else:
+            super().visit(node)
+
+    def _visit_scope(self, node: ast.AST) -> None:
+        # decorators, defaults and bases are evaluated in the block; the body is a scope of its own
+        outside: list[ast.expr | None] = []
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            outside += [*node.decorator_list, *node.args.defaults, *node.args.kw_defaults]
+        elif isinstance(node, ast.Lambda):
+            outside += [*node.args.defaults, *node.args.kw_defaults]
+        elif isinstance(node, ast.ClassDef):
+            keywords = [keyword.value for keyword in node.keywords]
+            outside += [*node.decorator_list, *node.bases, *keywords]
+        elif isinstance(node, ast.GeneratorExp):
+            outside.append(node.generators[0].iter)
+        for expression in outside:
+            if expression is not None:
+                self.visit(expression)
+
+    def _visit_loop(self, node: ast.For | ast.AsyncFor | ast.While) -> None:
+        if isinstance(node, ast.AsyncFor):
+            self._refuse(node, "'async for'", "collect the items before the block")
+        self._loops += 1
+        steps, self._step_blocks = self._step_blocks, 0
+        for child in node.body:
+            self.visit(child)
+        self._loops -= 1
+        self._step_blocks = steps
+        header = [node.test] if isinstance(node, ast.While) else [node.iter]
+        for part in (*header, *node.orelse):
+            self.visit(part)
+
+    def visit_Return(self, node: ast.Return) -> None:
+        if self._may_return:
+            self.generic_visit(node)
+            return
+        self._refuse(node, "'return'", "save the value in the block and return it after the block")
+
+    def visit_Break(self, node: ast.Break) -> None:
+        self._leave_loop(node, "'break'")
+
+    def visit_Continue(self, node: ast.Continue) -> None:
+        self._leave_loop(node, "'continue'")
+
+    def _leave_loop(self, node: ast.stmt, what: str) -> None:
+        if self._step_blocks:
+            self._refuse(
+                node,
+                f"{what} out of a 'with ... iter[...]'",
+                "write the loop as 'for step in tracer.iter[...]:'",
+            )
+        if not self._loops:
+            self._refuse(
+                node,
+                f"{what} of an outer loop",
+                "set a name in the block, save it, and leave the loop after the block",
+            )
+
+    def visit_Yield(self, node: ast.Yield) -> None:
+        self._refuse(node, "'yield'", "save the value in the block and yield it after the block")
+
+    def visit_YieldFrom(self, node: ast.YieldFrom) -> None:
+        self._refuse(node, "'yield from'", "save the values and yield them after the block")
+
+    def visit_Await(self, node: ast.Await) -> None:
+        self._refuse(node, "'await'", "await before or after the block")
+
+    def visit_AsyncWith(self, node: ast.AsyncWith) -> None:
+        self._refuse(node, "'async with'", "enter it around the block")
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        if node.is_async:
+            self._refuse(
+                node.target, "an asynchronous comprehension", "collect the items before the block"
+            )
+        self.generic_visit(node)
+
+    def visit_Global(self, node: ast.Global) -> None:
+        self._refuse(
+            node,
+            f"'global {', '.join(node.names)}'",
+            "save the value in the block and assign the global after the block",
+        )
+
+    def visit_Nonlocal(self, node: ast.Nonlocal) -> None:
+        self._refuse(
+            node,
+            f"'nonlocal {', '.join(node.names)}'",
+            "save the value in the block and assign the name after the block",
+        )
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if any(alias.name == "*" for alias in node.names):
+            self._refuse(node, "'import *'", "import the names that the block uses")
+
+    def visit_With(self, node: ast.With) -> None:
+        steps = is_step_block(node)
+        if any(_is_inner_block(item.context_expr) for item in node.items):
+            self._visit_inner_block(node)
+            return
+        for item in node.items:
+            self.visit(item.context_expr)
+        self._step_blocks += steps
+        loops, self._loops = self._loops, 0 if steps else self._loops
+        for child in node.body:
+            self.visit(child)
+        self._loops = loops
+        self._step_blocks -= steps
+
+    def _visit_inner_block(self, node: ast.With) -> None:
+        """The body of an invoke is a block of its own, which no loop around it can be left from."""
+        for item in node.items:
+            self.visit(item.context_expr)
+        outer = self._loops, self._step_blocks
+        self._loops = self._step_blocks = 0
+        for child in node.body:
+            self.visit(child)
+        self._loops, self._step_blocks = outer
+
+
+def is_step_block(node: ast.With) -> bool:
+    """Tell whether a `with` statement is a loop over steps: `with tracer.iter[...]`, `.all()`."""
+    return any(is_steps(item.context_expr) for item in node.items)
+
+
+def _is_inner_block(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in INNER_BLOCKS
+    )
+
+
+def is_steps(node: ast.expr) -> bool:
+    """Tell whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr == "iter"
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "all"
+        and not (node.args or node.keywords)
+    )
+
+
+def refuse_unsupported(
+    body: Sequence[ast.stmt], filename: str, lines: Sequence[str], *, may_return: bool = False
+) -> None:
+    """Check the statements of a block, or of a function that is to be lowered.
+
+    Raises:
+        UnsupportedSyntaxError: at the first construct that cannot be lowered.
+    """
+    refusals = _Refusals(filename, lines, may_return=may_return)
+    for statement in body:
+        refusals.visit(statement)
