@@ -23,6 +23,11 @@ BINDINGS = {
     "(x := 1)": {"x"},
     "[x := i for i in v]": {"x"},
     "y = [i for i in v]": {"y"},
+    "y = [i for i in v]\nz = i": {"y", "z"},
+    "y = [i for i in v]\ndef f(i): i = 1": {"y", "f"},
+    "y = [i for i in v]\nimport i": {"y", "i"},
+    "y = {i: [j for j in w] for i in v}": {"y"},
+    "y = [lambda: i for i in v]": {"y"},
     "y = lambda p: p": {"y"},
     "try: pass\nexcept E as x: pass": {"x"},
     "match v:\n    case [x, *y]: pass\n    case {'k': z, **w}: pass": {"x", "y", "z", "w"},
@@ -79,6 +84,11 @@ def test_names_that_are_read_come_from_outside():
     found = names_of("def block():\n    y = x\n    def f():\n        return z\n    print(y)\n")
     assert found.read == {"x", "z", "print"}
     assert found.bound == {"y", "f"}
+
+
+def test_a_loop_variable_is_also_read_where_it_stands_outside_of_its_loop():
+    found = names_of("def block():\n    y = [i for i in v]\n    z = i\n")
+    assert found.read == {"i", "v"}
 
 
 def test_our_own_names_are_not_the_users():

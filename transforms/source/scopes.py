@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import symtable
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,11 +47,12 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
         class_name: the class it stands in, whose private names are mangled.
     """
     table = symtable.symtable(function_text, "<block>", "exec").get_children()[0]
-    bound = frozenset(
-        symbol.get_name()
-        for symbol in table.get_symbols()
-        if symbol.is_local() and not is_ours(symbol.get_name())
-    )
+    tree = ast.parse(function_text).body[0]
+    body = tree.body if isinstance(tree, ast.FunctionDef) else []
+    local = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local()}
+    # from Python 3.12 on a function's table also lists what its comprehensions bind (PEP 709)
+    local -= _loop_names(body) - {name for node in body for name in _stored(node)}
+    bound = frozenset(name for name in local if not is_ours(name))
     read: set[str] = set()
     tables = [table]
     while tables:
@@ -62,8 +63,6 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
             for symbol in current.get_symbols()
             if symbol.is_global() and not symbol.is_declared_global()
         )
-    tree = ast.parse(function_text).body[0]
-    body = tree.body if isinstance(tree, ast.FunctionDef) else []
     read_first = frozenset(name for name in bound if _may_read_first(body, name))
     users = frozenset(name for name in read if not is_ours(name))
     return Names(*(_all_mangled(names, class_name) for names in (bound, users, read_first)))
@@ -92,6 +91,42 @@ def nonlocals_in(function: ast.AST, statement: ast.AST) -> frozenset[str]:
         if isinstance(below, ast.Nonlocal) and id(below) not in inside
         for name in below.names
     )
+
+
+def _loop_names(body: Sequence[ast.stmt]) -> set[str]:
+    """Collect the loop variables of comprehensions."""
+    return {
+        name.id
+        for statement in body
+        for loop in ast.walk(statement)
+        if isinstance(loop, ast.comprehension)
+        for name in ast.walk(loop.target)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }
+
+
+def _stored(node: ast.AST) -> Iterator[str]:
+    """List the names that a statement binds, but for the loop variables of comprehensions."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name
+        case ast.Lambda():
+            return
+        case ast.Name(ctx=ast.Store() | ast.Del()):
+            yield node.id
+        case ast.alias():
+            yield (node.asname or node.name).split(".")[0]
+        case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name:
+            yield node.name
+        case ast.MatchMapping() if node.rest:
+            yield node.rest
+    is_scope = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    for field, value in ast.iter_fields(node):
+        if (is_scope and field == "body") or (isinstance(node, ast.comprehension) and field == "target"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _stored(child)
 
 
 def _all_mangled(names: frozenset[str], class_name: str | None) -> frozenset[str]:
