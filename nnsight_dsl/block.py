@@ -24,6 +24,7 @@ from nnsight_dsl.transforms.live import (
     bind_target,
     find_block,
     forget_snapshot,
+    lead_debugger_on,
     names_around,
     set_names,
 )
@@ -139,6 +140,7 @@ class Block:
         set_names(frame, left)
         del left
         forget_snapshot(frame)
+        lead_debugger_on(frame, self._program)
         if failure is not None:
             _forget_control_flow(failure)
         return failure
