@@ -45,13 +45,14 @@ def exit(self, kind, error, traceback):
 """
 
 _exits: dict[tuple[int, int], tuple[CodeType, Callable[..., bool]]] = {}
-"""By code object and line; the entry keeps the code object alive."""
+"""By code object and offset of the instruction; the entry keeps the code object alive."""
 
 
 def _exit_at(frame: FrameType) -> Callable[..., bool]:
-    code, line = frame.f_code, frame.f_lineno
-    found = _exits.get((id(code), line))
+    code = frame.f_code
+    found = _exits.get((id(code), frame.f_lasti))
     if found is None:
+        line = frame.f_lineno
         tree = ast.parse(_EXIT)
         # the whole of the line, of which a traceback marks no part
         text = linecache.getline(code.co_filename, line).rstrip().encode()
@@ -66,7 +67,7 @@ def _exit_at(frame: FrameType) -> Callable[..., bool]:
         function.__code__ = function.__code__.replace(
             co_name=code.co_name, co_qualname=code.co_name
         )
-        found = _exits[id(code), line] = (code, function)
+        found = _exits[id(code), frame.f_lasti] = (code, function)
     return found[1]
 
 

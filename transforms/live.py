@@ -105,6 +105,13 @@ def _register_command() -> None:
         linecache.cache["<string>"] = (len(text), None, text.splitlines(True), "<string>")
 
 
+# before PEP 667 (Python 3.13) `f_locals` is a copy, which this call writes back
+_write_back: Any = None
+if sys.version_info < (3, 13):
+    _write_back = ctypes.pythonapi.PyFrame_LocalsToFast
+    _write_back.argtypes = [ctypes.py_object, ctypes.c_int]
+    _write_back.restype = None
+
 _evaluated: set[str] = set()
 """Names of texts that were found in the function that runs them; the next may have the same."""
 
@@ -228,7 +235,10 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
 
     The block ran in a frame of its own, which is gone; Python's debuggers (bdb) would wait for it.
     """
-    debugger = getattr(sys.gettrace(), "__self__", None)
+    trace = sys.gettrace()
+    if trace is None:
+        return
+    debugger = getattr(trace, "__self__", None)
     stop = getattr(debugger, "stopframe", None)
     if stop is None or debugger is None:
         return
@@ -296,12 +306,12 @@ def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
     if not code.co_flags & inspect.CO_OPTIMIZED:
         frame.f_locals.update(values)
         return
-    fast = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     namespace = frame.f_locals
     for name, value in values.items():
-        # a name declared global in the function is none of its locals
-        (namespace if name in fast else frame.f_globals)[name] = value
-    # before PEP 667 (Python 3.13) f_locals is a copy, which this call writes back
-    to_fast = getattr(ctypes.pythonapi, "PyFrame_LocalsToFast", None)
-    if to_fast is not None and sys.version_info < (3, 13):
-        to_fast(ctypes.py_object(frame), ctypes.c_int(0))
+        if name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars:
+            namespace[name] = value
+        else:
+            # a name declared global in the function is none of its locals
+            frame.f_globals[name] = value
+    if _write_back is not None:
+        _write_back(frame, 0)
