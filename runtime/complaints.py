@@ -111,6 +111,12 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
                 f"{location} was never computed, since {above._path} was skipped (line "
                 f"{tap.skipped_by}); ask for it in a run that does not skip {above._path}"
             )
+    if driver.is_stepped and machine.step > driver.step >= 0:
+        return GenerationEndedError(
+            f"{location} was asked for in step {machine.step}, and the generation ended after "
+            f"{driver.step + 1} steps; count steps from 0, or loop over those that come: "
+            "'for step in tracer.iter[:]:'"
+        )
     if driver.tap_for(place).begun:
         return OutOfOrderError(
             f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
@@ -188,14 +194,34 @@ def outside(what: str) -> Exception:
     )
 
 
-def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int) -> None:
-    """Warn that a bounded loop was not reached, at the line of the loop."""
-    program = machine.program
+def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> None:
+    """Warn that a bounded loop was not reached, at the line of the loop.
+
+    Args:
+        machine: the machine that loops.
+        steps: its loop.
+        taken: how many steps the generation took; None in a run that is no generation.
+    """
+    if taken is None:
+        seen = f"visit {steps.next_step} (from 0), and no module that is looked at had so many"
+    else:
+        seen = f"step {steps.next_step} (from 0), and the generation ended after {taken} steps"
+    _warn_of_loop(machine, seen)
+
+
+def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> None:
+    """Warn that a round of a bounded loop waited for a visit that never came."""
+    _warn_of_loop(
+        machine,
+        f"visit {machine.step} (from 0) of {location_of(request)}, which had {taken} visits",
+    )
+
+
+def _warn_of_loop(machine: Machine, seen: str) -> None:
     warnings.warn_explicit(
-        f"the loop waited for step {steps.next_step}, and the generation ended after {taken} "
-        "steps; what the loop saved until then is there",
+        f"the loop waited for {seen}; what the loop saved until then is there",
         UserWarning,
-        program.filename,
+        machine.program.filename,
         machine.line,
     )
 

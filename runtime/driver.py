@@ -236,7 +236,7 @@ class Driver:
         self._has_ended = True
         for machine, steps in self._take_waiters():
             if not steps.is_open:
-                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+                self._warn_of_missing(machine, steps)
             self._drive(machine, False)
         self._result = (result,)
         for machine in self.machines:
@@ -246,8 +246,25 @@ class Driver:
                 self._drive(machine, self._seen_result(machine))
         for machine in self.machines:
             if not machine.is_done and machine.pending is not None:
-                error = complaints.never_came(self, machine, machine.pending)
+                error = self._never_came(machine, machine.pending)
                 self._drive(machine, error=error)
+
+    def _never_came(self, machine: Machine, request: Request) -> BaseException:
+        """Return what to raise where a machine waits for what can no longer come.
+
+        In a run with one forward of the root, round k of a loop is the k-th visit to each
+        location. Where one has fewer visits than the others, the loop ends there.
+        """
+        loop = machine.loops[-1] if machine.loops else None
+        if loop is None or not loop.is_lowered or self.is_stepped or machine.step == 0:
+            return complaints.never_came(self, machine, request)
+        place = _target(request) if _phase_of(request) is not None else None
+        if not isinstance(place, Place) or not 0 < self.tap_for(place).begun <= machine.step:
+            return complaints.never_came(self, machine, request)
+        if not loop.is_open:
+            complaints.warn_of_missing_visits(machine, request, self.tap_for(place).begun)
+        loop.is_over = True
+        return loop.over()
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
         waiters = sorted(
@@ -256,6 +273,10 @@ class Driver:
         self._step_waiters = []
         self.visit_waiters = []
         return waiters
+
+    def _warn_of_missing(self, machine: Machine, steps: Steps) -> None:
+        taken = self.step + 1 if self.is_stepped else None
+        complaints.warn_of_missing_steps(machine, steps, taken)
 
     def _close(self) -> None:
         self._has_ended = True
@@ -611,7 +632,7 @@ class Driver:
         """Tell whether a place belongs to the model that runs, by whichever wrapper."""
         return place._root is None or place._root._module is self.root._module
 
-    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> Exception | None:
+    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> BaseException | None:
         if tap.place._module is None:
             return None
         step = machine.step
@@ -625,7 +646,7 @@ class Driver:
         elif (tap.begun if before_call else tap.done) > step:
             return complaints.passed(self, machine, request, tap)
         elif self._has_ended:
-            return complaints.never_came(self, machine, request)
+            return self._never_came(machine, request)
         place: Place | None = _target(request)._parent
         while place is not None:
             above = self._taps.get(_key(place))
@@ -653,11 +674,11 @@ class Driver:
         if machine.is_builder:
             raise complaints.steps_in_builder()
         number = steps.look_ahead()
-        if number is None:
+        if number is None or steps.is_over:
             return False
         if self._has_ended:
             if not steps.is_open:
-                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+                self._warn_of_missing(machine, steps)
             return False
         reached = self.step if self.is_stepped else max(self._most_visits - 1, 0)
         if self.is_stepped and reached > number:

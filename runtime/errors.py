@@ -95,5 +95,9 @@ class RunEnded(BaseException):
     """Control flow, not an error: raised in a machine that still waits when its run is over."""
 
 
+class LoopOver(BaseException):
+    """Control flow, not an error: ends a loop over steps whose round waits for what never comes."""
+
+
 class RunAborted(BaseException):
     """Control flow, not an error: takes a run out of the model's forward."""
