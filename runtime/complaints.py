@@ -25,6 +25,7 @@ from .machine import Machine
 from .tracebacks import clean, traceback_at
 
 if TYPE_CHECKING:
+    from .barriers import Barrier
     from .driver import Driver, Suspect
     from .steps import Steps
     from .taps import Tap
@@ -145,8 +146,13 @@ def nested_invoke() -> Exception:
     )
 
 
-def value_in_builder(request: Request, *, has_invokes: bool) -> Exception:
+def value_in_builder(request: Request, *, has_invokes: bool, is_session: bool) -> Exception:
     """A trace without an input, or one that consists of invokes, reads a value of its own."""
+    if is_session:
+        return NotRunningError(
+            f"{location_of(request)} is asked for in a session, and outside of its traces; no "
+            "model runs there: read it in 'with model.trace(...):', whose names are the session's"
+        )
     if not has_invokes:
         return no_input()
     return InvokeError(
@@ -175,6 +181,30 @@ def barrier_in_builder() -> Exception:
     """A barrier is waited at outside of the invokes."""
     return BarrierError(
         "a barrier is waited at outside of the invokes; call it inside each invoke that takes part"
+    )
+
+
+def barrier_without_enough(driver: Driver, barrier: Barrier, *, here: int) -> Exception:
+    """Too few invokes are left for a barrier, so that those who wait would wait for ever.
+
+    Args:
+        driver: the run.
+        barrier: where they wait.
+        here: how many have just come and are not counted in `barrier.arrived`.
+    """
+    running = sum(not machine.is_done for machine in driver.machines)
+    return BarrierError(
+        f"{len(barrier.arrived) + here} of {barrier.participants} invokes came to this barrier, "
+        f"and only {running} of this run can still come; make the barrier for as many invokes as "
+        "wait at it, each as often"
+    )
+
+
+def stop_in_builder() -> Exception:
+    """A trace that consists of invokes is stopped outside of them."""
+    return InvokeError(
+        "tracer.stop() stands in a trace that consists of invokes, and outside of them; call it in "
+        "the invoke that is to end (the model stops when no other one waits)"
     )
 
 

@@ -39,7 +39,7 @@ from .machine import Machine, set_current
 from .rows import Rows, narrow, widen
 from .steps import PlainSteps, Steps, StepSpec
 from .taps import Tap, install_tap, remove_tap
-from .tracebacks import clean
+from .tracebacks import clean, traceback_at
 from .values import misfit, port_value, with_element, with_port_value
 
 INPUTS = "inputs"
@@ -82,6 +82,17 @@ class Offer:
     handed: list[tuple[Rows, str, Any, list[Any]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A value that takes the place of a module's output, and where that was asked for."""
+
+    value: Any
+    rows: Rows | None
+    filename: str
+    line: int
+    function: str
+
+
 class Watcher(Protocol):
     """What is shown every visit to a tapped module."""
 
@@ -108,6 +119,8 @@ class Driver:
         is_stepped: True in a generation, where the root module's calls are steps.
         step: the step that runs, -1 before the first.
         machines: the machines in the order of their definition.
+        is_session: whether this is no run, but a block of several.
+        is_partial: whether this is the first step of a generation only, to see whether it fits.
         factor: rows of the batch per row of the input, other than 1 under beam search.
         failure: what a machine or the model has raised.
         log: what has been served, if somebody wants to know.
@@ -119,6 +132,8 @@ class Driver:
         self.root = root
         self.is_stepped = is_stepped
         self.step = -1
+        self.is_session = False
+        self.is_partial = False
         self.factor = 1
         self.machines: list[Machine] = []
         self.failure: BaseException | None = None
@@ -218,13 +233,32 @@ class Driver:
         else:
             self._expected.extend(places)
 
+    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
+        """See to it that watchers are shown what a machine has asked for, and all below the root.
+
+        Args:
+            places: what is watched; the root alone stands for all modules.
+            machine: the machine that asks.
+        """
+        everything = any(place is self.root for place in places) and len(places) == 1
+        if machine.is_builder:
+            # the run has not begun: taps stand for the length of the run only
+            self.expect(None if everything else places)
+        elif everything:
+            self._tap_all()
+        else:
+            for place in places:
+                self.tap_for(place)
+
     def _tap_ahead(self) -> None:
         """Put taps where machines can ask, so that what passes before they do is noticed."""
         for place in self._expected:
             if self._is_of_model(place):
                 self.tap_for(place)
-        if not self._expects_anything:
-            return
+        if self._expects_anything:
+            self._tap_all()
+
+    def _tap_all(self) -> None:
         todo = [self.root]
         while todo:
             place = todo.pop()
@@ -234,6 +268,9 @@ class Driver:
     def _finish(self, result: Any) -> None:
         """Serve what comes after the model's last forward, and complain of what never came."""
         self._has_ended = True
+        if self.is_partial:
+            # the machines that still wait do so for what only the real run has
+            return
         for machine, steps in self._take_waiters():
             if not steps.is_open:
                 self._warn_of_missing(machine, steps)
@@ -361,22 +398,27 @@ class Driver:
     ) -> Any:
         """Return the output of a module that some or all machines have asked to skip."""
         skips, tap.skips = tap.skips, []
-        for machine, value in skips:
-            if machine.rows is None:
-                tap.skipped_by = machine.line
-                return value
-        total = next(m.rows.total for m, _ in skips if m.rows is not None)
-        if sum(m.rows.count for m, _ in skips if m.rows is not None) == total:
-            ordered = [
-                v for m, v in sorted(skips, key=lambda s: s[0].rows.start if s[0].rows else 0)
-            ]
-            tap.skipped_by = skips[0][0].line
-            return pytree.tree_map(_joined, ordered[0], *ordered[1:])
-        # the others need the module, and its caches need all rows: run it, then replace
-        output = call(module, *args, **kwargs)
-        for machine, value in skips:
-            if machine.rows is not None:
-                output = widen(output, value, machine.rows, self.factor)
+        tap.skipped_by = skips[-1].line
+        # as with writes, the last word on a row holds
+        whole = [number for number, skip in enumerate(skips) if skip.rows is None]
+        if whole:
+            output, skips = skips[whole[-1]].value, skips[whole[-1] + 1 :]
+        else:
+            by_rows = {skip.rows.start: skip for skip in skips if skip.rows is not None}
+            last = [by_rows[start] for start in sorted(by_rows)]
+            rows = [skip.rows for skip in last if skip.rows is not None]
+            if sum(one.count for one in rows) == rows[0].total:
+                return pytree.tree_map(_joined, *[skip.value for skip in last])
+            # the others need the module, and its caches need all rows: run it, then replace
+            tap.skipped_by = None
+            output = call(module, *args, **kwargs)
+        for skip in skips:
+            if skip.rows is not None:
+                try:
+                    output = widen(output, skip.value, skip.rows, self.factor)
+                except WriteError as error:
+                    error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
+                    raise
         return output
 
     # serving
@@ -613,7 +655,11 @@ class Driver:
     def _park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""
         if machine.is_builder:
-            raise complaints.value_in_builder(request, has_invokes=machine.program.has_invokes)
+            raise complaints.value_in_builder(
+                request,
+                has_invokes=machine.program.has_invokes,
+                is_session=self.is_session,
+            )
         if not self._is_of_model(place):
             if self._outer is not None:
                 # this run stands in a block of another model's run, which may have the value
@@ -662,7 +708,10 @@ class Driver:
         offer = self._offered(machine, request)
         if offer is None:
             return self._park(machine, request, place)
-        offer.tap.skips.append((machine, value))
+        program = machine.program
+        offer.tap.skips.append(
+            Skip(value, machine.rows, program.filename, machine.line, program.name)
+        )
         return None
 
     def _steps(self, machine: Machine, request: Request) -> Any:
@@ -759,6 +808,8 @@ class Driver:
         barrier: Barrier = request[1]
         if machine.is_builder:
             raise complaints.barrier_in_builder()
+        if sum(not one.is_done for one in self.machines) < barrier.participants:
+            raise complaints.barrier_without_enough(self, barrier, here=1)
         barrier.arrived.append(machine)
         machine.pending = request
         if len(barrier.arrived) >= barrier.participants:
@@ -769,6 +820,8 @@ class Driver:
         return PARKED
 
     def _stop(self, machine: Machine, request: Request) -> Any:
+        if machine.is_builder:
+            raise complaints.stop_in_builder()
         self._is_stopped = True
         return self._end(machine, request)
 
@@ -776,9 +829,22 @@ class Driver:
         if len(request) > 1:
             machine.result = request[1]
         machine.finish()
+        self._check_barriers()
         if self._may_stop() and not self._has_ended and not self._ready:
             raise RunAborted
         return PARKED
+
+    def _check_barriers(self) -> None:
+        """Tell those who wait at a barrier that too few are left to come."""
+        for other in self.machines:
+            waits = other.pending
+            if waits is None or waits[0] != requests.MEET:
+                continue
+            barrier: Barrier = waits[1]
+            if sum(not one.is_done for one in self.machines) < barrier.participants:
+                error = complaints.barrier_without_enough(self, barrier, here=0)
+                barrier.arrived.remove(other)
+                self._drive(other, error=error)
 
     def _call(self, machine: Machine, request: Request) -> Any:
         _, place, args, kwargs = request

@@ -29,7 +29,7 @@ from .locations import Place
 from .machine import Machine, current_machine
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .driver import Driver, Skip
 
 _CAPTURING = "transformers.utils.output_capturing"
 """Module in which transformers defines the hooks of its own output capturing."""
@@ -76,7 +76,7 @@ class Tap:
         self.done_step = -1
         self.index: int | None = None
         self.waiting: list[Machine] = []
-        self.skips: list[tuple[Machine, Any]] = []
+        self.skips: list[Skip] = []
         self.skipped_by: int | None = None
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
