@@ -41,7 +41,7 @@ _HOMES = {
 }
 _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError "
-    "GenerationEndedError GradientError GradientOrderError InternalError "
+    "FreedGraphError GenerationEndedError GradientError GradientOrderError InternalError "
     "InterventionArgumentError InterventionError InvokeError NestedRunError NoInputError "
     "NotCalledError NotRunningError OutOfOrderError PathError SharedNameError StaleEditError "
     "TokenizerNotFoundError UnsupportedSyntaxError WriteError WriteShapeError"

@@ -762,6 +762,9 @@ class Driver:
 
     def _backward(self, machine: Machine, request: Request) -> Any:
         _, number, loss, (args, kwargs) = request
+        if len(args) < 2 and "retain_graph" not in kwargs and self._has_other_backward(machine):
+            # the graph of a batch is one, and this block cannot know that others go through it
+            kwargs = {**kwargs, "retain_graph": True}
         backward = Backward(loss, args, kwargs)
         inner = machine.inner(number)
         # what a checkpoint computes again is no visit of the forward's
@@ -773,6 +776,15 @@ class Driver:
         if backward.failure is not None:
             raise backward.failure
         return inner.names
+
+    def _has_other_backward(self, machine: Machine) -> bool:
+        """Tell whether another block of this run may go back through the graph later."""
+        return any(
+            other is not machine
+            and not other.is_done
+            and any(program.kind == "backward" for program in other.program.all_programs())
+            for other in self.machines
+        )
 
     def _bind(self, machine: Machine, request: Request) -> Any:
         _, name, value = request

@@ -47,6 +47,10 @@ class GradientOrderError(GradientError, OutOfOrderError):
     """A gradient was asked for after it had passed."""
 
 
+class FreedGraphError(GradientError, RuntimeError):
+    """A backward pass came to a part of the graph that an earlier one had freed."""
+
+
 class WriteError(InterventionError, ValueError):
     """A value that was written does not fit the place it was written to."""
 
