@@ -23,7 +23,7 @@ _enable_kernel = tuple(getattr(torch._C, f"_set_sdp_use_{name}") for name in _KE
 _flash, _efficient, _math, _cudnn = _kernels_enabled
 
 _SavedHooks = tuple[Any, Any] | None
-_top_saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+top_saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _push_saved_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_saved_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 
@@ -55,7 +55,7 @@ def _set_switches(values: tuple[Any, ...]) -> None:
 def saved_hooks_over(outside: _SavedHooks) -> list[tuple[Any, Any]]:
     """Take off the hooks on saved tensors that lie over some others; return them, topmost first."""
     found = []
-    while (top := _top_saved_hooks(True)) is not None and not _are_same(top, outside):
+    while (top := top_saved_hooks(True)) is not None and not _are_same(top, outside):
         found.append(top)
         _pop_saved_hooks()
     return found
@@ -109,7 +109,7 @@ class Ambient:
             overrides._push_mode(mode)
         for mode in self._dispatch_modes:
             dispatch._push_mode(mode)
-        self._outside_hooks = _top_saved_hooks(True)
+        self._outside_hooks = top_saved_hooks(True)
         if self._saved_hooks:
             put_saved_hooks(self._saved_hooks)
         return depth, dispatch_depth, inference

@@ -36,14 +36,12 @@ from .gradients import Backward, note_view
 from .instruments import Log
 from .locations import Place, ancestors, name_of
 from .machine import Machine, set_current
+from .replays import INPUTS, OUTPUT
 from .rows import Rows, narrow, widen
 from .steps import PlainSteps, Steps, StepSpec
 from .taps import Tap, install_tap, remove_tap
 from .tracebacks import clean, traceback_at
 from .values import misfit, port_value, with_element, with_port_value
-
-INPUTS = "inputs"
-OUTPUT = "output"
 
 
 _WITH_FAST_PATH = (
@@ -125,6 +123,7 @@ class Driver:
         failure: what a machine or the model has raised.
         log: what has been served, if somebody wants to know.
         watchers: what is shown every visit to a tapped module, once it is over.
+        has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
     """
 
@@ -157,6 +156,7 @@ class Driver:
         self._outer: Machine | None = None
         self._had_fast_path: bool | None = None
         self.is_in_backward = False
+        self.has_grad = False
         self._expected: list[Place] = []
         self._expects_anything = False
 
@@ -381,9 +381,9 @@ class Driver:
             steps.begin()
             self._drive(machine, True)
 
-    def offer_inputs(self, tap: Tap, args: Any, kwargs: Any) -> Any:
-        """Offer the arguments of a call; return those to call with."""
-        offer = Offer(tap, INPUTS, tap.index, (args, kwargs), self._own_calls > 0)
+    def offer_inputs(self, tap: Tap, given: tuple[Any, Any]) -> Any:
+        """Offer the arguments of a call, `(args, kwargs)`; return those to call with."""
+        offer = Offer(tap, INPUTS, tap.index, given, self._own_calls > 0)
         self._serve(offer)
         return offer.value
 
