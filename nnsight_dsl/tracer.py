@@ -469,9 +469,7 @@ class Tracer(Block, Place):
         for edit in self._model._edits:
 
             def start(edit: KeptEdit = edit) -> Machine:
-                return self._started(
-                    self._machine_of(edit.program, edit.user_globals, edit.names)
-                )
+                return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
 
             self._invokes.append((start(), self._all_rows))
             if driver.is_stepped and edit.is_for_each_step:

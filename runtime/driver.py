@@ -32,6 +32,7 @@ from .errors import (
     StaleEditError,
     WriteError,
 )
+from .fast_path import has_fast_path, leave_fast_path, return_to_fast_path
 from .gradients import Backward, note_view
 from .instruments import Log
 from .locations import Place, ancestors, name_of
@@ -42,14 +43,6 @@ from .steps import PlainSteps, Steps, StepSpec
 from .taps import Tap, install_tap, remove_tap
 from .tracebacks import clean, traceback_at
 from .values import misfit, port_value, with_element, with_port_value
-
-
-_WITH_FAST_PATH = (
-    torch.nn.MultiheadAttention,
-    torch.nn.TransformerEncoder,
-    torch.nn.TransformerEncoderLayer,
-)
-"""Modules of torch that compute all in one call where no hook is registered."""
 
 
 class _Parked:
@@ -154,7 +147,7 @@ class Driver:
         self._result: tuple[Any] | None = None
         self._own_calls = 0
         self._outer: Machine | None = None
-        self._had_fast_path: bool | None = None
+        self._is_off_fast_path = False
         self.is_in_backward = False
         self.has_grad = False
         self._expected: list[Place] = []
@@ -215,16 +208,11 @@ class Driver:
                 )
                 if above._module is not None and not self._has_ended:
                     install_tap(tap, above._module)
-                    if isinstance(above._module, _WITH_FAST_PATH):
-                        self._leave_fast_path()
+                    if not self._is_off_fast_path and has_fast_path(above._module):
+                        self._is_off_fast_path = True
+                        leave_fast_path()
             tap = self._taps[_key(place)]
         return tap
-
-    def _leave_fast_path(self) -> None:
-        """Let torch's own transformer layers call their modules one by one, as hooks do."""
-        if self._had_fast_path is None:
-            self._had_fast_path = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
 
     def expect(self, places: Sequence[Place] | None) -> None:
         """Say which places a machine can ask for; None if that is not known."""
@@ -318,9 +306,9 @@ class Driver:
     def _close(self) -> None:
         self._has_ended = True
         self._result = None
-        if self._had_fast_path is not None:
-            torch.backends.mha.set_fastpath_enabled(self._had_fast_path)
-            self._had_fast_path = None
+        if self._is_off_fast_path:
+            self._is_off_fast_path = False
+            return_to_fast_path()
         for tap in self._taps.values():
             module = tap.place._module
             if module is not None:

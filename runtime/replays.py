@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -161,11 +162,11 @@ def visit_in_regions(module: nn.Module) -> Visit | None:
 
 def is_reentrant() -> bool:
     """Tell whether a region of the older form is being computed on this thread."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _REENTRANT:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
@@ -248,7 +249,9 @@ def _are_equal(states: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(states, others, strict=False))
 
 
-def _install(module: nn.Module, changes: dict[tuple[int, str], _Change]) -> list[Callable[[], None]]:
+def _install(
+    module: nn.Module, changes: dict[tuple[int, str], _Change]
+) -> list[Callable[[], None]]:
     """Let a module's calls on this thread come to what they came to before; return the undoing."""
     thread = get_ident()
     visit = -1

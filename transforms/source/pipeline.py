@@ -441,9 +441,7 @@ def _renamed(code: CodeType, name: str) -> CodeType:
 
 
 _STATE_CALLS = frozenset(
-    {
-        "no_grad", "enable_grad", "set_grad_enabled", "inference_mode", "autocast", "sdpa_kernel",
-    }  # fmt: skip
+    "no_grad enable_grad set_grad_enabled inference_mode autocast sdpa_kernel".split()
 )
 
 
