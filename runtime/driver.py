@@ -38,7 +38,7 @@ from .instruments import Log
 from .locations import Place, ancestors, name_of
 from .machine import Machine, set_current
 from .replays import INPUTS, OUTPUT
-from .rows import Rows, narrow, widen
+from .rows import Rows, leaves_of, narrow, widen
 from .steps import PlainSteps, Steps, StepSpec
 from .taps import Tap, install_tap, remove_tap
 from .tracebacks import clean, traceback_at
@@ -425,20 +425,21 @@ class Driver:
                     self._answer(machine, request)
                 if offer.handed:
                     self._take_edits(offer)
+                    offer.handed.clear()
         finally:
             self._offer = outer
 
     def _take_edits(self, offer: Offer) -> None:
         """Put into the batch what blocks have set in containers that were made for their rows."""
-        for rows, port, container, before in offer.handed:
-            leaves = pytree.tree_leaves(container)
+        for number, (rows, port, container, before) in enumerate(offer.handed):
+            leaves = leaves_of(container)
             same = len(leaves) == len(before)
             if same and all(a is b for a, b in zip(leaves, before, strict=True)):
                 continue
             whole = port_value(offer.value, port)
             new = widen(whole, container, rows, self.factor)
             offer.value = with_port_value(offer.value, port, new)
-        offer.handed.clear()
+            offer.handed[number] = rows, port, container, leaves
 
     def _first_waiting(self, offer: Offer) -> Machine | None:
         first = None
@@ -593,6 +594,8 @@ class Driver:
         else:
             return
         offer.value = with_port_value(offer.value, port, new)
+        # containers of what stood here before are nobody's from now on
+        offer.handed.clear()
 
     def _suspect(self, machine: Machine, location: str, difference: str) -> None:
         program = machine.program
@@ -618,7 +621,7 @@ class Driver:
             if span is not None:
                 note_view(seen, value, *span)
         if not isinstance(seen, torch.Tensor):
-            leaves = pytree.tree_leaves(seen)
+            leaves = leaves_of(seen)
             offer.handed.append((machine.rows, port, seen, leaves))
         return seen
 
@@ -638,6 +641,9 @@ class Driver:
             return None
         if offer.tap.place._module is not None and offer.index != machine.step:
             return None
+        if offer.handed:
+            # what was set until now comes before what is asked for now
+            self._take_edits(offer)
         return offer
 
     def _park(self, machine: Machine, request: Request, place: Place) -> Any:
