@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
-from nnsight_dsl.runtime.errors import RunAborted, RunEnded
+from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.transforms.errors import BlockUseError
 from nnsight_dsl.transforms.live import (
@@ -178,6 +178,6 @@ def _forget_control_flow(failure: BaseException) -> None:
     current: BaseException | None = failure
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        while isinstance(current.__context__, (BodySkipped, RunAborted, RunEnded)):
+        while isinstance(current.__context__, (BodySkipped, LoopOver, RunAborted, RunEnded)):
             current.__context__ = current.__context__.__context__
         current = current.__cause__ or current.__context__

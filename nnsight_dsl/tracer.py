@@ -136,6 +136,8 @@ class Tracer(Block, Place):
         self._has_barrier = False
         self._result: Any = None
         self._leaves_all = False
+        self._is_scan = False
+        self._beside: list[Machine] = []
         self._outer_now: Any = None
         self._all_rows = Input(())
         self._log = Log() if options.pop("log", False) else None
@@ -222,6 +224,7 @@ class Tracer(Block, Place):
         if modules is not None:
             envoys = [self._model.get(one) if isinstance(one, str) else one for one in modules]
             found = {id(envoy._module) for envoy in envoys}
+        self._driver.watch_for([self._model] if modules is None else envoys, machine)
         cache = Cache(
             self._model,
             found,
@@ -289,15 +292,22 @@ class Tracer(Block, Place):
             failure = self._validated(program, user_globals, names)
             if failure is not None:
                 return {}, failure
-        self._prepare_model()
+        return self._run_once(program, user_globals, names)
+
+    def _run_once(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        if not self._is_scan:
+            self._model._prepare()
         with Turn(self._model._family):
             driver = Driver(self._model, is_stepped=self._function == "generate")
+            driver.is_partial = self._is_scan and driver.is_stepped
             self._driver = driver
             driver.log = self._log
             machine = self._machine_of(program, user_globals, names)
             self._start_beside(driver)
             try:
-                if self._given and not program.has_invokes:
+                if (self._given or self._runs_empty()) and not program.has_invokes:
                     self._invokes.append((machine, self._given))
                     self._run_model(driver)
                 else:
@@ -310,9 +320,12 @@ class Tracer(Block, Place):
         self._result = machine.result
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
-            left.update(other.names)
+            # what runs beside the blocks has names of its own, which are not the user's here
+            if other not in self._beside:
+                left.update(other.names)
         # the user may keep the tracer; what the blocks saved is the user's alone from here on
         self._invokes = []
+        self._beside = []
         if not self._leaves_all:
             self._saved.clear()
         return left, driver.failure
@@ -320,16 +333,33 @@ class Tracer(Block, Place):
     def _validated(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> BaseException | None:
-        """Run on fake tensors first; return what the block raises there."""
-        scan = ScanTracer(self._model, "trace", self._given, dict(self._options))
-        _, failure = scan._run(program, user_globals, dict(names))
+        """Run on fake tensors first; return what the block raises there.
+
+        Of a generation that is the first step. The containers of the enclosing function are
+        copied for it, so that nothing fake is left in them.
+        """
+        own = self._saved, self._log, self._outer_now
+        self._saved, self._log, self._is_scan = Saved(), None, True
+        now = self._outer_now
+        if now is not None:
+            self._outer_now = lambda name: _without_aliasing(now(name))
+        copies = {name: _without_aliasing(value) for name, value in names.items()}
+        try:
+            _, failure = self._run_once(program, user_globals, copies)
+        except BaseException as error:
+            failure = error
+        finally:
+            self._saved, self._log, self._outer_now = own
+            self._is_scan = self._has_barrier = False
+            self._invokes = []
         if failure is not None and isinstance(failure, _CANNOT_TELL):
             # values decide what this model does next, and fake tensors have none
             return None
         return failure
 
-    def _prepare_model(self) -> None:
-        self._model._prepare()
+    def _runs_empty(self) -> bool:
+        """Tell whether the model can be called without any input."""
+        return self._function == "trace" and self._model._runs_empty(self._options)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -340,6 +370,8 @@ class Tracer(Block, Place):
                 "input to an invoke instead: 'with model.trace() as tracer:'"
             )
         inputs = given or inputs
+        if not inputs and self._runs_empty():
+            return self._run_on(driver, (), dict(self._options))
         if not inputs:
             raise complaints.no_input()
         batch = self._model._batch(inputs, self._function, self._options)
@@ -368,6 +400,11 @@ class Tracer(Block, Place):
 
     def _called(self) -> Any:
         """Return the function that the run calls."""
+        if self._is_scan:
+            module = faked(self._model._module)
+            if self._function == "generate":
+                return lambda **kwargs: module(**self._model._first_step(kwargs))
+            return module
         return self._model._function(self._function)
 
     def _check_sharing(self, machine: Machine) -> None:
@@ -432,13 +469,13 @@ class Tracer(Block, Place):
         for edit in self._model._edits:
 
             def start(edit: KeptEdit = edit) -> Machine:
-                return self._machine_of(edit.program, edit.user_globals, edit.names)
+                return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
 
             self._invokes.append((start(), self._all_rows))
             if driver.is_stepped and edit.is_for_each_step:
                 driver.each_step.append(start)
         for one in self._interventions:
-            self._invokes.append((self._machine_beside(one), self._all_rows))
+            self._invokes.append((self._started(self._machine_beside(one)), self._all_rows))
 
     def _machine_beside(self, intervention: Any) -> Machine:
         """Start an intervention that runs beside the block, before it and on all rows."""
@@ -471,6 +508,10 @@ class Tracer(Block, Place):
         machine.leaves_all = self._leaves_all
         return machine
 
+    def _started(self, machine: Machine) -> Machine:
+        self._beside.append(machine)
+        return machine
+
     def _add(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any], one: Input
     ) -> None:
@@ -478,6 +519,16 @@ class Tracer(Block, Place):
         if self._driver is None or (running is not None and not running.is_builder):
             raise complaints.nested_invoke()
         self._invokes.append((self._machine_of(program, user_globals, names), one))
+
+
+def _without_aliasing(value: Any) -> Any:
+    """Copy a container, and those in it; return anything else as it is."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _without_aliasing(item) for key, item in value.items()}
+    if kind in (list, tuple, set):
+        return kind(_without_aliasing(item) for item in value)
+    return value
 
 
 def _is_known_plain(value: Any) -> bool:
@@ -506,12 +557,8 @@ class ScanTracer(Tracer):
     ) -> None:
         super().__init__(model, function, given, options)
         self._leaves_all = True
-
-    def _prepare_model(self) -> None:
-        """Nothing has to be loaded."""
-
-    def _called(self) -> Any:
-        return faked(self._model._module)
+        # nothing has to be loaded
+        self._is_scan = True
 
 
 class Invoker(Block):

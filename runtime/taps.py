@@ -23,13 +23,23 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from .locations import Place
+from .ambient import top_saved_hooks
+from .locations import Place, name_of
 from .machine import Machine, current_machine
+from .replays import (
+    INPUTS,
+    OUTPUT,
+    Visit,
+    is_reentrant,
+    offered_in_reentrant,
+    visit_in_regions,
+)
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .driver import Driver, Skip
 
 _CAPTURING = "transformers.utils.output_capturing"
 """Module in which transformers defines the hooks of its own output capturing."""
@@ -48,6 +58,7 @@ class Tap:
         begun_step: last step in which a visit has begun.
         done_step: last step in which the first visit has ended.
         index: occurrence of the visit that runs now; None for one that no request can mean.
+        in_regions: the visit that runs now, where it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
         skips: what replaces the output of the visit that begins, with the rows it is for.
     """
@@ -58,6 +69,7 @@ class Tap:
         "done",
         "done_step",
         "driver",
+        "in_regions",
         "index",
         "is_root",
         "place",
@@ -75,8 +87,9 @@ class Tap:
         self.begun_step = -1
         self.done_step = -1
         self.index: int | None = None
+        self.in_regions: Visit | None = None
         self.waiting: list[Machine] = []
-        self.skips: list[tuple[Machine, Any]] = []
+        self.skips: list[Skip] = []
         self.skipped_by: int | None = None
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -84,6 +97,11 @@ class Tap:
         driver = self.driver
         if driver.is_in_backward:
             return call(module, *args, **kwargs)
+        in_regions = None
+        if top_saved_hooks(True) is not None:
+            in_regions = visit_in_regions(module)
+            if in_regions is None:
+                return call(module, *args, **kwargs)
         if driver.is_stepped:
             if self.is_root:
                 driver.begin_step()
@@ -96,12 +114,18 @@ class Tap:
         self.begun += 1
         if driver.visit_waiters:
             driver.begin_visit(self.begun - 1)
+        if self.is_root:
+            driver.has_grad = torch.is_grad_enabled()
         outer, self.index = self.index, index
+        outer_visit, self.in_regions = self.in_regions, in_regions
         try:
             if self.waiting:
-                args, kwargs = driver.offer_inputs(self, args, kwargs)
+                args, kwargs = self._offer(INPUTS, driver.offer_inputs, (args, kwargs))
             if self.skips:
-                output = self._offered(driver.skipped_output(self, call, module, args, kwargs))
+                output = driver.skipped_output(self, call, module, args, kwargs)
+                if in_regions is not None and self.skipped_by is not None:
+                    in_regions.skipped(output)
+                output = self._offered(output)
                 for key in _capturing_hooks(module):
                     module._forward_hooks[key](module, args, output)
                 if driver.watchers:
@@ -120,10 +144,20 @@ class Tap:
             return output
         finally:
             self.index = outer
+            self.in_regions = outer_visit
+
+    def _offer(self, phase: str, offer: Callable[[Tap, Any], Any], value: Any) -> Any:
+        """Offer a value to the driver, with care where the backward pass computes it again."""
+        if self.in_regions is not None:
+            return self.in_regions.offered(phase, lambda found: offer(self, found), value)
+        if self.driver.has_grad and not torch.is_grad_enabled() and is_reentrant():
+            location = name_of(self.place, phase)
+            return offered_in_reentrant(location, lambda found: offer(self, found), value)
+        return offer(self, value)
 
     def _offered(self, output: Any) -> Any:
         if self.waiting:
-            output = self.driver.offer_output(self, output)
+            output = self._offer(OUTPUT, self.driver.offer_output, output)
         self.done += 1
         if self.index is not None:
             self.done_step = self.index

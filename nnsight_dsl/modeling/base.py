@@ -17,8 +17,10 @@ from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
 
-_OWN_OPTIONS = ("interventions", "log", "remote", "scan", "validate")
+_OWN_OPTIONS = ("backend", "blocking", "interventions", "log", "remote", "scan", "validate")
 """Keywords of `trace` that are not the model's."""
+
+_REMOTE_OPTIONS = ("remote", "blocking", "backend")
 
 
 class NNsight(Envoy):
@@ -79,7 +81,12 @@ class NNsight(Envoy):
             ...         model.transformer.h[5].output[:] = hidden
             ...         logits = model.lm_head.output.save()
         """
-        _refuse_remote(options)
+        self._refuse_remote(options)
+        if options:
+            raise TypeError(
+                f"model.session() was given {min(options)!r}, which it does not know; give the "
+                "arguments of a run to the traces in it"
+            )
         return Session(self)
 
     def to(self, *args: Any, **kwargs: Any) -> NNsight:
@@ -105,11 +112,11 @@ class NNsight(Envoy):
             >>> with model.scan("Hello"):
             ...     width = model.transformer.h[0].output.shape[-1]
         """
-        _refuse_remote(kwargs)
+        self._refuse_remote(kwargs)
         inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
         return ScanTracer(self, "trace", Input(args, inputs), kwargs)
 
-    def edit(self, *, inplace: bool = False) -> Edit:
+    def edit(self, *, inplace: bool = False, **options: Any) -> Edit:
         """Keep the block below, and start it with each run from now on.
 
         Args:
@@ -120,6 +127,12 @@ class NNsight(Envoy):
             >>> with model.edit() as edited:
             ...     model.transformer.h[1].output[:, -1] = 0
         """
+        self._refuse_remote(options)
+        if options:
+            raise TypeError(
+                f"model.edit() was given {min(options)!r}, which it does not know; it knows "
+                "'inplace'"
+            )
         return Edit(self if inplace else self._copy())
 
     def clear_edits(self) -> None:
@@ -135,7 +148,7 @@ class NNsight(Envoy):
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         self._refuse_clash(options)
-        _refuse_remote(options)
+        self._refuse_remote(options)
         inputs = {
             key: options.pop(key)
             for key in list(options)
@@ -162,7 +175,36 @@ class NNsight(Envoy):
                     "the argument by position"
                 )
 
+    def _refuse_remote(self, options: dict[str, Any]) -> None:
+        """Refuse what only remote execution knows, but not what is an argument of the model."""
+        accepted = inspect.signature(type(self._module).forward).parameters
+        given = {
+            word: options.pop(word)
+            for word in _REMOTE_OPTIONS
+            if word in options and word not in accepted
+        }
+        remote = given.pop("remote", False)
+        if remote:
+            raise NotImplementedError(
+                f"remote execution is not built; leave remote={remote!r} out to run on this machine"
+            )
+        if given:
+            raise NotImplementedError(
+                f"{min(given)!r} is an option of remote execution, which is not built; leave it "
+                "out: a run on this machine is over when its block is"
+            )
+
     # what a kind of model defines
+
+    def _runs_empty(self, options: Mapping[str, Any]) -> bool:
+        """Tell whether the model can be called with some options and no input."""
+        parameters = inspect.signature(type(self._module).forward).parameters.values()
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
+        has_any = any(one.kind is kinds[0] for one in parameters)
+        return not has_any and all(
+            one.default is not inspect.Parameter.empty or one.name in options for one in needed
+        )
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
         """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
@@ -198,13 +240,10 @@ class NNsight(Envoy):
         one = inputs[0]
         return Batch(one.args, {**options, **one.kwargs}, (1,))
 
+    def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments of the first forward of a generation, from those of all of it."""
+        return kwargs
+
     def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
         """Return how many rows of the model's batch stand for one row of the input."""
         return 1
-
-
-def _refuse_remote(options: dict[str, Any]) -> None:
-    if options.pop("remote", False):
-        raise NotImplementedError(
-            "remote execution is not built; leave remote=True out to run on this machine"
-        )

@@ -160,6 +160,20 @@ class LanguageModel(NNsight):
         sequences = kwargs.get("num_return_sequences") or 1
         return max(int(beams), int(sequences))
 
+    def _runs_empty(self, options: Mapping[str, Any]) -> bool:
+        # all arguments of such a forward can be left out, and the model cannot do without them
+        return False
+
+    def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        accepted = self._accepted()
+        first = {key: value for key, value in kwargs.items() if key in accepted}
+        config = getattr(self._module, "config", None)
+        if getattr(config, "is_encoder_decoder", False) and "input_ids" in first:
+            start = getattr(config, "decoder_start_token_id", None)
+            ids = first["input_ids"]
+            first.setdefault("decoder_input_ids", ids.new_full((len(ids), 1), start or 0))
+        return first
+
     # batching
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
