@@ -38,6 +38,6 @@ class Session(Block):
             program, user_globals, names, saved, INJECTED, is_plain=False, seen_names={}
         )
         machine.is_builder = True
-        driver = Driver(self._root, is_stepped=False)
+        driver = Driver(self._root)
         driver.build(machine)
         return machine.leaving(machine.names), driver.failure

@@ -291,7 +291,7 @@ class Tracer(Block, Place):
                 return {}, failure
         self._prepare_model()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             self._driver = driver
             driver.log = self._log
             machine = self._machine_of(program, user_globals, names)
@@ -330,6 +330,10 @@ class Tracer(Block, Place):
 
     def _prepare_model(self) -> None:
         self._model._prepare()
+
+    def _new_driver(self) -> Driver:
+        is_generation = self._function == "generate"
+        return Driver(self._model, self._model._stepping() if is_generation else None)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -409,7 +413,7 @@ class Tracer(Block, Place):
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
         with Turn(model._family):
-            driver = Driver(model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
         if driver.failure is not None:
@@ -420,7 +424,7 @@ class Tracer(Block, Place):
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=False)
+            driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
         if driver.failure is not None:

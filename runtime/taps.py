@@ -59,17 +59,17 @@ class Tap:
         "done_step",
         "driver",
         "index",
-        "is_root",
+        "is_stepping",
         "place",
         "skipped_by",
         "skips",
         "waiting",
     )
 
-    def __init__(self, place: Place, driver: Driver, *, is_root: bool) -> None:
+    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
         self.place = place
         self.driver = driver
-        self.is_root = is_root
+        self.is_stepping = is_stepping
         self.begun = 0
         self.done = 0
         self.begun_step = -1
@@ -85,9 +85,9 @@ class Tap:
         if driver.is_in_backward:
             return call(module, *args, **kwargs)
         if driver.is_stepped:
-            if self.is_root:
+            if self.is_stepping:
                 driver.begin_step()
-            # what runs before the first forward of the root (an encoder) belongs to its step
+            # what runs before the first step (an encoder) belongs to it
             step = max(driver.step, 0)
             index = None if self.begun_step == step else step
             self.begun_step = step

@@ -183,6 +183,10 @@ class NNsight(Envoy):
         module: Callable[..., Any] = self._module
         return module
 
+    def _stepping(self) -> Envoy:
+        """Return what is called once in each step of a generation."""
+        return self
+
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
         """Make one call of several inputs.
 
