@@ -15,7 +15,7 @@ from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
-from nnsight_dsl.envoy import Envoy, StepKey
+from nnsight_dsl.envoy import Envoy, StepKey, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
@@ -368,6 +368,7 @@ class Tracer(Block, Place):
             result = driver.run(self._called(), args, kwargs)
         if driver.failure is not None:
             explain_helpers(driver.failure)
+            explain_shadowed(self._model, driver.failure)
         return result
 
     def _called(self) -> Any:

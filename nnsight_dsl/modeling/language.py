@@ -7,6 +7,7 @@ alone: causal models are padded on the left, with position ids counted from the 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling import batching
-from nnsight_dsl.modeling.base import NNsight
+from nnsight_dsl.modeling.base import NNsight, module_of
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import BatchingError, TokenizerNotFoundError
 from nnsight_dsl.runtime.locations import Place
@@ -32,6 +33,9 @@ _GENERATES_UNPADDED = frozenset({"minimax", "reformer"})
 
 _GENERATES_ALONE = frozenset({"rwkv"})
 """Model types that mix the rows of a batch when they generate."""
+
+_LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+"""Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
 
 
 class Generation(Place):
@@ -61,7 +65,7 @@ class LanguageModel(NNsight):
     first run, so that it can be printed and programs can be written before anything is loaded.
 
     Args:
-        model: a repository name, a path, or a module that is already loaded.
+        model: a repository name, a path, or a module that is already loaded, wrapped or not.
         tokenizer: its tokenizer; loaded along with a name or path.
         automodel: class of transformers to load with, or its name.
         dispatch: load the weights at once.
@@ -83,7 +87,7 @@ class LanguageModel(NNsight):
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module | Envoy,
         *,
         tokenizer: Any = None,
         automodel: Any = "AutoModelForCausalLM",
@@ -100,8 +104,10 @@ class LanguageModel(NNsight):
         if dtype is not None or torch_dtype is not None:
             options["dtype"] = torch_dtype if dtype is None else dtype
         source: tuple[Any, str] | None = None
-        if isinstance(model, nn.Module):
-            module = model
+        if isinstance(model, LanguageModel) and tokenizer is None:
+            tokenizer = model.__dict__["tokenizer"]
+        if not isinstance(model, (str, os.PathLike)):
+            module = module_of(model)
         else:
             import transformers
 
@@ -261,6 +267,14 @@ class LanguageModel(NNsight):
             raise BatchingError(
                 f"{name} goes wrong when it generates from padded prompts; generate from them one "
                 "by one, or give prompts of the same number of tokens"
+            )
+
+        adapter = getattr(self._module, "active_peft_config", None)
+        kind = getattr(adapter, "peft_type", None)
+        if getattr(adapter, "is_prompt_learning", False) and kind not in _LEARNED_ASIDE:
+            raise BatchingError(
+                f"{name} puts learned tokens before the prompt, from which padding would part it; "
+                "trace the prompts one by one, or give prompts of the same number of tokens"
             )
 
     def _check_can_generate(self, rows: int) -> None:
