@@ -352,7 +352,7 @@ def explain_shadowed(root: Envoy, error: BaseException) -> None:
     """Add the remedy to an error at a name that is ours and a submodule's."""
     if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
         return
-    names = _PORTS
+    names: tuple[str, ...] = _PORTS
     if isinstance(error.obj, (StepKey, torch.device)):
         names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
     elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):

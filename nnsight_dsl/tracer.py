@@ -51,9 +51,12 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
 """How many items of a container are looked at before a block is taken for plain."""
 
-_CANNOT_TELL = (
+_VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
+)
+_CANNOT_TELL = (
+    *_VALUES_WANTED,
     fake_tensor.UnsupportedFakeTensorException,
     NotImplementedError,
 )
@@ -369,7 +372,11 @@ class Tracer(Block, Place):
         if driver.failure is not None:
             explain_helpers(driver.failure)
             explain_shadowed(self._model, driver.failure)
+            self._explain(driver.failure)
         return result
+
+    def _explain(self, error: BaseException) -> None:
+        """Add what the kind of this run says about an error."""
 
     def _called(self) -> Any:
         """Return the function that the run calls."""
@@ -517,6 +524,13 @@ class ScanTracer(Tracer):
 
     def _called(self) -> Any:
         return faked(self._model._module)
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, _VALUES_WANTED):
+            error.add_note(
+                "a scan has shapes and no values, and here a value decides what comes next; trace "
+                "in its place, or scan an input that takes another way"
+            )
 
 
 class Invoker(Block):
