@@ -15,7 +15,7 @@ from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
-from nnsight_dsl.envoy import Envoy, StepKey
+from nnsight_dsl.envoy import Envoy, StepKey, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
@@ -51,9 +51,12 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
 """How many items of a container are looked at before a block is taken for plain."""
 
-_CANNOT_TELL = (
+_VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
+)
+_CANNOT_TELL = (
+    *_VALUES_WANTED,
     fake_tensor.UnsupportedFakeTensorException,
     NotImplementedError,
 )
@@ -300,7 +303,7 @@ class Tracer(Block, Place):
         if not self._is_scan:
             self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             driver.is_partial = self._is_scan and driver.is_stepped
             self._driver = driver
             driver.log = self._log
@@ -361,6 +364,10 @@ class Tracer(Block, Place):
         """Tell whether the model can be called without any input."""
         return self._function == "trace" and self._model._runs_empty(self._options)
 
+    def _new_driver(self) -> Driver:
+        is_generation = self._function == "generate"
+        return Driver(self._model, self._model._stepping() if is_generation else None)
+
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
         inputs = [one for _, one in self._invokes if one and one is not self._given]
@@ -396,7 +403,12 @@ class Tracer(Block, Place):
             result = driver.run(self._called(), args, kwargs)
         if driver.failure is not None:
             explain_helpers(driver.failure)
+            explain_shadowed(self._model, driver.failure)
+            self._explain(driver.failure)
         return result
+
+    def _explain(self, error: BaseException) -> None:
+        """Add what the kind of this run says about an error."""
 
     def _called(self) -> Any:
         """Return the function that the run calls."""
@@ -446,7 +458,7 @@ class Tracer(Block, Place):
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
         with Turn(model._family):
-            driver = Driver(model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
         if driver.failure is not None:
@@ -457,7 +469,7 @@ class Tracer(Block, Place):
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=False)
+            driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
         if driver.failure is not None:
@@ -559,6 +571,13 @@ class ScanTracer(Tracer):
         self._leaves_all = True
         # nothing has to be loaded
         self._is_scan = True
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, _VALUES_WANTED):
+            error.add_note(
+                "a scan has shapes and no values, and here a value decides what comes next; trace "
+                "in its place, or scan an input that takes another way"
+            )
 
 
 class Invoker(Block):

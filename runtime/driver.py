@@ -107,7 +107,9 @@ class Driver:
 
     Attributes:
         root: place of the root module.
-        is_stepped: True in a generation, where the root module's calls are steps.
+        stepping: in a generation, the place whose calls are steps: the root, or the model that
+            stands in it as in a wrapper; None in other runs.
+        is_stepped: True in a generation.
         step: the step that runs, -1 before the first.
         machines: the machines in the order of their definition.
         is_session: whether this is no run, but a block of several.
@@ -120,9 +122,10 @@ class Driver:
         each_step: makes the machines that start anew with each step after the first.
     """
 
-    def __init__(self, root: Place, *, is_stepped: bool) -> None:
+    def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
-        self.is_stepped = is_stepped
+        self.stepping = stepping
+        self.is_stepped = stepping is not None
         self.step = -1
         self.is_session = False
         self.is_partial = False
@@ -204,7 +207,10 @@ class Driver:
                 if _key(above) in self._taps:
                     break
                 tap = self._taps[_key(above)] = Tap(
-                    above, self, is_root=above._module is self.root._module
+                    above,
+                    self,
+                    is_stepping=self.stepping is not None
+                    and above._module is self.stepping._module,
                 )
                 if above._module is not None and not self._has_ended:
                     install_tap(tap, above._module)
@@ -240,6 +246,8 @@ class Driver:
 
     def _tap_ahead(self) -> None:
         """Put taps where machines can ask, so that what passes before they do is noticed."""
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
         for place in self._expected:
             if self._is_of_model(place):
                 self.tap_for(place)
@@ -336,7 +344,7 @@ class Driver:
     # taps call these
 
     def begin_step(self) -> None:
-        """A forward of the root module begins: the next step."""
+        """A call of what steps begins: the next step."""
         self.step += 1
         for tap in list(self._taps.values()):
             for machine in [m for m in tap.waiting if m.step < self.step]:
@@ -734,8 +742,8 @@ class Driver:
             return True
         machine.pending = request
         (self._step_waiters if self.is_stepped else self.visit_waiters).append((machine, steps))
-        if self.is_stepped:
-            self.tap_for(self.root)
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
         return PARKED
 
     def _block(self, machine: Machine, request: Request) -> Any:
