@@ -13,7 +13,7 @@ name that is bound more than once means nothing here.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nnsight_dsl.transforms.source.accesses import State, states_of
@@ -120,9 +120,7 @@ class Machine:
             for call in self.calls
             if isinstance(call.func, ast.Attribute) and call.func.attr == "next"
         )
-        self._stops = [
-            (_end(node), self.conditions(node)) for node in nodes if _is_stop(node)
-        ]
+        self._stops = [(_end(node), self.conditions(node)) for node in nodes if _is_stop(node)]
         mine = {(n.lineno, n.col_offset, n.attr): n for n in nodes if isinstance(n, ast.Attribute)}
         self.accesses = sorted(self._accesses(mine), key=lambda access: access.number)
 
@@ -244,14 +242,24 @@ class Machine:
 
 
 class Names:
-    """What the names of a function mean, where a path goes over them."""
+    """What the names of a function mean, where a path goes over them.
 
-    def __init__(self, tree: Tree, block: Block) -> None:
+    For a block that is being entered, `meanings` has what names stand for outside of it.
+    """
+
+    def __init__(
+        self, tree: Tree, block: Block, meanings: Mapping[str, tuple[str, Path]] | None = None
+    ) -> None:
         self._function = block.function()
+        self._given = meanings or {}
         self._bindings = tree.bindings(self._function)
         self._tree = tree
         self._meanings: dict[str, tuple[str, Path] | None] = {}
         self._binders: dict[str, ast.AST] | None = None
+
+    def known(self, name: str) -> tuple[str, Path]:
+        """Return what a name means outside of the block, itself where that is not known."""
+        return self._given.get(name, (name, ()))
 
     def spelled(self, node: ast.expr) -> tuple[str, Path] | None:
         """Return the name that a path starts from, and the path; None for what is computed."""
@@ -273,6 +281,8 @@ class Names:
             # in a loop, what the name was bound to in the round before
             return None
         meaning = self._meaning(node.id)
+        if meaning is None and not self._bindings[node.id]:
+            meaning = self._given.get(node.id)
         if meaning is None:
             return node.id, tuple(path)
         root, before = meaning

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
 
-from .accesses import Access, Machine, ModelKey, Names
+from .accesses import Access, Machine, ModelKey, Names, Path
 from .blocks import INTERVENTION, Block, blocks_of
 from .knowledge import Structure
 from .sources import Source
@@ -29,10 +29,12 @@ class File:
         source: Source,
         module: ast.Module,
         structures: Mapping[str | None, Structure] | None = None,
+        meanings: Mapping[str, tuple[str, Path]] | None = None,
     ) -> None:
         self.source = source
         self.tree = Tree(module, source.lines)
-        self.blocks = blocks_of(self.tree)
+        self.blocks = blocks_of(self.tree, are_ours=meanings is not None)
+        self._meanings = meanings
         self._given = structures or {}
         self._names: dict[Block, Names] = {}
         self._models: dict[Block, ModelKey | None] = {}
@@ -79,9 +81,9 @@ class File:
         return None if place is None else (structure, place)
 
     def _model_of(self, block: Block) -> ModelKey | None:
-        names = self._names[block] = Names(self.tree, block)
+        names = self._names[block] = Names(self.tree, block, self._meanings)
         if block.kind == INTERVENTION:
-            return "model", ()
+            return names.known("model")
         if block.kind in OPENING_CALLS and block.call is not None:
             opener = block.call.func
             return names.spelled(opener.value) if isinstance(opener, ast.Attribute) else None

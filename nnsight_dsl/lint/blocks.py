@@ -86,8 +86,13 @@ class Block:
         return self.tree.function_of(self.node)
 
 
-def blocks_of(tree: Tree) -> list[Block]:
-    """Find the outermost blocks of a file, with the blocks in them."""
+def blocks_of(tree: Tree, *, are_ours: bool = False) -> list[Block]:
+    """Find the outermost blocks of a file, with the blocks in them.
+
+    Args:
+        tree: the file.
+        are_ours: take every block for one of this package.
+    """
     found: list[Block] = []
     # a stack of what to look at, with the block it stands in
     todo: list[tuple[ast.AST, Block | None]] = [(tree.module, None)]
@@ -102,7 +107,7 @@ def blocks_of(tree: Tree) -> list[Block]:
             todo.extend((one, around) for one in reversed(headers))
         else:
             todo.extend((one, around) for one in reversed(list(ast.iter_child_nodes(node))))
-    return [block for block in found if _is_ours(block)]
+    return [block for block in found if are_ours or _is_ours(block)]
 
 
 def _block_at(node: ast.AST, tree: Tree) -> Block | None:

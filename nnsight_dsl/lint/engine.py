@@ -71,13 +71,13 @@ def _findings(
 
 def findings_in(file: File) -> list[tuple[Rule, Finding]]:
     """Run all rules over a file."""
-    return [
-        (rule, finding)
-        for rule in RULES
-        for finding in rule.check(file)
-        # what stands in a `with pytest.raises(...)` is meant to go wrong
-        if not file.tree.is_expected_to_fail(finding.node)
-    ]
+    found: dict[tuple[str, ast.AST], tuple[Rule, Finding]] = {}
+    for rule in RULES:
+        for finding in rule.check(file):
+            # what stands in a `with pytest.raises(...)` is meant to go wrong
+            if not file.tree.is_expected_to_fail(finding.node):
+                found.setdefault((rule.code, finding.node), (rule, finding))
+    return list(found.values())
 
 
 def _is_suppressed(source: Source, rule: Rule, finding: Finding) -> bool:

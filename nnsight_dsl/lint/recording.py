@@ -164,9 +164,7 @@ class _Record(TorchDispatchMode):
         self._time += 1
         return self._time
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         now = self._tick()
         for leaf in pytree.tree_leaves((args, kwargs)):
             if _is_tensor(leaf):

@@ -110,5 +110,5 @@ def _codes(table: Any, key: str, file: Path) -> tuple[str, ...]:
     if key == "model" and isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise SettingsError(f"{file}: {key!r} is no list of strings; write [\"NNS101\"]")
+        raise SettingsError(f'{file}: {key!r} is no list of strings; write ["NNS101"]')
     return tuple(value)

@@ -109,9 +109,9 @@ class Tree:
         """Tell whether a node stands in a `with pytest.raises(...)` or the like."""
         link = self._links.get(node)
         while link is not None:
-            if isinstance(link.parent, (ast.With, ast.AsyncWith)) and link.field == "body":
-                if _expects(link.parent):
-                    return True
+            is_body = isinstance(link.parent, (ast.With, ast.AsyncWith)) and link.field == "body"
+            if is_body and _expects(link.parent):
+                return True
             link = self._links.get(link.parent)
         return False
 
@@ -177,8 +177,8 @@ def _branch(link: Link) -> str | None:
     return None
 
 
-def _expects(node: ast.With | ast.AsyncWith) -> bool:
-    for item in node.items:
+def _expects(node: ast.AST) -> bool:
+    for item in getattr(node, "items", ()):
         call = item.context_expr
         if isinstance(call, ast.Call):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else None

@@ -122,7 +122,9 @@ def _stored(node: ast.AST) -> Iterator[str]:
             yield node.rest
     is_scope = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
     for field, value in ast.iter_fields(node):
-        if (is_scope and field == "body") or (isinstance(node, ast.comprehension) and field == "target"):
+        if (is_scope and field == "body") or (
+            isinstance(node, ast.comprehension) and field == "target"
+        ):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):

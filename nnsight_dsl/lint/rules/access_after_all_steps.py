@@ -56,9 +56,13 @@ def check(file: File) -> Iterator[Finding]:
                     is_stepped and (loop.last or 0) >= 1 and access.step[1] == 0
                 )
                 if is_over:
-                    yield Finding(access.node, _message(access.location, loop.is_open),
-                                  raises="GenerationEndedError" if is_stepped and loop.is_open
-                                  else "OutOfOrderError")
+                    yield Finding(
+                        access.node,
+                        _message(access.location, loop.is_open),
+                        raises="GenerationEndedError"
+                        if is_stepped and loop.is_open
+                        else "OutOfOrderError",
+                    )
                     break
 
 

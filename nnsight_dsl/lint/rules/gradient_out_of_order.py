@@ -47,9 +47,11 @@ def check(file: File) -> Iterator[Finding]:
         sources = reads_by_name(forward)
         grads = [one for one in machine.accesses if one.port == "grad"]
         for position, later in enumerate(grads):
-            if any(_is_before(sources, forward, earlier, later) and
-                   earlier.conditions.cover(later.conditions)
-                   for earlier in grads[:position]) and machine.may_fail(later):
+            if any(
+                _is_before(sources, forward, earlier, later)
+                and earlier.conditions.cover(later.conditions)
+                for earlier in grads[:position]
+            ) and machine.may_fail(later):
                 yield Finding(
                     later.node,
                     f"{ast.unparse(later.node)} has already passed: gradients come in the reverse "
@@ -58,9 +60,7 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _is_before(
-    sources: dict[str, Access], forward: Machine, first: Access, second: Access
-) -> bool:
+def _is_before(sources: dict[str, Access], forward: Machine, first: Access, second: Access) -> bool:
     """Tell whether the tensor of the first gradient was computed before that of the second."""
     found = [
         sources.get(one.node.value.id) if isinstance(one.node.value, ast.Name) else None

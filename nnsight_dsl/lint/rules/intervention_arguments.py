@@ -88,9 +88,7 @@ def _signature(given: ast.arguments) -> inspect.Signature:
         default = None if index >= first_default else _EMPTY
         parameters.append(inspect.Parameter(one.arg, kind, default=default))
     if given.vararg is not None:
-        parameters.append(
-            inspect.Parameter(given.vararg.arg, inspect.Parameter.VAR_POSITIONAL)
-        )
+        parameters.append(inspect.Parameter(given.vararg.arg, inspect.Parameter.VAR_POSITIONAL))
     for one, value in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         default = _EMPTY if value is None else None
         parameters.append(

@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.source.plain import is_known_expression
 from ..accesses import Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import access_of, mentions
+from ..values import access_of, called_name, mentions
 
 CODE = "NNS303"
 SEVERITY = WARNING
@@ -60,6 +60,8 @@ def check(file: File) -> Iterator[Finding]:
 def _is_without_effect(machine: Machine, read: ast.Assign, node: ast.Assign, name: str) -> bool:
     function = machine.block.function()
     if not is_known_expression(node.value) or end_of(read) > (node.lineno, node.col_offset):
+        return False
+    if any(isinstance(one, ast.Call) and called_name(one) == "save" for one in ast.walk(node)):
         return False
     conditions = machine.conditions(node)
     loops = [one for one in machine.block.tree.above(node) if one is not machine.block.node]

@@ -46,7 +46,11 @@ def check(file: File) -> Iterator[Finding]:
                 if earlier.may_break or end_of(earlier.node) > start or later.first is None:
                     continue
                 is_sure = earlier.conditions.cover(later.conditions)
-                if is_sure and not later.conditions.is_handled and later.first < (earlier.last or 0):
+                if (
+                    is_sure
+                    and not later.conditions.is_handled
+                    and later.first < (earlier.last or 0)
+                ):
                     yield Finding(
                         later.header,
                         f"step {later.first} is over when this loop begins: the loop of line "

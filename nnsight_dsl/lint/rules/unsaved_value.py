@@ -135,9 +135,7 @@ _PLAIN_CALLS = frozenset(
 
 
 def _names(*nodes: ast.AST) -> set[str]:
-    return {
-        below.id for node in nodes for below in ast.walk(node) if isinstance(below, ast.Name)
-    }
+    return {below.id for node in nodes for below in ast.walk(node) if isinstance(below, ast.Name)}
 
 
 def _is_used(file: File, name: str, following: list[ast.stmt]) -> bool:

@@ -40,7 +40,7 @@ def check(file: File) -> Iterator[Finding]:
             if machine.is_of_module(access) and machine.may_fail(access):
                 yield Finding(
                     access.node,
-                    f"{access.location} is asked for in a backward pass, which has gradients only; "
-                    "read it before 'with ....backward():', and its '.grad' inside",
+                    f"Cannot request {access.location} in a backward pass, which has gradients "
+                    "only; read it before 'with ....backward():', and its '.grad' inside",
                     raises="GradientError",
                 )
