@@ -137,6 +137,7 @@ class Tracer(Block, Place):
         self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
         self._has_barrier = False
+        self._order: Any = None
         self._result: Any = None
         self._leaves_all = False
         self._is_scan = False
@@ -291,6 +292,10 @@ class Tracer(Block, Place):
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
         self._outer_now = getattr(names, "now", self._outer_now)
+        if CONFIG.APP.LINT != "off" and program not in self._model._linted:
+            failure = self._linted(program, user_globals, names)
+            if failure is not None:
+                return {}, failure
         if self._is_validated:
             failure = self._validated(program, user_globals, names)
             if failure is not None:
@@ -332,6 +337,24 @@ class Tracer(Block, Place):
         if not self._leaves_all:
             self._saved.clear()
         return left, driver.failure
+
+    def _linted(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        """Check a program before its first run on this wrapper; return what has to be raised."""
+        from nnsight_dsl.lint import at_run
+
+        def value_of(name: str) -> Any:
+            return program.initial(name, user_globals, names, fall_back=True)
+
+        raises = CONFIG.APP.LINT == "error"
+        failure = at_run.check(
+            program, self._model, value_of, raises=raises, all_leave=self._leaves_all
+        )
+        if failure is None:
+            self._model._linted.add(program)
+            self._order = at_run.OrderWatcher.for_first_run(self._model)
+        return failure
 
     def _validated(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -399,8 +422,13 @@ class Tracer(Block, Place):
             self._check_sharing(machine)
             driver.expect(self._places_of(machine))
         is_plain = all(machine.is_plain for machine in driver.machines)
+        if self._order is not None:
+            driver.expect(None)
+            driver.watchers.append(self._order)
         with nullcontext() if is_plain else tensor_save():
             result = driver.run(self._called(), args, kwargs)
+        if self._order is not None and driver.failure is None:
+            self._order.finish()
         if driver.failure is not None:
             explain_helpers(driver.failure)
             explain_shadowed(self._model, driver.failure)

@@ -17,6 +17,7 @@ from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
+from nnsight_dsl.transforms.program import Program
 
 _OWN_OPTIONS = ("backend", "blocking", "interventions", "log", "remote", "scan", "validate")
 """Keywords of `trace` that are not the model's."""
@@ -42,7 +43,7 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_aliases", "_edits", "_family", "_origin"})
+    _own = frozenset({"_aliases", "_edits", "_family", "_linted", "_origin"})
 
     def __init__(
         self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
@@ -51,6 +52,7 @@ class NNsight(Envoy):
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        self._linted: set[Program] = set()
         self._origin: NNsight | None = None
         self._aliases = Renaming(rename or {}, module, type(self))
         self._family: Family = register_modules(module)
@@ -130,7 +132,10 @@ class NNsight(Envoy):
         """Make another wrapper of the same module, with the same edits to begin with."""
         copy = type(self).__new__(type(self))
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
-        copy.__dict__.update(own, _below={}, _root=copy, _edits=[*self._edits], _origin=self)
+        edits = [*self._edits]
+        copy.__dict__.update(
+            own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self
+        )
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
