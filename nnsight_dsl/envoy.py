@@ -15,15 +15,14 @@ import torch
 from torch import nn
 
 from nnsight_dsl.offload import execution_device
+from nnsight_dsl.ports import PORTS, Ports, StepKey
 from nnsight_dsl.renaming import Renaming
-from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
-from nnsight_dsl.runtime.locations import Place, name_of
-from nnsight_dsl.runtime.machine import Machine, current_machine
-from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.source import Source
 from nnsight_dsl.transforms import requests
 
-_PORTS = ("output", "input", "inputs")
 _CHANGING = frozenset(
     "apply bfloat16 cpu cuda double eval float half mtia requires_grad_ share_memory to to_empty "
     "train type xpu".split()
@@ -35,16 +34,7 @@ _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below"})
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
 
 
-class StepKey:
-    """`tracer.iter[...]`: write an int, a slice or a list of ints between the brackets."""
-
-    __slots__ = ()
-
-    def __getitem__(self, key: Any) -> StepSpec:
-        return StepSpec(key)
-
-
-class Envoy(Place):
+class Envoy(Ports):
     """The mirror of one module.
 
     What is no port, no submodule and no method here is the module's own: `layer.weight`,
@@ -215,6 +205,8 @@ class Envoy(Place):
             names = list(self._module._modules)
             return self._child(names[item]) if -len(names) <= item < len(names) else None
         found = self._child(item) or self._aliased(item)
+        if found is None and item == "source":
+            return self.source
         if found is None:
             value = getattr(self._module, item, None)
             found = self._mirror_of(value) if isinstance(value, nn.Module) else None
@@ -227,7 +219,7 @@ class Envoy(Place):
                 yield child
 
     def _no_such(self, name: str) -> PathError:
-        known = [*self._module._modules, *_PORTS]
+        known = [*self._module._modules, *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         where = self._path or type(self._module).__name__
         keys = self._renaming.keys_of(name)
@@ -250,45 +242,22 @@ class Envoy(Place):
 
     # ports
 
-    def _machine(self, what: str, port: str) -> Machine:
-        machine = current_machine()
-        if machine is None:
-            error = complaints.outside(what)
-            if port in self._module._modules:
-                error.add_note(_how_to_reach(self, port))
-            raise error
-        return machine
-
-    def _read(self, port: str) -> Any:
-        return self._machine(name_of(self, port), port).request((requests.READ, self, port))
+    def _outside(self, what: str, port: str) -> Exception:
+        error = super()._outside(what, port)
+        if port in self._module._modules:
+            error.add_note(_how_to_reach(self, port))
+        return error
 
     @property
-    def output(self) -> Any:
-        """What the module's caller receives; assign to it to replace that.
-
-        Raises:
-            OutOfOrderError: it has already passed.
-            NotCalledError: the module was not called in this run.
-            NotRunningError: no model is running.
-        """
-        return self._read("output")
-
-    @property
-    def input(self) -> Any:
-        """The first argument of the module's call; assign to it to replace that."""
-        return self._read("input")
-
-    @property
-    def inputs(self) -> Any:
-        """All arguments of the module's call, `(args, kwargs)`; assign to it to replace them."""
-        return self._read("inputs")
+    def source(self) -> Source:
+        """The operations inside the module's forward; print it to see them beside the text."""
+        return Source(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN or name in type(self).__dict__.get("_own", ()):
             self.__dict__[name] = value
-        elif name in _PORTS:
-            machine = self._machine(name_of(self, name), name)
-            machine.request((requests.WRITE, value, self, name))
+        elif name in PORTS:
+            self._write(name, value)
         elif isinstance(value, (Envoy, nn.Module)):
             # a model that is not loaded yet is loaded first: loading makes other modules
             self._root._prepare()
@@ -299,35 +268,6 @@ class Envoy(Place):
 
     def __delattr__(self, name: str) -> None:
         delattr(self._module, name)
-
-    def skip(self, value: Any) -> None:
-        """Do not call the module in this run; its caller receives `value`.
-
-        Args:
-            value: what the module would have returned, of the same structure and shapes.
-
-        Raises:
-            OutOfOrderError: the module has already been called.
-        """
-        self._machine(name_of(self, "skip"), "skip").request((requests.SKIP, self, value))
-
-    def next(self) -> Envoy:
-        """Move this block to its next step, and return this envoy.
-
-        The step is one for the whole block: `layer.next().output` is the layer's output in the
-        step after the one that the block was at.
-        """
-        self._machine(name_of(self, "next"), "next").step += 1
-        return self
-
-    @property
-    def iter(self) -> StepKey:
-        """Steps to loop over, as `tracer.iter`."""
-        return StepKey()
-
-    def all(self) -> StepSpec:
-        """All steps, as `tracer.all()`."""
-        return StepSpec(slice(None))
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the module.
@@ -352,7 +292,7 @@ def explain_shadowed(root: Envoy, error: BaseException) -> None:
     """Add the remedy to an error at a name that is ours and a submodule's."""
     if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
         return
-    names: tuple[str, ...] = _PORTS
+    names: tuple[str, ...] = PORTS
     if isinstance(error.obj, (StepKey, torch.device)):
         names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
     elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):
@@ -360,13 +300,13 @@ def explain_shadowed(root: Envoy, error: BaseException) -> None:
     for path, module in root._module.named_modules():
         for name in names:
             child = module._modules.get(name)
-            if child is not None and (error.name in _PORTS or hasattr(child, error.name)):
+            if child is not None and (error.name in PORTS or hasattr(child, error.name)):
                 error.add_note(_how_to_reach(root.get(path), name))
                 return
 
 
 def _how_to_reach(envoy: Envoy, name: str) -> str:
-    kind = "its value" if name in _PORTS else "what every module has here"
+    kind = "its value" if name in PORTS else "what every module has here"
     return (
         f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
         f"write [{name!r}] in place of .{name} for the submodule"

@@ -15,8 +15,9 @@ from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
-from nnsight_dsl.envoy import Envoy, StepKey, explain_shadowed
+from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
 from nnsight_dsl.runtime.driver import Driver
@@ -420,10 +421,10 @@ class Tracer(Block, Place):
             machine.rows = one.rows
             driver.machines.append(machine)
             self._check_sharing(machine)
-            driver.expect(self._places_of(machine))
+            self._expect(driver, machine)
         is_plain = all(machine.is_plain for machine in driver.machines)
         if self._order is not None:
-            driver.expect(None)
+            driver.expect_anything()
             driver.watchers.append(self._order)
         with nullcontext() if is_plain else tensor_save():
             result = driver.run(self._called(), args, kwargs)
@@ -464,18 +465,17 @@ class Tracer(Block, Place):
                 "its own"
             )
 
-    def _places_of(self, machine: Machine) -> list[Place] | None:
-        """Return the places a block can ask for, None where its text does not tell."""
+    def _expect(self, driver: Driver, machine: Machine) -> None:
+        """Tell the driver which places a block can ask for, as far as its text tells."""
         if not machine.is_plain:
-            return None
-        places: list[Place] = []
+            driver.expect_anything()
         for state in machine.program.states:
             start = machine.seen_name(state.root) if state.root is not None else None
             found = places_at(start, state.path) if isinstance(start, Place) else None
             if found is None:
-                return None
-            places.extend(found)
-        return places
+                driver.expect_anything()
+            else:
+                driver.expect((place, state.port) for place in found)
 
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""

@@ -26,9 +26,11 @@ from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_c
 from nnsight_dsl.transforms.bytecode.operations import Operation, operations_of
 from nnsight_dsl.transforms.bytecode.taps import tapped_code
 
+from .ambient import top_saved_hooks
 from .errors import OutOfOrderError, PathError
-from .locations import Place, ancestors
-from .machine import current_machine
+from .locations import Place, name_of
+from .machine import Machine, current_machine
+from .replays import INPUTS, is_computed_again, offered_unchanged
 from .taps import Tap
 
 if TYPE_CHECKING:
@@ -43,14 +45,14 @@ class Spot:
 
     Attributes:
         function: the Python function that it was last seen to call, None before it was called.
-        ran: names of the operations of that function that the last complete look has seen.
+        ran: by name of an operation of that function, whether it was done when last looked at.
     """
 
     __slots__ = ("function", "ran")
 
     def __init__(self) -> None:
         self.function: FunctionType | None = None
-        self.ran: frozenset[str] | None = None
+        self.ran: dict[str, bool] = {}
 
 
 _spots: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Spot]] = WeakKeyDictionary()
@@ -102,13 +104,14 @@ class OperationPlace(Place):
         place._place(self._parent, name)
         return place
 
-    def _new_tap(self, driver: Driver) -> Tap:
-        return OperationTap(self, driver)
-
     def _absence(self) -> str:
         """Say why the operation has no value in a run that did not do it."""
         operation = self._operation()
-        at = "" if operation is None else f" at line {operation.line}"
+        function = function_inside(self._parent) if self._parent is not None else None
+        at = ""
+        if operation is not None and function is not None:
+            file = function.__code__.co_filename.replace("\\", "/").rpartition("/")[2]
+            at = f" at line {operation.line} of {file}"
         return (
             f"the operation{at} was not done: it stands in a branch of its function that this "
             "input does not take (print the .source to see the others)"
@@ -146,26 +149,20 @@ class Inside:
         self._place = place
         self._driver = driver
         self._taps: dict[str, OperationTap] = {}
-        self._has_all = False
+        # the first time all are tapped, so that it is known from then on which are done
+        self._has_all = not self._spot().ran
         self._running: list[frozenset[str]] = []
         self._made: tuple[Any, frozenset[str], frozenset[str], Any] | None = None
 
     def add(self, tap: OperationTap) -> None:
-        """Tap one more operation.
-
-        Raises:
-            OutOfOrderError: the function is running, without that tap.
-        """
-        name = tap.place._name
-        self._taps[name] = tap
+        """Tap one more operation."""
+        self._taps[tap.place._name] = tap
         if not self._driver.is_tapping_ahead:
             self._has_all = True
-        if self._running and name not in self._running[-1]:
-            raise OutOfOrderError(
-                f"{tap.place._path} was asked for while the function it is in was already "
-                "running, and was not expected; name the operation in the text of the block, or "
-                "ask for one of this function before it is called"
-            )
+
+    def covers(self, name: str) -> bool:
+        """Tell whether an operation is tapped in the call of the function that runs now."""
+        return bool(self._running) and name in self._running[-1]
 
     def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the call of a module, so that its forward is tapped while it lasts."""
@@ -175,7 +172,6 @@ class Inside:
             name = _WRAPPED_BY_ACCELERATE if _WRAPPED_BY_ACCELERATE in attributes else "forward"
             is_own, before = name in attributes, attributes.get(name)
             attributes[name] = self.tapped(getattr(module, name))
-            self._running.append(frozenset(self._taps))
             try:
                 return call(module, *args, **kwargs)
             finally:
@@ -192,21 +188,35 @@ class Inside:
         spot: Spot = self._place._module
         heart = innermost(function)
         if heart is None:
+            self._running.append(frozenset())
             for tap in self._taps.values():
                 tap.refuse(_no_inside(self._place, function, self._driver))
             return function
         spot.function = heart
         return self.tapped(function)
 
+    def finish(self) -> None:
+        """Keep what the run has seen of which operations are done, and which are not."""
+        spot = self._spot()
+        if any(tap.begun for tap in self._taps.values()):
+            spot.ran.update((name, tap.begun > 0) for name, tap in self._taps.items())
+
+    def _spot(self) -> Spot:
+        place = self._place
+        if isinstance(place, OperationPlace):
+            found: Spot = place._module
+            return found
+        return spot_of(place._module, ())
+
     def left(self) -> None:
         """The function has returned."""
         self._running.pop()
 
     def tapped(self, function: Any) -> Any:
-        """Return a copy of a function with the operations tapped."""
+        """Return a copy of a function with the operations tapped, for a call that begins."""
         heart = innermost(function)
         if heart is None:
-            return function
+            raise AssertionError(f"{function!r} has no operations inside")
         operations = operations_of(heart.__code__)
         if self._has_all:
             some = next(iter(self._taps.values())).place
@@ -219,6 +229,7 @@ class Inside:
             else:
                 where = f"{self._place._path} ({heart.__qualname__})"
                 tap.refuse(no_such_operation(where, name, operations))
+        self._running.append(frozenset(taps))
         around = frozenset(name for name, tap in taps.items() if tap.is_around)
         made = self._made
         if made is not None and made[:3] == (function, frozenset(taps), around):
@@ -270,10 +281,10 @@ class OperationTap(Tap):
     place: OperationPlace
 
     def __init__(self, place: OperationPlace, driver: Driver) -> None:
-        super().__init__(place, driver, is_root=False)
+        super().__init__(place, driver, is_stepping=False)
         self.is_around = not driver.is_tapping_ahead
         self.missing: Exception | None = None
-        self._open: list[tuple[int | None, Any]] = []
+        self._open: list[tuple[int | None, Any, bool]] = []
 
     def install(self) -> None:
         """Have the function around it tapped when it is next called."""
@@ -298,6 +309,25 @@ class OperationTap(Tap):
         """Get ready for requests inside the function that it calls."""
         self.is_around = True
 
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks while the function runs without this tap."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        above = self.driver.tap_for(parent)
+        if (
+            above.index != machine.step
+            or above.inside is None
+            or above.inside.covers(self.place._name)
+            or self.driver.is_offering_inputs(above)
+        ):
+            return None
+        return OutOfOrderError(
+            f"{self.place._path} was asked for while the function that it is in was already "
+            "running, and was not expected there; spell the operation out in the block's text "
+            "from a name that stands before the block, or ask before the function is called"
+        )
+
     def refuse(self, error: Exception) -> None:
         """Tell those who wait, and whoever asks later, that there is no such operation."""
         self.missing = error
@@ -312,36 +342,43 @@ class OperationTap(Tap):
             return functools.partial(function, *args, **kwargs)
         outer, self.index = self.index, self.begin()
         if self.waiting:
-            args, kwargs = driver.offer_inputs(self, args, kwargs)
-        self._open.append((outer, (args, kwargs) if driver.watchers else None))
+            args, kwargs = self._offer(INPUTS, driver.offer_inputs, (args, kwargs))
+        is_entered = self.inside is not None and not self.skips
+        self._open.append((outer, (args, kwargs) if driver.watchers else None, is_entered))
         if self.skips:
             value = driver.skipped_output(self, _called, function, args, kwargs)
             return functools.partial(_given, value)
+        spot: Spot = self.place._module
         if self.inside is not None:
-            return self._entered(self.inside, function, args, kwargs)
+            function = self.inside.entered(function)
+        elif spot.function is None:
+            spot.function = innermost(function)
         return functools.partial(function, *args, **kwargs)
-
-    def _entered(
-        self, inside: Inside, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[[], Any]:
-        tapped = inside.entered(function)
-        return functools.partial(tapped, *args, **kwargs)
 
     def after(self, value: Any) -> Any:
         """Offer the result; return the value to go on with."""
         if not self._is_seen():
             return value
-        if not self.is_around or not self._open:
-            outer, self.index, inputs = self.index, self.begin(), None
+        inputs: Any = ((value,), {})
+        if self.is_around and self._open:
+            outer, inputs, is_entered = self._open.pop()
+            if is_entered and self.inside is not None:
+                self.inside.left()
         else:
-            outer, inputs = self._open.pop()
+            outer, self.index = self.index, self.begin()
         try:
             value = self._offered(value)
             if self.driver.watchers and inputs is not None:
-                self.driver.watch(self, *inputs, value)
+                self.driver.watch(self, inputs[0], inputs[1], value)
             return value
         finally:
             self.index = outer
+
+    def _offer(self, phase: str, offer: Callable[[Tap, Any], Any], value: Any) -> Any:
+        if top_saved_hooks(True) is None:
+            return offer(self, value)
+        location = name_of(self.place, phase)
+        return offered_unchanged(location, lambda found: offer(self, found), value)
 
     def _is_seen(self) -> bool:
         driver = self.driver
@@ -349,6 +386,7 @@ class OperationTap(Tap):
             driver.thread == get_ident()
             and current_machine() is None
             and not driver.is_in_backward
+            and (top_saved_hooks(True) is None or not is_computed_again())
         )
 
 

@@ -44,6 +44,7 @@ from .replays import (
 
 if TYPE_CHECKING:
     from .driver import Driver, Skip
+    from .operations import Inside
 
 _CAPTURING = "transformers.utils.output_capturing"
 """Module in which transformers defines the hooks of its own output capturing."""
@@ -64,6 +65,7 @@ class Tap:
         begun_step: last step in which a visit has begun.
         done_step: last step in which the first visit has ended.
         index: occurrence of the visit that runs now; None for one that no request can mean.
+        inside: the operations of the module's forward, where somebody has asked for one.
         in_regions: the visit that runs now, where it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
         skips: what replaces the output of the visit that begins, with the rows it is for.
@@ -77,6 +79,7 @@ class Tap:
         "driver",
         "in_regions",
         "index",
+        "inside",
         "is_stepping",
         "place",
         "skipped_by",
@@ -93,21 +96,40 @@ class Tap:
         self.begun_step = -1
         self.done_step = -1
         self.index: int | None = None
+        self.inside: Inside | None = None
         self.in_regions: Visit | None = None
         self.waiting: list[Machine] = []
         self.skips: list[Skip] = []
         self.skipped_by: int | None = None
 
-    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run one call of the module, offering its input before and its output after."""
+    missing: Exception | None = None
+    """Why the place turned out not to exist."""
+
+    def install(self) -> None:
+        """Let the module offer its values."""
+        if self.place._module is not None:
+            install_tap(self, self.place._module)
+
+    def remove(self) -> None:
+        """Leave the module as it was before the run."""
+        if self.place._module is not None:
+            remove_tap(self.place._module)
+        if self.inside is not None:
+            self.inside.finish()
+
+    def expect(self, port: str) -> None:
+        """Get ready for requests of a port."""
+
+    def expect_inside(self) -> None:
+        """Get ready for requests of operations inside."""
+
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks for what runs already, without this tap."""
+        return None
+
+    def begin(self) -> int | None:
+        """Count a visit that begins; return which occurrence it is, None for one of no meaning."""
         driver = self.driver
-        if driver.is_in_backward:
-            return call(module, *args, **kwargs)
-        in_regions = None
-        if top_saved_hooks(True) is not None:
-            in_regions = visit_in_regions(module)
-            if in_regions is None:
-                return call(module, *args, **kwargs)
         if driver.is_stepped:
             if self.is_stepping:
                 driver.begin_step()
@@ -120,13 +142,28 @@ class Tap:
         self.begun += 1
         if driver.visit_waiters:
             driver.begin_visit(self.begun - 1)
-        if self.is_root:
+        return index
+
+    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run one call of the module, offering its input before and its output after."""
+        driver = self.driver
+        if driver.is_in_backward:
+            return call(module, *args, **kwargs)
+        in_regions = None
+        if top_saved_hooks(True) is not None:
+            in_regions = visit_in_regions(module)
+            if in_regions is None:
+                return call(module, *args, **kwargs)
+        index = self.begin()
+        if module is driver.root._module:
             driver.has_grad = torch.is_grad_enabled()
         outer, self.index = self.index, index
         outer_visit, self.in_regions = self.in_regions, in_regions
         try:
             if self.waiting:
                 args, kwargs = self._offer(INPUTS, driver.offer_inputs, (args, kwargs))
+            if self.inside is not None:
+                call = self.inside.called(call)
             if self.skips:
                 output = driver.skipped_output(self, call, module, args, kwargs)
                 if in_regions is not None and self.skipped_by is not None:

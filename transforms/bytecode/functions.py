@@ -87,8 +87,9 @@ def _below(function: Any) -> Any:
         return function.func
     if isinstance(function, FunctionType):
         wrapped = getattr(function, "__wrapped__", None)
+        cells = function.__closure__ or ()
         # a shell that does not hold what it wraps in a cell cannot be copied around another
-        if any(wrapped is not None and _content(cell) is wrapped for cell in function.__closure__ or ()):
+        if wrapped is not None and any(_content(cell) is wrapped for cell in cells):
             return wrapped
     return None
 

@@ -175,10 +175,8 @@ class _Finder:
         self._stacks = stacks
         self._in_loop = _inlined_loops(entries)
 
-    def at(
-        self, index: int, entry: Instr, stack: Stack
-    ) -> Iterator[tuple[str, str, Site, Any]]:
-        name, arg = entry.name, entry.arg
+    def at(self, index: int, entry: Instr, stack: Stack) -> Iterator[tuple[str, str, Site, Any]]:
+        name, arg = entry.name, versions.argument(entry)
         if name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX"):
             yield from self._call(index, entry, stack)
         elif name == "BINARY_OP":
@@ -200,7 +198,7 @@ class _Finder:
             yield OPERATOR, label, Site((), index, label), self._location(stack[-1])
         elif name in _UNARY:
             yield OPERATOR, _UNARY[name], Site((), index, _UNARY[name]), None
-        elif name == "CALL_INTRINSIC_1" and int(arg) == _UNARY_POSITIVE_INTRINSIC:  # type: ignore[arg-type, call-overload]
+        elif name == "CALL_INTRINSIC_1" and arg == _UNARY_POSITIVE_INTRINSIC:
             yield OPERATOR, "pos", Site((), index, "pos"), None
         elif name in ("BINARY_SUBSCR", "BINARY_SLICE"):
             yield SUBSCRIPT, "getitem", Site((), index, "getitem"), None
@@ -210,9 +208,7 @@ class _Finder:
             for local in versions.names_stored(entry):
                 yield LOCAL, local, Site((), index, "same"), local
 
-    def _call(
-        self, index: int, entry: Instr, stack: Stack
-    ) -> Iterator[tuple[str, str, Site, Any]]:
+    def _call(self, index: int, entry: Instr, stack: Stack) -> Iterator[tuple[str, str, Site, Any]]:
         below = self._below_arguments(index, entry, stack)
         callee = below[1 if versions.NULL_IS_FIRST else 0]
         # the exit of a `with` and the error of an `assert` lie where a method would
@@ -238,12 +234,12 @@ class _Finder:
     def _below_arguments(self, index: int, entry: Instr, stack: Stack) -> Stack:
         """Return the two slots below the arguments of a call."""
         if entry.name == "CALL_FUNCTION_EX":
-            count = 2 if int(entry.arg) & 1 else 1  # type: ignore[arg-type, call-overload]
+            count = 2 if versions.argument(entry) & 1 else 1
         elif versions.HAS_PRECALL:
             # the arguments are gone after PRECALL, as the library counts
             count = 0
         else:
-            count = int(entry.arg) + (entry.name == "CALL_KW")  # type: ignore[arg-type, call-overload]
+            count = versions.argument(entry) + (entry.name == "CALL_KW")
         return stack[len(stack) - count - 2 : len(stack) - count]
 
     def loop_called(self, index: int, stack: Stack) -> int | None:
@@ -268,7 +264,7 @@ class _Finder:
                 for load, _ in stack[-1]:
                     code = getattr(self._entries[load], "arg", None)
                     if isinstance(code, CodeType) and code.co_name in _LOOPS:
-                        return load
+                        return int(load)
         return None
 
     def _path(self, slot: Slot) -> str | None:

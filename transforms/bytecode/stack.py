@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from bytecode import UNSET, Bytecode, Instr, Label, TryBegin
+from bytecode import Bytecode, Instr, Label
+from bytecode.instr import UNSET, TryBegin
 
 Source: TypeAlias = tuple[int, int]
 """An instruction's index, and which of the values that it pushes, from the deepest on."""

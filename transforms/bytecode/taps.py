@@ -32,7 +32,8 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, Protocol
 
-from bytecode import UNSET, Bytecode, Instr, Label, TryBegin, TryEnd
+from bytecode import Bytecode, Instr, Label
+from bytecode.instr import UNSET, TryBegin, TryEnd
 
 from . import versions
 from .operations import CALL, Operation, Site, operations_of
@@ -82,9 +83,7 @@ def tapped_code(
 @lru_cache(maxsize=1024)
 def _patched(code: CodeType, names: frozenset[str], around: frozenset[str]) -> CodeType:
     operations = operations_of(code)
-    sites = [
-        (site, operations[name]) for name in sorted(names) for site in operations[name].sites
-    ]
+    sites = [(site, operations[name]) for name in sorted(names) for site in operations[name].sites]
     return _Patch(sites, around).code(code, ())
 
 
@@ -124,9 +123,7 @@ def _packed(place: _Open, before: Callable[..., Any]) -> Callable[..., Any]:
         keywords, count = place.keywords, len(place.keywords)
 
         def of_keywords(function: Any, args: tuple[Any, ...]) -> Any:
-            return before(
-                function, args[:-count], dict(zip(keywords, args[-count:], strict=True))
-            )
+            return before(function, args[:-count], dict(zip(keywords, args[-count:], strict=True)))
 
         return of_keywords
 
@@ -138,7 +135,6 @@ def _packed(place: _Open, before: Callable[..., Any]) -> Callable[..., Any]:
 
 def _same(value: Any) -> Any:
     return value
-
 
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -234,7 +230,7 @@ class _Patch:
 
     def _call(self, written: list[Any], entry: Instr, operation: Operation) -> list[Pair]:
         """Pack a call's callable and arguments; take away what belongs to the call itself."""
-        name, arg = entry.name, int(entry.arg)  # type: ignore[arg-type, call-overload]
+        name, arg = entry.name, versions.argument(entry)
         keywords: tuple[str, ...] = ()
         if name == "CALL_FUNCTION_EX":
             pack: list[Pair] = [] if arg & 1 else [("BUILD_MAP", 0)]

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from bytecode import UNSET, Compare, Instr
+from bytecode import Compare, Instr
+from bytecode.instr import UNSET
 
 Pair: TypeAlias = tuple[str, Any]
 
@@ -27,6 +28,11 @@ HAS_PRECALL = sys.version_info < (3, 12)
 
 HAS_COMPARE_TO_BOOL = sys.version_info >= (3, 13)
 """Whether a comparison may also turn its result into a bool, for the jump after it."""
+
+
+def argument(instruction: Instr) -> Any:
+    """Return an instruction's argument, whose type depends on its name."""
+    return instruction.arg
 
 
 def call(count: int) -> list[Pair]:
@@ -59,7 +65,7 @@ def called() -> list[Pair]:
 
 def is_method_load(instruction: Instr) -> bool:
     """Tell whether an instruction pushes a method and its object, or NULL and a callable."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if name == "LOAD_METHOD":
         return True
     # in 3.11 the argument of LOAD_ATTR is a name, and in LOAD_SUPER_ATTR a method is the first bit
@@ -69,7 +75,7 @@ def is_method_load(instruction: Instr) -> bool:
 def plain_attribute(instruction: Instr) -> list[Pair]:
     """Load the attribute that a method load is for, with a NULL beside it."""
     null: list[Pair] = [("PUSH_NULL", UNSET), *([("SWAP", 2)] if NULL_IS_FIRST else [])]
-    arg = instruction.arg
+    arg = argument(instruction)
     if instruction.name == "LOAD_METHOD":
         return [("LOAD_ATTR", arg), *null]
     if isinstance(arg, tuple):
@@ -79,7 +85,7 @@ def plain_attribute(instruction: Instr) -> list[Pair]:
 
 def name_loaded(instruction: Instr, position: int) -> str | None:
     """Return the name whose value an instruction pushes, None where it pushes no name's."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if name == "LOAD_GLOBAL":
         return str(arg[1]) if isinstance(arg, tuple) else str(arg)
     if name == "LOAD_FAST_LOAD_FAST" and isinstance(arg, tuple):
@@ -93,7 +99,7 @@ def name_loaded(instruction: Instr, position: int) -> str | None:
 
 def attribute_loaded(instruction: Instr) -> str | None:
     """Return the name of the attribute that an instruction loads, None where it loads none."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if name not in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
         return None
     return str(arg[-1]) if isinstance(arg, tuple) else str(arg)
@@ -101,7 +107,7 @@ def attribute_loaded(instruction: Instr) -> str | None:
 
 def names_stored(instruction: Instr) -> Sequence[str]:
     """Return the locals that an instruction assigns, in that order."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if name == "STORE_FAST_STORE_FAST" and isinstance(arg, tuple):
         return [_text(one) for one in arg]
     if name == "STORE_FAST_LOAD_FAST" and isinstance(arg, tuple):
@@ -111,7 +117,7 @@ def names_stored(instruction: Instr) -> Sequence[str]:
 
 def separate_stores(instruction: Instr) -> list[Pair]:
     """Split an instruction that stores into ones that store one local each."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if name == "STORE_FAST_STORE_FAST" and isinstance(arg, tuple):
         return [("STORE_FAST", arg[0]), ("STORE_FAST", arg[1])]
     if name == "STORE_FAST_LOAD_FAST" and isinstance(arg, tuple):
@@ -126,7 +132,7 @@ def comparison(arg: Any) -> str:
 
 def separate_bool(instruction: Instr) -> tuple[list[Pair], list[Pair]]:
     """Split a comparison that may also make a bool of its result, for the jump after it."""
-    name, arg = instruction.name, instruction.arg
+    name, arg = instruction.name, argument(instruction)
     if HAS_COMPARE_TO_BOOL and name == "COMPARE_OP" and Compare(arg).name.endswith("_CAST"):
         own = Compare[Compare(arg).name.removesuffix("_CAST")]
         return [(name, own)], [("TO_BOOL", UNSET)]
