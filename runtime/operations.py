@@ -127,7 +127,17 @@ def function_inside(place: Place) -> FunctionType | None:
     if isinstance(place, OperationPlace):
         function: FunctionType | None = place._module.function
         return function
-    return innermost(forward_of(place._module))
+    return _heart(forward_of(place._module))
+
+
+_originals: WeakKeyDictionary[FunctionType, FunctionType] = WeakKeyDictionary()
+"""By the tapped copy of a function; it stands in a module's place while the module is called."""
+
+
+def _heart(function: Any) -> FunctionType | None:
+    """Return the function whose operations are meant, None where there is none."""
+    heart = innermost(function)
+    return heart if heart is None else _originals.get(heart, heart)
 
 
 def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
@@ -186,7 +196,7 @@ class Inside:
     def entered(self, function: Any) -> Any:
         """Return what to call for an operation whose function has this inside."""
         spot: Spot = self._place._module
-        heart = innermost(function)
+        heart = _heart(function)
         if heart is None:
             self._running.append(frozenset())
             for tap in self._taps.values():
@@ -214,7 +224,7 @@ class Inside:
 
     def tapped(self, function: Any) -> Any:
         """Return a copy of a function with the operations tapped, for a call that begins."""
-        heart = innermost(function)
+        heart = _heart(function)
         if heart is None:
             raise AssertionError(f"{function!r} has no operations inside")
         operations = operations_of(heart.__code__)
@@ -242,7 +252,10 @@ class Inside:
 def _tapped(
     function: FunctionType, taps: Mapping[str, OperationTap], around: frozenset[str]
 ) -> FunctionType:
-    return with_code(function, tapped_code(function.__code__, taps, around))
+    original = _originals.get(function, function)
+    copy = with_code(original, tapped_code(original.__code__, taps, around))
+    _originals[copy] = original
+    return copy
 
 
 def _no_inside(place: Place, function: Any, driver: Driver) -> PathError:
@@ -352,7 +365,7 @@ class OperationTap(Tap):
         if self.inside is not None:
             function = self.inside.entered(function)
         elif spot.function is None:
-            spot.function = innermost(function)
+            spot.function = _heart(function)
         return functools.partial(function, *args, **kwargs)
 
     def after(self, value: Any) -> Any:
