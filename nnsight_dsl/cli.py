@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0 done, 1 nothing found, 2 unusable arguments."""
+    """Run a command; return its exit status.
+
+    0: done; 1: nothing to show, or the linter has found something; 2: unusable arguments.
+    """
     parser = argparse.ArgumentParser(
         prog="nnsight-dsl", description="Read and change the inside of a running model."
     )
@@ -23,7 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = commands.add_parser("explain", help="show the states of the blocks of a file")
     shown.add_argument("place", metavar="FILE[:LINE]")
     shown.add_argument("--mermaid", action="store_true", help="as a Mermaid diagram")
+    from nnsight_dsl.lint.commands import add_arguments, show_rule
+    from nnsight_dsl.lint.commands import run as lint
+
+    add_arguments(commands.add_parser("lint", help="look for what is wrong with blocks"))
+    rule = commands.add_parser("rule", help="explain a rule of the linter")
+    rule.add_argument("code", metavar="CODE", help="as NNS101; 'all' lists them")
+    commands.add_parser("server", help="a language server that lints as files are edited")
     given = parser.parse_args(arguments)
+    if given.command == "lint":
+        return lint(given)
+    if given.command == "rule":
+        return show_rule(given.code)
+    if given.command == "server":
+        from nnsight_dsl.lint.server import serve
+
+        return serve()
     if given.command == "run":
         from nnsight_dsl.script import run_script
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-_KEPT = ("DEBUG", "CROSS_INVOKER", "PYMOUNT", "REMOTE_LOGGING")
+_KEPT = ("DEBUG", "CROSS_INVOKER", "PYMOUNT", "REMOTE_LOGGING", "LINT")
+_LINT = ("error", "warn", "off")
 
 
 class AppConfig:
@@ -24,6 +25,22 @@ class AppConfig:
         self.PYMOUNT = True
         self.REMOTE_LOGGING = True
         self._debug = False
+        self._lint = "error"
+
+    @property
+    def LINT(self) -> str:
+        """What a run does with what the linter's rules find in its block, before the model runs.
+
+        `"error"` raises what is certain and warns of the rest, `"warn"` warns of all, `"off"`
+        looks at nothing.
+        """
+        return self._lint
+
+    @LINT.setter
+    def LINT(self, value: str) -> None:
+        if value not in _LINT:
+            raise ValueError(f"LINT is one of {', '.join(map(repr, _LINT))}; {value!r} is none")
+        self._lint = value
 
     @property
     def DEBUG(self) -> bool:
@@ -72,7 +89,8 @@ class Config:
         for name in _KEPT:
             value = kept.get(name) if isinstance(kept, dict) else None
             # DEBUG loads the runtime, so it is only set where it differs
-            if isinstance(value, bool) and getattr(self.APP, name) != value:
+            is_fit = value in _LINT if name == "LINT" else isinstance(value, bool)
+            if is_fit and getattr(self.APP, name) != value:
                 setattr(self.APP, name, value)
 
 

@@ -68,7 +68,7 @@ class Session(Block):
         return machine
 
     def _traced(self, machine: Machine) -> BaseException | None:
-        driver = Driver(self._root, is_stepped=False)
+        driver = Driver(self._root)
         driver.is_session = True
         driver.build(machine)
         return driver.failure

@@ -15,8 +15,9 @@ from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
-from nnsight_dsl.envoy import Envoy, StepKey
+from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
 from nnsight_dsl.runtime.driver import Driver
@@ -51,9 +52,12 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
 """How many items of a container are looked at before a block is taken for plain."""
 
-_CANNOT_TELL = (
+_VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
+)
+_CANNOT_TELL = (
+    *_VALUES_WANTED,
     fake_tensor.UnsupportedFakeTensorException,
     NotImplementedError,
 )
@@ -134,6 +138,7 @@ class Tracer(Block, Place):
         self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
         self._has_barrier = False
+        self._order: Any = None
         self._result: Any = None
         self._leaves_all = False
         self._is_scan = False
@@ -288,6 +293,10 @@ class Tracer(Block, Place):
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
         self._outer_now = getattr(names, "now", self._outer_now)
+        if CONFIG.APP.LINT != "off" and program not in self._model._linted:
+            failure = self._linted(program, user_globals, names)
+            if failure is not None:
+                return {}, failure
         if self._is_validated:
             failure = self._validated(program, user_globals, names)
             if failure is not None:
@@ -300,7 +309,7 @@ class Tracer(Block, Place):
         if not self._is_scan:
             self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             driver.is_partial = self._is_scan and driver.is_stepped
             self._driver = driver
             driver.log = self._log
@@ -329,6 +338,24 @@ class Tracer(Block, Place):
         if not self._leaves_all:
             self._saved.clear()
         return left, driver.failure
+
+    def _linted(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        """Check a program before its first run on this wrapper; return what has to be raised."""
+        from nnsight_dsl.lint import at_run
+
+        def value_of(name: str) -> Any:
+            return program.initial(name, user_globals, names, fall_back=True)
+
+        raises = CONFIG.APP.LINT == "error"
+        failure = at_run.check(
+            program, self._model, value_of, raises=raises, all_leave=self._leaves_all
+        )
+        if failure is None:
+            self._model._linted.add(program)
+            self._order = at_run.OrderWatcher.for_first_run(self._model)
+        return failure
 
     def _validated(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -361,6 +388,10 @@ class Tracer(Block, Place):
         """Tell whether the model can be called without any input."""
         return self._function == "trace" and self._model._runs_empty(self._options)
 
+    def _new_driver(self) -> Driver:
+        is_generation = self._function == "generate"
+        return Driver(self._model, self._model._stepping() if is_generation else None)
+
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
         inputs = [one for _, one in self._invokes if one and one is not self._given]
@@ -390,13 +421,23 @@ class Tracer(Block, Place):
             machine.rows = one.rows
             driver.machines.append(machine)
             self._check_sharing(machine)
-            driver.expect(self._places_of(machine))
+            self._expect(driver, machine)
         is_plain = all(machine.is_plain for machine in driver.machines)
+        if self._order is not None:
+            driver.expect_anything()
+            driver.watchers.append(self._order)
         with nullcontext() if is_plain else tensor_save():
             result = driver.run(self._called(), args, kwargs)
+        if self._order is not None and driver.failure is None:
+            self._order.finish()
         if driver.failure is not None:
             explain_helpers(driver.failure)
+            explain_shadowed(self._model, driver.failure)
+            self._explain(driver.failure)
         return result
+
+    def _explain(self, error: BaseException) -> None:
+        """Add what the kind of this run says about an error."""
 
     def _called(self) -> Any:
         """Return the function that the run calls."""
@@ -424,18 +465,17 @@ class Tracer(Block, Place):
                 "its own"
             )
 
-    def _places_of(self, machine: Machine) -> list[Place] | None:
-        """Return the places a block can ask for, None where its text does not tell."""
+    def _expect(self, driver: Driver, machine: Machine) -> None:
+        """Tell the driver which places a block can ask for, as far as its text tells."""
         if not machine.is_plain:
-            return None
-        places: list[Place] = []
+            driver.expect_anything()
         for state in machine.program.states:
             start = machine.seen_name(state.root) if state.root is not None else None
             found = places_at(start, state.path) if isinstance(start, Place) else None
             if found is None:
-                return None
-            places.extend(found)
-        return places
+                driver.expect_anything()
+            else:
+                driver.expect((place, state.port) for place in found)
 
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""
@@ -446,7 +486,7 @@ class Tracer(Block, Place):
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
         with Turn(model._family):
-            driver = Driver(model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
         if driver.failure is not None:
@@ -457,7 +497,7 @@ class Tracer(Block, Place):
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=False)
+            driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
         if driver.failure is not None:
@@ -559,6 +599,13 @@ class ScanTracer(Tracer):
         self._leaves_all = True
         # nothing has to be loaded
         self._is_scan = True
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, _VALUES_WANTED):
+            error.add_note(
+                "a scan has shapes and no values, and here a value decides what comes next; trace "
+                "in its place, or scan an input that takes another way"
+            )
 
 
 class Invoker(Block):

@@ -123,11 +123,7 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
             f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
             f"{machine.step} was asked for; count visits from 0"
         )
-    return NotCalledError(
-        f"{location} was never computed: the module was not called in this run; it may sit in a "
-        "branch that this input does not take, be called by its forward method, or not be part of "
-        "the computation at all (print(model) shows the paths)"
-    )
+    return NotCalledError(f"{location} was never computed: {place._absence()}")
 
 
 def never_bound(name: str) -> Exception:

@@ -11,7 +11,7 @@ The driver holds no value longer than the request that asked for it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Protocol
@@ -37,10 +37,11 @@ from .gradients import Backward, note_view
 from .instruments import Log
 from .locations import Place, ancestors, name_of
 from .machine import Machine, set_current
+from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import Rows, leaves_of, narrow, widen
 from .steps import PlainSteps, Steps, StepSpec
-from .taps import Tap, install_tap, remove_tap
+from .taps import Tap
 from .tracebacks import clean, traceback_at
 from .values import misfit, port_value, with_element, with_port_value
 
@@ -107,7 +108,9 @@ class Driver:
 
     Attributes:
         root: place of the root module.
-        is_stepped: True in a generation, where the root module's calls are steps.
+        stepping: in a generation, the place whose calls are steps: the root, or the model that
+            stands in it as in a wrapper; None in other runs.
+        is_stepped: True in a generation.
         step: the step that runs, -1 before the first.
         machines: the machines in the order of their definition.
         is_session: whether this is no run, but a block of several.
@@ -120,9 +123,10 @@ class Driver:
         each_step: makes the machines that start anew with each step after the first.
     """
 
-    def __init__(self, root: Place, *, is_stepped: bool) -> None:
+    def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
-        self.is_stepped = is_stepped
+        self.stepping = stepping
+        self.is_stepped = stepping is not None
         self.step = -1
         self.is_session = False
         self.is_partial = False
@@ -150,7 +154,8 @@ class Driver:
         self._is_off_fast_path = False
         self.is_in_backward = False
         self.has_grad = False
-        self._expected: list[Place] = []
+        self.is_tapping_ahead = False
+        self._expected: list[tuple[Place, str]] = []
         self._expects_anything = False
 
     # the run
@@ -203,23 +208,50 @@ class Driver:
                 above._refresh()
                 if _key(above) in self._taps:
                     break
-                tap = self._taps[_key(above)] = Tap(
-                    above, self, is_root=above._module is self.root._module
-                )
+                tap = self._taps[_key(above)] = self._new_tap(above)
                 if above._module is not None and not self._has_ended:
-                    install_tap(tap, above._module)
+                    tap.install()
                     if not self._is_off_fast_path and has_fast_path(above._module):
                         self._is_off_fast_path = True
                         leave_fast_path()
             tap = self._taps[_key(place)]
         return tap
 
-    def expect(self, places: Sequence[Place] | None) -> None:
-        """Say which places a machine can ask for; None if that is not known."""
-        if places is None:
-            self._expects_anything = True
-        else:
-            self._expected.extend(places)
+    def _new_tap(self, place: Place) -> Tap:
+        if isinstance(place, OperationPlace):
+            return OperationTap(place, self)
+        stepping = self.stepping
+        return Tap(
+            place,
+            self,
+            is_stepping=stepping is not None and place._module is stepping._module,
+        )
+
+    def expect(self, places: Iterable[tuple[Place, str]]) -> None:
+        """Say which places and ports a machine can ask for."""
+        self._expected.extend(places)
+
+    def expect_anything(self) -> None:
+        """Say that a machine can ask for whatever module it likes."""
+        self._expects_anything = True
+
+    def places(self) -> Iterator[Place]:
+        """Iterate over the modules of the model."""
+        todo = [self.root]
+        while todo:
+            place = todo.pop()
+            yield place
+            todo.extend(place._places_below())
+
+    def is_offering_inputs(self, tap: Tap) -> bool:
+        """Tell whether the arguments of a place are being offered, so that its call is to come."""
+        offer = self._offer
+        return offer is not None and offer.tap is tap and offer.phase == INPUTS
+
+    def fail_waiting(self, tap: Tap, error: Exception) -> None:
+        """Raise an error in all machines that wait at a tap."""
+        while tap.waiting:
+            self._drive(tap.waiting.pop(0), error=error)
 
     def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
         """See to it that watchers are shown what a machine has asked for, and all below the root.
@@ -231,7 +263,9 @@ class Driver:
         everything = any(place is self.root for place in places) and len(places) == 1
         if machine.is_builder:
             # the run has not begun: taps stand for the length of the run only
-            self.expect(None if everything else places)
+            if everything:
+                self.expect_anything()
+            self.expect((place, OUTPUT) for place in places)
         elif everything:
             self._tap_all()
         else:
@@ -240,18 +274,19 @@ class Driver:
 
     def _tap_ahead(self) -> None:
         """Put taps where machines can ask, so that what passes before they do is noticed."""
-        for place in self._expected:
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
+        self.is_tapping_ahead = True
+        for place, port in self._expected:
             if self._is_of_model(place):
-                self.tap_for(place)
+                self.tap_for(place).expect(port)
         if self._expects_anything:
             self._tap_all()
+        self.is_tapping_ahead = False
 
     def _tap_all(self) -> None:
-        todo = [self.root]
-        while todo:
-            place = todo.pop()
+        for place in self.places():
             self.tap_for(place)
-            todo.extend(place._places_below())
 
     def _finish(self, result: Any) -> None:
         """Serve what comes after the model's last forward, and complain of what never came."""
@@ -310,9 +345,7 @@ class Driver:
             self._is_off_fast_path = False
             return_to_fast_path()
         for tap in self._taps.values():
-            module = tap.place._module
-            if module is not None:
-                remove_tap(module)
+            tap.remove()
         self._offer = None
         for machine in self.machines:
             if machine.is_done:
@@ -336,7 +369,7 @@ class Driver:
     # taps call these
 
     def begin_step(self) -> None:
-        """A forward of the root module begins: the next step."""
+        """A call of what steps begins: the next step."""
         self.step += 1
         for tap in list(self._taps.values()):
             for machine in [m for m in tap.waiting if m.step < self.step]:
@@ -661,7 +694,7 @@ class Driver:
                 return answer
             raise complaints.other_model(request)
         tap = self.tap_for(place)
-        error = self._too_late(machine, request, tap)
+        error = tap.missing or self._too_late(machine, request, tap) or tap.uncovered(machine)
         if error is not None:
             raise error
         machine.pending = request
@@ -734,8 +767,8 @@ class Driver:
             return True
         machine.pending = request
         (self._step_waiters if self.is_stepped else self.visit_waiters).append((machine, steps))
-        if self.is_stepped:
-            self.tap_for(self.root)
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
         return PARKED
 
     def _block(self, machine: Machine, request: Request) -> Any:

@@ -301,7 +301,14 @@ class Machine:
         left = self.program.names_left(self._running)
         # a builder's names are judged when the run is over: its invokes may still save them
         self.names = left if self.is_builder else self.leaving(left)
-        self.close()
+        self.is_done = True
+        try:
+            # it returns, as a function does: an exception would be shown by a debugger
+            self.advance(None)
+        except StopIteration:
+            pass
+        finally:
+            self.context.run(_current.set, None)
 
     def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the names that may leave the block."""

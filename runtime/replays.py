@@ -170,21 +170,53 @@ def is_reentrant() -> bool:
     return False
 
 
+def is_computed_again() -> bool:
+    """Tell whether the backward pass is computing a region on this thread once more."""
+    taken = _taken_off()
+    put_saved_hooks(taken)
+    return any(_kind(pack) == _AGAIN for pack, _ in taken)
+
+
 def offered_in_reentrant(location: str, offer: Callable[[Any], Any], value: Any) -> Any:
     """Offer a value of a region of the older form, where it may be read only.
 
     Raises:
         WriteError: a block has changed it.
     """
-    before = _versions(value)
-    new = offer(value)
-    if new is not value or _versions(value) != before:
+    new, is_changed = _offered_to_read(offer, value)
+    if is_changed:
         raise WriteError(
             f"{location} was edited, and it lies in a part of the model that is checkpointed with "
             "use_reentrant=True, whose gradients would be those without the edit; write "
             "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
         )
     return new
+
+
+def offered_unchanged(location: str, offer: Callable[[Any], Any], value: Any) -> Any:
+    """Offer a value that lies in a region and that the backward pass will compute without us.
+
+    Raises:
+        WriteError: a block has changed it.
+    """
+    hooks = _taken_off()
+    try:
+        new, is_changed = _offered_to_read(offer, value)
+    finally:
+        put_saved_hooks(hooks)
+    if is_changed and hooks:
+        raise WriteError(
+            f"{location} was edited, and it is an operation inside of a checkpointed part, which "
+            "the backward pass computes again without the edit; edit the output of a module, or "
+            "switch checkpointing off (model.gradient_checkpointing_disable())"
+        )
+    return new
+
+
+def _offered_to_read(offer: Callable[[Any], Any], value: Any) -> tuple[Any, bool]:
+    before = _versions(value)
+    new = offer(value)
+    return new, new is not value or _versions(value) != before
 
 
 def _kind(pack: Any) -> str | None:

@@ -17,6 +17,14 @@ settings.register_profile("repository", derandomize=True, deadline=None)
 settings.load_profile("repository")
 
 
+@pytest.fixture
+def unlinted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs go as far as they get: nothing is found in a block before its run."""
+    from nnsight_dsl import CONFIG
+
+    monkeypatch.setattr(CONFIG.APP, "LINT", "off")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option for a run that may take hours."""
     parser.addoption("--long", action="store_true", help="draw many more random blocks")

@@ -140,7 +140,7 @@ def assert_explained(error: BaseException, *texts: str) -> None:
     assert not {"!", "please"} & set(str(error).lower().replace(",", " ").split())
 
 
-def test_access_out_of_order(net):
+def test_access_out_of_order(net, unlinted):
     calls = []
     net.second._module.register_forward_hook(lambda *_: calls.append("second"))
     try:
@@ -159,7 +159,7 @@ def test_access_out_of_order(net):
     assert "never" not in locals()
 
 
-def test_access_after_the_module_that_contains_it(gpt2):
+def test_access_after_the_module_that_contains_it(gpt2, unlinted):
     with pytest.raises(errors.OutOfOrderError) as caught:
         with gpt2.trace(SHORT):
             kept = gpt2.transformer.h[0].output.save()
@@ -261,7 +261,7 @@ def test_value_beside_invokes(gpt2):
     assert_explained(caught.value, "lm_head.output", "tracer.invoke()")
 
 
-def test_invoke_inside_an_invoke(gpt2):
+def test_invoke_inside_an_invoke(gpt2, unlinted):
     with pytest.raises(errors.InvokeError) as caught:
         with gpt2.trace() as tracer:
             with tracer.invoke(SHORT):
@@ -473,7 +473,7 @@ def test_edit_of_a_tensor_that_was_replaced(gpt2):
     assert_explained(caught.value, "transformer.h.0.output", "read the location again")
 
 
-def test_access_after_the_generation(gpt2):
+def test_access_after_the_generation(gpt2, unlinted):
     with pytest.raises(errors.GenerationEndedError) as caught:
         with gpt2.generate(SHORT, max_new_tokens=2, min_new_tokens=2) as tracer:
             seen = [].save()
@@ -520,7 +520,7 @@ def test_block_with_registered_source(net):
 def test_construct_that_cannot_be_lowered(net):
     def find():
         with net.trace(X):
-            return net.first.output
+            return net.first.output  # noqa: NNS801
 
     with pytest.raises(errors.UnsupportedSyntaxError) as caught:
         find()

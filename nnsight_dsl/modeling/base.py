@@ -11,11 +11,13 @@ from torch import nn
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
+from nnsight_dsl.transforms.program import Program
 
 _OWN_OPTIONS = ("backend", "blocking", "interventions", "log", "remote", "scan", "validate")
 """Keywords of `trace` that are not the model's."""
@@ -29,10 +31,9 @@ class NNsight(Envoy):
     The module itself is not touched: outside of a run it carries nothing of this package.
 
     Args:
-        module: any `torch.nn.Module`.
+        module: any `torch.nn.Module`, or what one is wrapped in here.
         rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
-            dotted key (or one with a leading dot) is a path from the root, any other key a name
-            wherever it stands.
+            key is a path wherever it leads to a module, one with a leading dot from the root only.
 
     Example:
         >>> model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
@@ -42,16 +43,18 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_edits", "_family", "_origin", "_rename"})
+    _own = frozenset({"_aliases", "_edits", "_family", "_linted", "_origin"})
 
     def __init__(
-        self, module: nn.Module, *, rename: Mapping[str, str | Sequence[str]] | None = None
+        self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
     ) -> None:
+        module = module_of(module)
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        self._linted: set[Program] = set()
         self._origin: NNsight | None = None
-        self._rename = dict(rename or {})
+        self._aliases = Renaming(rename or {}, module, type(self))
         self._family: Family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -88,20 +91,6 @@ class NNsight(Envoy):
                 "arguments of a run to the traces in it"
             )
         return Session(self)
-
-    def to(self, *args: Any, **kwargs: Any) -> NNsight:
-        """Move or convert the module, as `torch.nn.Module.to`; it is loaded first."""
-        self._prepare()
-        self._module.to(*args, **kwargs)
-        return self
-
-    def cpu(self) -> NNsight:
-        """Move the module to the CPU."""
-        return self.to("cpu")
-
-    def cuda(self, device: Any = None) -> NNsight:
-        """Move the module to a GPU."""
-        return self.to("cuda" if device is None else device)
 
     def scan(self, *args: Any, **kwargs: Any) -> ScanTracer:
         """Run the block below on fake tensors: shapes without values, and without weights.
@@ -143,7 +132,8 @@ class NNsight(Envoy):
         """Make another wrapper of the same module, with the same edits to begin with."""
         copy = type(self).__new__(type(self))
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
-        copy.__dict__.update(own, _below={}, _root=copy, _edits=[*self._edits], _origin=self)
+        edits = [*self._edits]
+        copy.__dict__.update(own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self)
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
@@ -225,6 +215,10 @@ class NNsight(Envoy):
         module: Callable[..., Any] = self._module
         return module
 
+    def _stepping(self) -> Envoy:
+        """Return what is called once in each step of a generation."""
+        return self
+
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
         """Make one call of several inputs.
 
@@ -247,3 +241,21 @@ class NNsight(Envoy):
     def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
         """Return how many rows of the model's batch stand for one row of the input."""
         return 1
+
+
+def module_of(given: Any) -> nn.Module:
+    """Return the module that was given, by itself or wrapped.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(given, Envoy):
+        # a model that is not loaded yet is loaded first: loading makes other modules
+        given._root._prepare()
+        given = given._module
+    if not isinstance(given, nn.Module):
+        raise TypeError(
+            f"{given!r} is no torch.nn.Module; give the module itself, and a model by its name or "
+            "path to LanguageModel"
+        )
+    return given

@@ -177,7 +177,7 @@ def test_validation_finds_it_before_the_model_runs(gpt2):
 def test_the_first_item_of_a_tensor_output_warns_once(gpt2):
     def read():
         with gpt2.trace(LONG):
-            return_value = gpt2.transformer.h[0].output[0].save()
+            return_value = gpt2.transformer.h[0].output[0].save()  # noqa: NNS203
         return return_value
 
     with pytest.warns(UserWarning, match=r"first row.*write \.output"):

@@ -188,7 +188,7 @@ def test_code_after_an_unbounded_loop_runs(model, plain):
 
 
 # guide 31
-def test_a_value_of_the_model_after_an_unbounded_loop(model):
+def test_a_value_of_the_model_after_an_unbounded_loop(model, unlinted):
     # DESIGN.md, Steps: "An access there to a location inside the model raises, saying that the
     # generation ended after n steps."
     with pytest.raises(GenerationEndedError, match="3 steps"):

@@ -11,7 +11,7 @@ from tests.models import assert_same
 def test_forgetting_save(model, plain):
     output = "outer"
     with model.trace("Hello"):
-        output = model.transformer.h[-1].output
+        output = model.transformer.h[-1].output  # noqa: NNS301
     # DESIGN.md, Same names: an outer name that is bound without saving keeps its old value.
     assert output == "outer"
 
@@ -97,7 +97,7 @@ def test_element_of_a_tuple_by_a_name(model):
 # guide 80
 def test_without_a_clone(model):
     with model.trace("Hello"):
-        before = model.transformer.h[0].output.save()
+        before = model.transformer.h[0].output.save()  # noqa: NNS302
         model.transformer.h[0].output[:] = 0
         after = model.transformer.h[0].output.save()
 

@@ -491,7 +491,7 @@ def test_names_of_invokes_leave_the_trace() -> None:
     with model.trace() as tracer:
         with tracer.invoke("the cat sat"):
             first = model.lm_head.output.save()
-            lost = first * 2
+            lost = first * 2  # noqa: NNS301
         with tracer.invoke("a red bird"):
             second = model.lm_head.output.save()
             size = second.shape[1].save()

@@ -160,3 +160,22 @@ def _starts_outside(node: ast.Attribute, paths: set[str]) -> bool:
         return False
     paths.add(found[0])
     return True
+
+
+_KNOWN_ROOTS = frozenset({"torch", "math", "np", "numpy", "F", "operator"})
+
+
+def is_known_expression(node: ast.expr) -> bool:
+    """Tell whether an expression calls nothing but operations known by their names.
+
+    No value is looked at: `torch` is taken for what it is called.
+    """
+    for below in ast.walk(node):
+        if not isinstance(below, ast.expr):
+            continue
+        roots: set[str] = set()
+        if not isinstance(below, _EXPRESSIONS):
+            return False
+        if isinstance(below, ast.Call) and not (_is_known(below, roots) and roots <= _KNOWN_ROOTS):
+            return False
+    return True

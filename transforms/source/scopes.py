@@ -147,6 +147,11 @@ def _may_read_first(body: Sequence[ast.stmt], name: str) -> bool:
     return _use_in(body, name) is _Use.READS
 
 
+def first_use(nodes: Iterable[ast.AST | None], name: str) -> str | None:
+    """Tell what code does to a name first, `"reads"` or `"binds"`; None if neither for certain."""
+    return {_Use.READS: "reads", _Use.BINDS: "binds"}.get(_use_in(nodes, name))
+
+
 def _use_in(nodes: Iterable[ast.AST | None], name: str) -> _Use:
     """Look at code in the order in which it runs; what runs perhaps does not bind for sure."""
     for node in nodes:

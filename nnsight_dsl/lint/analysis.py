@@ -1,0 +1,133 @@
+"""A file as rules see it: its blocks, their machines, and what is known of their models."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
+
+from .accesses import Access, Machine, ModelKey, Names, Path
+from .blocks import INTERVENTION, Block, blocks_of
+from .knowledge import Structure
+from .sources import Source
+from .tree import Tree
+
+
+class File:
+    """One analysed file.
+
+    Attributes:
+        source: its text.
+        tree: its syntax tree.
+        blocks: its outermost blocks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        module: ast.Module,
+        structures: Mapping[str | None, Structure] | None = None,
+        meanings: Mapping[str, tuple[str, Path]] | None = None,
+    ) -> None:
+        self.source = source
+        self.tree = Tree(module, source.lines)
+        self.blocks = blocks_of(self.tree, are_ours=meanings is not None)
+        self._meanings = meanings
+        self._given = structures or {}
+        self._names: dict[Block, Names] = {}
+        self._models: dict[Block, ModelKey | None] = {}
+        for block in self.all_blocks():
+            self._models[block] = self._model_of(block)
+        models = frozenset(model for model in self._models.values() if model is not None)
+        self._machines = {
+            block: Machine(block, self._names[block], models) for block in self.all_blocks()
+        }
+        self._structures: dict[ModelKey, Structure | None] = {}
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Iterate over all blocks, the inner ones too."""
+        for block in self.blocks:
+            yield from block.all_blocks()
+
+    def machines(self) -> Iterator[Machine]:
+        """Iterate over what the blocks ask for, block by block."""
+        for block in self.all_blocks():
+            yield self._machines[block]
+
+    def machine(self, block: Block) -> Machine:
+        """Return what a block asks for."""
+        return self._machines[block]
+
+    def model_of(self, block: Block) -> ModelKey | None:
+        """Return how the text spells the model that a block runs on; None where it is computed."""
+        return self._models[block]
+
+    def structure(self, model: ModelKey | None) -> Structure | None:
+        """Return what is known of a model."""
+        if model is None or not self._given:
+            return None
+        if model not in self._structures:
+            self._structures[model] = self._structure_of(model)
+        return self._structures[model]
+
+    def place(self, access: Access) -> tuple[Structure, str] | None:
+        """Return the one module that an access is for, in a model that is known."""
+        structure = self.structure(access.model)
+        if structure is None or access.path is None:
+            return None
+        place = structure.place(access.path)
+        return None if place is None else (structure, place)
+
+    def _model_of(self, block: Block) -> ModelKey | None:
+        names = self._names[block] = Names(self.tree, block, self._meanings)
+        if block.kind == INTERVENTION:
+            return names.known("model")
+        if block.kind in OPENING_CALLS and block.call is not None:
+            opener = block.call.func
+            return names.spelled(opener.value) if isinstance(opener, ast.Attribute) else None
+        return None if block.parent is None else self._models[block.parent]
+
+    def _structure_of(self, model: ModelKey) -> Structure | None:
+        root, path = model
+        spelled = ".".join([root, *map(str, path)])
+        found = self._given.get(spelled)
+        is_named = found is not None
+        if found is None:
+            found = self._given.get(None)
+        if found is None:
+            return None
+        if not is_named and not self._is_plausible(model, found):
+            return None
+        return replace(found, aliases=found.aliases | self._own_names())
+
+    def _is_plausible(self, model: ModelKey, structure: Structure) -> bool:
+        """Tell whether a name can mean the given model: all its paths begin as the model's do."""
+        return all(
+            structure.fits(access.path)
+            for machine in self._machines.values()
+            for access in machine.accesses
+            if access.model == model and access.path is not None
+        )
+
+    def _own_names(self) -> frozenset[str]:
+        """Collect names that this file may give to modules: by renaming, or by assignment."""
+        found: set[str] = set()
+        for node in ast.walk(self.tree.module):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.attr)
+            elif isinstance(node, ast.Call):
+                called = node.func
+                name = called.attr if isinstance(called, ast.Attribute) else None
+                name = called.id if isinstance(called, ast.Name) else name
+                is_setter = name in ("setattr", "add_module", "register_module")
+                values = list(node.args) if is_setter else []
+                values += [one.value for one in node.keywords if one.arg == "rename"]
+                found |= {
+                    below.value
+                    for value in values
+                    for below in ast.walk(value)
+                    if isinstance(below, ast.Constant) and isinstance(below.value, str)
+                }
+        return frozenset(found)

@@ -1,0 +1,161 @@
+"""The blocks of a file, found from its syntax tree alone.
+
+A `with <anything>.trace(...)` is only perhaps one of ours: many libraries have a `trace`, a
+`session` or an `edit`. It is taken for ours where a port of the traced object is accessed in it,
+or an invoke of it is opened; all else is left alone.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
+from nnsight_dsl.transforms.source.accesses import static_path
+from nnsight_dsl.transforms.source.unsupported import INNER_BLOCKS
+
+from .tree import Tree
+
+MODEL_PORTS = frozenset({"output", "input", "inputs"})
+INTERVENTION = "intervention"
+
+
+@dataclass(eq=False)
+class Block:
+    """A block, and the blocks inside it.
+
+    Attributes:
+        kind: the method that opens it (`"trace"`, `"invoke"`, `"backward"`, ...), or
+            `"intervention"` for the body of an `@intervene` function.
+        node: the `with` statement, or the function.
+        call: the call that opens it; None for an intervention.
+        body: its statements.
+        target: what `as` binds.
+        tree: the tree of its file.
+        parent: the block around it.
+        children: the blocks directly inside it, in order.
+    """
+
+    kind: str
+    node: ast.With | ast.FunctionDef
+    call: ast.Call | None
+    body: list[ast.stmt]
+    target: ast.expr | None
+    tree: Tree
+    parent: Block | None = None
+    children: list[Block] = field(default_factory=list)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the block makes a run of its own: a trace, a generation, a scan."""
+        return self.kind in ("trace", "generate", "scan")
+
+    @property
+    def invokes(self) -> list[Block]:
+        """The invokes directly in this block."""
+        return [child for child in self.children if child.kind == "invoke"]
+
+    @property
+    def tracer(self) -> str | None:
+        """The name that the tracer is bound to."""
+        return self.target.id if isinstance(self.target, ast.Name) else None
+
+    def all_blocks(self) -> Iterator[Block]:
+        """Iterate over this block and all blocks inside it."""
+        yield self
+        for child in self.children:
+            yield from child.all_blocks()
+
+    def nodes(self) -> Iterator[ast.AST]:
+        """Iterate over the nodes of this block, without those of the blocks inside it."""
+        inner = {child.node for child in self.children}
+        todo: list[ast.AST] = list(reversed(self.body))
+        while todo:
+            node = todo.pop()
+            yield node
+            if node in inner and isinstance(node, ast.With):
+                todo.extend(item.context_expr for item in node.items)
+            else:
+                todo.extend(reversed(list(ast.iter_child_nodes(node))))
+
+    def function(self) -> ast.AST:
+        """Return the function, or the module, that the block stands in."""
+        if isinstance(self.node, ast.FunctionDef):
+            return self.node
+        return self.tree.function_of(self.node)
+
+
+def blocks_of(tree: Tree, *, are_ours: bool = False) -> list[Block]:
+    """Find the outermost blocks of a file, with the blocks in them.
+
+    Args:
+        tree: the file.
+        are_ours: take every block for one of this package.
+    """
+    found: list[Block] = []
+    # a stack of what to look at, with the block it stands in
+    todo: list[tuple[ast.AST, Block | None]] = [(tree.module, None)]
+    while todo:
+        node, around = todo.pop()
+        block = _block_at(node, tree)
+        if block is not None:
+            block.parent = around
+            (found if around is None else around.children).append(block)
+            headers = [item.context_expr for item in getattr(node, "items", ())]
+            todo.extend((one, block) for one in reversed(block.body))
+            todo.extend((one, around) for one in reversed(headers))
+        else:
+            todo.extend((one, around) for one in reversed(list(ast.iter_child_nodes(node))))
+    return [block for block in found if are_ours or _is_ours(block)]
+
+
+def _block_at(node: ast.AST, tree: Tree) -> Block | None:
+    if isinstance(node, ast.With):
+        for index, item in enumerate(node.items):
+            call = item.context_expr
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                kind = call.func.attr
+                if kind in INNER_BLOCKS:
+                    body: list[ast.stmt] = list(node.body)
+                    if index + 1 < len(node.items) and kind in OPENING_CALLS:
+                        # a second block in the same statement stands inside this one
+                        return None
+                    return Block(kind, node, call, body, item.optional_vars, tree)
+    if isinstance(node, ast.FunctionDef) and any(map(is_intervene, node.decorator_list)):
+        return Block(INTERVENTION, node, None, list(node.body), None, tree)
+    return None
+
+
+def is_intervene(decorator: ast.expr) -> bool:
+    """Tell whether a decorator is `@intervene`."""
+    if isinstance(decorator, ast.Attribute):
+        return decorator.attr == "intervene"
+    return isinstance(decorator, ast.Name) and decorator.id == "intervene"
+
+
+def _is_ours(block: Block) -> bool:
+    if block.kind == INTERVENTION:
+        return True
+    return any(_has_evidence(one) for one in block.all_blocks())
+
+
+def _has_evidence(block: Block) -> bool:
+    if block.kind == "invoke" and block.parent is not None and block.call is not None:
+        opener = block.call.func
+        tracer = block.parent.tracer
+        if isinstance(opener, ast.Attribute) and isinstance(opener.value, ast.Name):
+            return block.parent.is_run and opener.value.id == tracer
+    if block.kind not in OPENING_CALLS or block.call is None:
+        return False
+    opener = block.call.func
+    model = static_path(opener.value) if isinstance(opener, ast.Attribute) else None
+    if model is None:
+        return False
+    root, prefix = model
+    for node in block.nodes():
+        if isinstance(node, ast.Attribute) and node.attr in MODEL_PORTS:
+            found = static_path(node.value)
+            if found is not None and found[0] == root and found[1][: len(prefix)] == prefix:
+                return True
+    return False

@@ -1,0 +1,51 @@
+"""Fixes: text put into a file where a rule knows a safe cure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .diagnostics import Diagnostic, Insertion
+from .sources import UnreadableError, source_of
+
+
+def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes:
+    """Return the content of a file with all fixes of its diagnostics made.
+
+    Line ends and everything else of the file stay as they are. Notebooks are left alone.
+    """
+    insertions = sorted(
+        {one for found in diagnostics for one in found.fix if found.file == file},
+        key=lambda one: (one.line, one.column),
+        reverse=True,
+    )
+    if not insertions or file.endswith(".ipynb"):
+        return content
+    try:
+        source = source_of(file, content)
+    except UnreadableError:
+        return content
+    starts = _line_starts(content, source.lines)
+    if starts is None:
+        return content
+    for one in insertions:
+        content = _inserted(content, starts[one.line - 1] + one.column, one)
+    return content
+
+
+def _line_starts(content: bytes, lines: Sequence[str]) -> list[int] | None:
+    """Return where each line begins in the file, None where it is not in UTF-8."""
+    starts, at = [], 0
+    if content.startswith(b"\xef\xbb\xbf"):
+        at = 3
+    for line in lines:
+        encoded = line.encode()
+        if content[at : at + len(encoded)] != encoded:
+            return None
+        starts.append(at)
+        at += len(encoded)
+        at += 2 if content[at : at + 2] == b"\r\n" else 1
+    return starts
+
+
+def _inserted(content: bytes, at: int, one: Insertion) -> bytes:
+    return content[:at] + one.text.encode() + content[at:]

@@ -1,0 +1,154 @@
+"""Many files: what was linted before and has not changed is not linted again.
+
+Findings are kept by the hash of a file's content, in one file for each combination of settings,
+models and versions. Many files that are new are shared between two processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from nnsight_dsl import __version__
+
+from .diagnostics import Diagnostic, Insertion, in_order
+from .engine import Structures, lint
+from .folders import cache_folder, write_whole
+from .settings import Settings
+
+_WORTH_SHARING = 200_000
+"""How many bytes of new text make a second process worth its start."""
+_MOST_KEPT = 20_000
+
+
+def lint_files(
+    paths: Sequence[Path],
+    settings: Settings,
+    structures: Structures | None = None,
+    *,
+    keeps: bool = True,
+) -> tuple[list[Diagnostic], dict[str, bytes]]:
+    """Lint files; return what was found, and the content of the files.
+
+    Args:
+        paths: the files.
+        settings: which rules hold.
+        structures: what is known of models.
+        keeps: use and fill the cache in the user's cache folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    contents = {str(path): path.read_bytes() for path in paths}
+    kept = _Kept(settings, structures) if keeps else None
+    found: list[Diagnostic] = []
+    new: list[tuple[str, bytes]] = []
+    for file, content in contents.items():
+        known = kept.found(file, content) if kept is not None else None
+        if known is None:
+            new.append((file, content))
+        else:
+            found += known
+    for (file, content), diagnostics in zip(new, _linted(new, settings, structures), strict=True):
+        found += diagnostics
+        if kept is not None:
+            kept.keep(file, content, diagnostics)
+    if kept is not None and new:
+        kept.write()
+    return in_order(found), contents
+
+
+def _linted(
+    new: Sequence[tuple[str, bytes]], settings: Settings, structures: Structures | None
+) -> list[list[Diagnostic]]:
+    work = partial(_lint_one, settings=settings, structures=structures)
+    if sum(len(content) for _, content in new) < _WORTH_SHARING or len(new) < 2:
+        return [work(one) for one in new]
+    # a fresh process: a fork of one that has threads may hang
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, new, chunksize=max(1, len(new) // 8)))
+
+
+def _lint_one(
+    one: tuple[str, bytes], settings: Settings, structures: Structures | None
+) -> list[Diagnostic]:
+    file, content = one
+    return lint(file, content, settings, structures)
+
+
+class _Kept:
+    """Findings of earlier calls, by the content of the files."""
+
+    def __init__(self, settings: Settings, structures: Structures | None) -> None:
+        known = {str(name): one.as_json() for name, one in (structures or {}).items()}
+        parts = json.dumps(
+            [__version__, _rules_hash(), sys.version, repr(settings), known], sort_keys=True
+        )
+        name = hashlib.sha256(parts.encode()).hexdigest()[:24]
+        self._path = cache_folder() / "lint" / f"{name}.json"
+        try:
+            read: Any = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            read = {}
+        self._entries: dict[str, Any] = read if isinstance(read, dict) else {}
+
+    def found(self, file: str, content: bytes) -> list[Diagnostic] | None:
+        """Return what was found in such a file, None if there was none."""
+        entry = self._entries.get(_key(file, content))
+        try:
+            return None if entry is None else [_diagnostic(one, file) for one in entry]
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def keep(self, file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> None:
+        """Remember what was found in a file."""
+        self._entries[_key(file, content)] = [
+            {**one.as_dict(), "fix": [[i.line, i.column, i.text] for i in one.fix]}
+            for one in diagnostics
+        ]
+
+    def write(self) -> None:
+        """Keep what is known for the next call."""
+        entries = dict(list(self._entries.items())[-_MOST_KEPT:])
+        write_whole(self._path, json.dumps(entries))
+
+
+def _key(file: str, content: bytes) -> str:
+    # the name decides whether it is a notebook, and which rules hold
+    return hashlib.sha256(file.encode() + b"\0" + content).hexdigest()
+
+
+def _rules_hash() -> str:
+    """Return a hash of the linter and of what it is built on, by time and size of their files."""
+    import nnsight_dsl.transforms
+
+    folders = [Path(__file__).parent, Path(str(nnsight_dsl.transforms.__file__)).parent]
+    stats = [
+        (file.name, file.stat().st_mtime_ns, file.stat().st_size)
+        for folder in folders
+        for file in sorted(folder.rglob("*.py"))
+    ]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def _diagnostic(entry: Mapping[str, Any], file: str) -> Diagnostic:
+    found = Diagnostic(
+        file,
+        entry["line"],
+        entry["column"],
+        entry["end_line"],
+        entry["end_column"],
+        entry["code"],
+        entry["message"],
+        entry["severity"],
+        entry.get("cell"),
+    )
+    return replace(found, fix=tuple(Insertion(*one) for one in entry["fix"]))

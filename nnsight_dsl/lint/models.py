@@ -1,0 +1,105 @@
+"""Models for the linter: by name, folder or factory, with what a run under fake tensors tells.
+
+A reference is a folder with a `config.json`, the name of a repository, or
+`package.module:factory`, where the factory returns a module, a wrapper of this package, or a
+module and its example arguments. What is found out is kept in the user's cache folder, under the
+hash of the config (for a factory: of the file that defines it) and of the versions of the
+libraries, so that a second call needs neither torch nor the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from nnsight_dsl import __version__
+
+from .folders import cache_folder, write_whole
+from .knowledge import Structure, structure_of
+from .settings import SettingsError
+
+_FORM = 1
+"""Number of the form in which structures are kept."""
+
+
+def structure_for(reference: str) -> Structure:
+    """Return what is known of a model.
+
+    Raises:
+        SettingsError: there is no such model, or it cannot be built.
+    """
+    is_factory = _is_factory(reference)
+    if is_factory and "" not in sys.path:
+        # as `python -m` has it: the folder that the command is run in
+        sys.path.insert(0, "")
+    key = _factory_key(reference) if is_factory else _config_key(reference)
+    path = cache_folder() / "models" / f"{key}.json"
+    if key:
+        try:
+            return structure_of(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    from .recording import recorded_config, recorded_factory
+
+    try:
+        structure = recorded_factory(reference) if is_factory else recorded_config(reference)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"the model {reference!r} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+    if key:
+        write_whole(path, json.dumps(structure.as_json()))
+    return structure
+
+
+def _is_factory(reference: str) -> bool:
+    module, colon, name = reference.partition(":")
+    return bool(colon) and name.isidentifier() and module.replace(".", "").isidentifier()
+
+
+def _versions() -> str:
+    found = [str(_FORM), __version__, sys.version]
+    for name in ("torch", "transformers", "accelerate"):
+        try:
+            found.append(version(name))
+        except PackageNotFoundError:
+            found.append("none")
+    return "\n".join(found)
+
+
+def _config_key(reference: str) -> str:
+    """Hash the config of a model, without loading anything; empty where it is not at hand."""
+    file = Path(reference) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(reference, "config.json")
+        except ValueError as error:
+            raise SettingsError(
+                f"{reference!r} is neither a folder with a config.json, nor the name of a "
+                f"repository, nor package.module:factory ({error})"
+            ) from None
+        if not isinstance(found, str):
+            return ""
+        file = Path(found)
+    return hashlib.sha256(_versions().encode() + file.read_bytes()).hexdigest()[:32]
+
+
+def _factory_key(reference: str) -> str:
+    """Hash the file that defines a factory."""
+    module = reference.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise SettingsError(f"{module!r} of {reference!r} is no module that can be imported here")
+    content = Path(spec.origin).read_bytes()
+    return hashlib.sha256(_versions().encode() + reference.encode() + content).hexdigest()[:32]

@@ -1,0 +1,27 @@
+"""Lowering a block of a linted file, for what only its program tells."""
+
+from __future__ import annotations
+
+from nnsight_dsl.transforms.errors import UnsupportedSyntaxError
+from nnsight_dsl.transforms.program import Program
+
+from .analysis import File
+from .blocks import Block
+
+
+def program_of(file: File, block: Block) -> Program | None:
+    """Lower an outermost block; None where it cannot be."""
+    from nnsight_dsl.transforms.source.pipeline import Surroundings, lower_block, lower_function
+
+    around = Surroundings(file.source.file, file.source.lines, is_function=True)
+    try:
+        if block.call is None:
+            return lower_function(block.node, around)  # type: ignore[arg-type]
+        item = next(
+            index
+            for index, one in enumerate(block.node.items)  # type: ignore[union-attr]
+            if one.context_expr is block.call
+        )
+        return lower_block(block.node, item, around)  # type: ignore[arg-type]
+    except UnsupportedSyntaxError:
+        return None

@@ -1,0 +1,211 @@
+"""Recording a model: which modules it has, and what one run under fake tensors does.
+
+The model is built on the meta device; no weights are loaded. Hooks on its modules note when each
+call begins and ends, and what it returns; a dispatch mode notes when the storage of an output is
+last used. A model that cannot be run like that (its next step depends on values, or nothing says
+what its input is) is known by its modules alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.scan import faked
+
+from .knowledge import Module, Structure
+from .settings import SettingsError
+
+_TOKENS = 5
+_MOST_ATTRIBUTES = 400
+
+
+def recorded_config(reference: str) -> Structure:
+    """Build a model of transformers from its config, and record it."""
+    import transformers
+
+    from nnsight_dsl.modeling.language import _build
+
+    config = transformers.AutoConfig.from_pretrained(reference)
+    named = [
+        getattr(transformers, name)
+        for name in getattr(config, "architectures", None) or ()
+        if hasattr(transformers, name)
+    ]
+    if named:
+        with torch.device("meta"):
+            module: nn.Module = named[0]._from_config(config).eval()
+    else:
+        module = _build((transformers.AutoModelForCausalLM, reference), {})
+    return recorded(module, *_token_input(module))
+
+
+def recorded_factory(reference: str) -> Structure:
+    """Call a factory, and record what it makes."""
+    name, _, attribute = reference.partition(":")
+    factory = getattr(importlib.import_module(name), attribute, None)
+    if not callable(factory):
+        raise SettingsError(f"{name!r} has no function {attribute!r}; write package.module:factory")
+    with torch.device("meta"):
+        made = factory()
+    given: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    if isinstance(made, tuple):
+        made, *rest = made
+        given = tuple(rest), {}
+    aliases: frozenset[str] = frozenset()
+    if isinstance(made, Envoy):
+        aliases = frozenset(_aliases(made))
+        made = made._module
+    if not isinstance(made, nn.Module):
+        raise SettingsError(
+            f"{reference!r} returned a {type(made).__name__}; return a torch.nn.Module, a wrapper "
+            "of one, or a module and its arguments"
+        )
+    if given is None and hasattr(made, "config"):
+        given = _token_input(made)
+    structure = recorded(made, *given) if given is not None else Structure(_modules(made))
+    structure.aliases = aliases
+    return structure
+
+
+def _aliases(wrapper: Envoy) -> Iterator[str]:
+    for aliases in getattr(wrapper, "_rename", {}).values():
+        yield from [aliases] if isinstance(aliases, str) else aliases
+
+
+def _token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return token ids, under the names that the model's forward has for them."""
+    accepted = inspect.signature(type(module).forward).parameters
+    tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
+    kwargs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        kwargs["decoder_input_ids"] = tokens[:, :1]
+    return (), {key: value for key, value in kwargs.items() if key in accepted}
+
+
+def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
+    """Record one run of a model; a model that cannot be run so is known by its modules alone."""
+    modules = _modules(module)
+    record = _Record()
+    handles = []
+    for path, each in module.named_modules(remove_duplicate=False):
+        handles += record.watch(path, each)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            run: Callable[..., Any] = faked(module)
+            with record:
+                output = run(*args, **kwargs)
+    except Exception:
+        # cannot tell: what this model does depends on more than shapes
+        return Structure(modules)
+    finally:
+        for handle in handles:
+            handle.remove()
+    returned = {_storage(leaf) for leaf in pytree.tree_leaves(output) if _is_tensor(leaf)}
+    found = {}
+    for path, one in modules.items():
+        seen = record.outputs.get(path)
+        found[path] = Module(
+            one.children,
+            one.attributes,
+            _kind(seen[0]) if seen else "",
+            one.was_tuple,
+            tuple(record.visits.get(path, ())),
+            record.last_use(seen[0], returned) if seen else None,
+        )
+    return Structure(found, is_ordered=True)
+
+
+class _Record(TorchDispatchMode):
+    """When modules were called, and storages used; one counter over all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visits: dict[str, list[tuple[int, int]]] = {}
+        self.outputs: dict[str, list[Any]] = {}
+        self._begun: dict[str, list[int]] = {}
+        self._uses: dict[int, int] = {}
+        self._time = 0
+
+    def watch(self, path: str, module: nn.Module) -> list[Any]:
+        """Note the calls of a module."""
+
+        def before(_module: nn.Module, _args: Any) -> None:
+            self._begun.setdefault(path, []).append(self._tick())
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            begin = self._begun[path].pop()
+            # kept alive, so that no other tensor gets the same storage
+            self.outputs.setdefault(path, []).append(output)
+            self.visits.setdefault(path, []).append((begin, self._tick()))
+
+        return [
+            module.register_forward_pre_hook(before, prepend=True),
+            module.register_forward_hook(after),
+        ]
+
+    def last_use(self, output: Any, returned: set[int]) -> int | None:
+        """Tell when a tensor was last used by an operation; None if the model returns it."""
+        if not isinstance(output, torch.Tensor) or _storage(output) in returned:
+            return None
+        return self._uses.get(_storage(output))
+
+    def _tick(self) -> int:
+        self._time += 1
+        return self._time
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        now = self._tick()
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if _is_tensor(leaf):
+                self._uses[_storage(leaf)] = now
+        return func(*args, **(kwargs or {}))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    found: int = tensor.untyped_storage()._cdata
+    return found
+
+
+def _kind(output: Any) -> str:
+    if isinstance(output, torch.Tensor):
+        return "tensor"
+    if isinstance(output, tuple) and type(output) is tuple:
+        return "tuple"
+    return type(output).__name__
+
+
+def _modules(module: nn.Module) -> dict[str, Module]:
+    """Describe the modules of a model, without running it."""
+    own = set(dir(nn.Module))
+    by_class: dict[type, tuple[str, ...]] = {}
+    found = {}
+    for path, each in module.named_modules(remove_duplicate=False):
+        cls = type(each)
+        if cls not in by_class:
+            by_class[cls] = tuple(sorted(set(dir(cls)) - own))[:_MOST_ATTRIBUTES]
+        stored = set(vars(each)) | set(each._parameters) | set(each._buffers)
+        was_tuple = any(base.__name__ == "GradientCheckpointingLayer" for base in cls.__mro__)
+        found[path] = Module(
+            tuple(name for name, child in each._modules.items() if child is not None),
+            tuple(sorted({*by_class[cls], *stored, *_COMMON})),
+            was_tuple=was_tuple,
+        )
+    return found
+
+
+_COMMON = tuple(name for name in dir(nn.Module) if not name.startswith("__"))

@@ -1,0 +1,46 @@
+"""A value of the model is asked for after the result of the run.
+
+`tracer.result` and `model.generator.output` are what the traced function returns. They are there
+when everything else has run, so nothing inside the model comes after them.
+
+Wrong:
+
+    with model.generate("The Eiffel Tower is in", max_new_tokens=3) as tracer:
+        tokens = tracer.result.save()
+        logits = model.lm_head.output.save()
+
+Right:
+
+    with model.generate("The Eiffel Tower is in", max_new_tokens=3) as tracer:
+        logits = model.lm_head.output.save()
+        tokens = tracer.result.save()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..analysis import File
+from ..diagnostics import ERROR, Finding
+
+CODE = "NNS104"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for an access of a module after one of the run's result."""
+    for machine in file.machines():
+        ends = [one for one in machine.accesses if machine.is_result(one) and one.verb == "read"]
+        for access in machine.accesses:
+            if not machine.is_of_module(access) or not machine.may_fail(access):
+                continue
+            for end in ends:
+                if end.number < access.number and end.conditions.cover(access.conditions):
+                    yield Finding(
+                        access.node,
+                        f"{access.location} is asked for after the result of the run (line "
+                        f"{end.node.lineno}), and comes before it; move this access up, or put it "
+                        "in an invoke of its own",
+                        raises="OutOfOrderError",
+                    )
+                    break

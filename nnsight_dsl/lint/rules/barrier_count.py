@@ -1,0 +1,86 @@
+"""A barrier is made for another number of invokes than wait at it.
+
+`tracer.barrier(n)` lets the invokes that wait there go on when n of them have come. If fewer come
+they wait to the end of the run, and so does the one that is left over if more do.
+
+Wrong:
+
+    with model.trace() as tracer:
+        barrier = tracer.barrier(3)
+        with tracer.invoke("The Eiffel Tower is in"):
+            hidden = model.transformer.h[1].output
+            barrier()
+        with tracer.invoke("The Colosseum is in the"):
+            barrier()
+            model.transformer.h[1].output[:, -1] = hidden[:, -1]
+
+Right:
+
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke("The Eiffel Tower is in"):
+            hidden = model.transformer.h[1].output
+            barrier()
+        with tracer.invoke("The Colosseum is in the"):
+            barrier()
+            model.transformer.h[1].output[:, -1] = hidden[:, -1]
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ..analysis import File
+from ..blocks import Block
+from ..diagnostics import ERROR, Finding
+from ..values import called_method, single_assignments
+
+CODE = "NNS602"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Count the invokes that wait at each barrier, where each does so once and for certain."""
+    for run in file.all_blocks():
+        if not run.is_run or not run.invokes:
+            continue
+        for name, statement in single_assignments(file.machine(run)).items():
+            call = statement.value
+            if not isinstance(call, ast.Call) or called_method(call) != "barrier":
+                continue
+            argument = call.args[0] if len(call.args) == 1 else None
+            count = argument.value if isinstance(argument, ast.Constant) else None
+            waiting = _participants(file, run, name)
+            if type(count) is not int or count < 1 or not waiting or waiting % count == 0:
+                continue
+            yield Finding(
+                call,
+                f"this barrier is for {count} invokes, and {waiting} "
+                f"{'waits' if waiting == 1 else 'wait'} at it; make it for as many as wait",
+            )
+
+
+def _participants(file: File, run: Block, name: str) -> int | None:
+    """Count the invokes that wait at a barrier; None where that cannot be told."""
+    counted = 0
+    known: set[ast.AST] = set()
+    for invoke in run.invokes:
+        if not file.tree.conditions(invoke.node, run.node).always:
+            return None
+        calls = [
+            call
+            for call in file.machine(invoke).calls
+            if isinstance(call.func, ast.Name) and call.func.id == name
+        ]
+        if len(calls) > 1 or not all(
+            file.tree.conditions(call, invoke.node).always for call in calls
+        ):
+            return None
+        counted += len(calls)
+        known.update(call.func for call in calls)
+    for node in ast.walk(run.function()):
+        is_other = isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+        if is_other and node not in known:
+            return None
+    return counted

@@ -1,0 +1,72 @@
+"""Gradients are asked for in the order of the forward, and come in the reverse.
+
+A backward pass goes from the loss to the input: the gradient of what was computed last comes
+first. Two values that a block read one after the other have their gradients asked for the other
+way round.
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in"):
+        early = model.transformer.h[0].output
+        late = model.transformer.h[1].output
+        with model.lm_head.output.sum().backward():
+            early_grad = early.grad.save()
+            late_grad = late.grad.save()
+
+Right:
+
+    with model.trace("The Eiffel Tower is in"):
+        early = model.transformer.h[0].output
+        late = model.transformer.h[1].output
+        with model.lm_head.output.sum().backward():
+            late_grad = late.grad.save()
+            early_grad = early.grad.save()
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ..accesses import Access, Machine
+from ..analysis import File
+from ..diagnostics import ERROR, Finding
+from ..values import reads_by_name
+
+CODE = "NNS107"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Compare the order of gradients with the order in which their tensors were read."""
+    for machine in file.machines():
+        around = machine.block.parent
+        if machine.block.kind != "backward" or around is None:
+            continue
+        forward = file.machine(around)
+        sources = reads_by_name(forward)
+        grads = [one for one in machine.accesses if one.port == "grad"]
+        for position, later in enumerate(grads):
+            if any(
+                _is_before(sources, forward, earlier, later)
+                and earlier.conditions.cover(later.conditions)
+                for earlier in grads[:position]
+            ) and machine.may_fail(later):
+                yield Finding(
+                    later.node,
+                    f"{ast.unparse(later.node)} has already passed: gradients come in the reverse "
+                    "of the order in which the values were computed; ask for it before the "
+                    "gradients of earlier values",
+                )
+
+
+def _is_before(sources: dict[str, Access], forward: Machine, first: Access, second: Access) -> bool:
+    """Tell whether the tensor of the first gradient was computed before that of the second."""
+    found = [
+        sources.get(one.node.value.id) if isinstance(one.node.value, ast.Name) else None
+        for one in (first, second)
+    ]
+    one, other = found
+    if one is None or other is None or one.path == other.path:
+        return False
+    return forward.follows(one, other)

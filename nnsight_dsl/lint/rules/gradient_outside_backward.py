@@ -1,0 +1,57 @@
+"""A gradient is asked for outside of a backward pass.
+
+A value inside the model has no gradient until something goes back through it, and keeps none
+afterwards. `.grad` is read in the block of `with loss.backward():`; anywhere else it is None.
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[1].output
+        grad = hidden.grad.save()
+
+Right:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[1].output
+        with model.lm_head.output.sum().backward():
+            grad = hidden.grad.save()
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ..analysis import File
+from ..diagnostics import ERROR, Finding
+from ..steps import run_of
+from ..values import called_method, reads_by_name
+
+CODE = "NNS406"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for `.grad` of values just as they were read, where no backward pass was."""
+    for machine in file.machines():
+        run = run_of(machine.block)
+        if run is None or machine.block.kind == "backward" or _goes_back(run.node):
+            continue
+        names = reads_by_name(machine)
+        for access in machine.accesses:
+            value = access.node.value
+            is_read = access.port == "grad" and access.verb == "read"
+            if is_read and isinstance(value, ast.Name) and value.id in names:
+                if machine.may_fail(access):
+                    yield Finding(
+                        access.node,
+                        f"{value.id}.grad is None outside of a backward pass; read it inside 'with "
+                        "loss.backward():'",
+                    )
+
+
+def _goes_back(node: ast.AST) -> bool:
+    return any(
+        isinstance(below, ast.Call) and called_method(below) in ("backward", "retain_grad")
+        for below in ast.walk(node)
+    )

@@ -1,0 +1,44 @@
+"""A trace has an input of its own, and invokes with inputs inside.
+
+An input given to `trace` is an invoke that is not written out. With others beside it nothing says
+which rows the statements outside of them are about.
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in") as tracer:
+        with tracer.invoke("The Colosseum is in"):
+            logits = model.lm_head.output.save()
+
+Right:
+
+    with model.trace() as tracer:
+        with tracer.invoke("The Colosseum is in"):
+            logits = model.lm_head.output.save()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..analysis import File
+from ..diagnostics import ERROR, Finding
+
+CODE = "NNS404"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for an input of a run, and one of an invoke in it."""
+    for block in file.all_blocks():
+        if not block.is_run or block.call is None or not block.call.args:
+            continue
+        for invoke in block.invokes:
+            conditions = file.tree.conditions(invoke.node, block.node)
+            if invoke.call is not None and invoke.call.args and conditions.always:
+                yield Finding(
+                    block.call,
+                    "this trace has an input of its own, and the invoke of line "
+                    f"{invoke.node.lineno} has one; give the input to an invoke instead: 'with "
+                    "model.trace() as tracer:'",
+                )
+                break

@@ -1,0 +1,85 @@
+"""A name that held a value of the model is bound to something else, which nobody uses.
+
+`hidden = layer.output` reads, and `hidden = hidden * 0` makes another tensor and gives it the
+name. The model goes on with the one that it had. To change it, assign to the port, or edit the
+tensor in place.
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[1].output
+        hidden = hidden * 0
+        logits = model.lm_head.output.save()
+
+Right:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[1].output
+        model.transformer.h[1].output = hidden * 0
+        logits = model.lm_head.output.save()
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from nnsight_dsl.transforms.source.plain import is_known_expression
+
+from ..accesses import Machine, end_of
+from ..analysis import File
+from ..diagnostics import WARNING, Finding
+from ..values import access_of, called_name, mentions
+
+CODE = "NNS303"
+SEVERITY = WARNING
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for a rebinding that reads its own name, and is read by nothing."""
+    for machine in file.machines():
+        read: dict[str, ast.Assign] = {}
+        for node in machine.block.nodes():
+            if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+                continue
+            target = node.targets[0]
+            if not isinstance(target, ast.Name):
+                continue
+            if access_of(machine, node.value) is not None:
+                read[target.id] = node
+            elif target.id in read and mentions(node.value, target.id):
+                if _is_without_effect(machine, read[target.id], node, target.id):
+                    yield Finding(
+                        node,
+                        f"{target.id!r} gets another value here, which nothing uses, and the model "
+                        "goes on with its own; assign to the port, or edit in place "
+                        f"({target.id}[:] = ...)",
+                    )
+
+
+def _is_without_effect(machine: Machine, read: ast.Assign, node: ast.Assign, name: str) -> bool:
+    function = machine.block.function()
+    if not is_known_expression(node.value) or end_of(read) > (node.lineno, node.col_offset):
+        return False
+    if any(isinstance(one, ast.Call) and called_name(one) == "save" for one in ast.walk(node)):
+        return False
+    conditions = machine.conditions(node)
+    loops = [one for one in machine.block.tree.above(node) if one is not machine.block.node]
+    if conditions.is_deferred or any(isinstance(one, (ast.For, ast.While)) for one in loops):
+        return False
+    behind = end_of(node)
+    for below in ast.walk(function):
+        if isinstance(below, ast.Name) and below.id == name and isinstance(below.ctx, ast.Load):
+            if end_of(below) > behind or function_of(machine, below) is not function:
+                return False
+        elif isinstance(below, (ast.Global, ast.Nonlocal)) and name in below.names:
+            return False
+        elif isinstance(below, ast.Call) and isinstance(below.func, ast.Name):
+            if below.func.id in ("locals", "eval", "exec", "vars"):
+                return False
+    return True
+
+
+def function_of(machine: Machine, node: ast.AST) -> ast.AST:
+    """Return the function that a node stands in."""
+    return machine.block.tree.function_of(node)

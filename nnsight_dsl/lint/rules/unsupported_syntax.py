@@ -1,0 +1,61 @@
+"""A construct stands in a block that no program can express.
+
+A block becomes a function of its own. What would leave it by another way than its end (`return`,
+`break` of an outer loop, `yield`, `await`) has no meaning there, and is refused when the block is
+entered.
+
+Wrong:
+
+    def hidden(prompt):
+        with model.trace(prompt):
+            return model.transformer.h[1].output
+
+    hidden("The Eiffel Tower is in")
+
+Right:
+
+    def hidden(prompt):
+        with model.trace(prompt):
+            found = model.transformer.h[1].output.save()
+        return found
+
+    hidden("The Eiffel Tower is in")
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from nnsight_dsl.transforms.errors import UnsupportedSyntaxError
+from nnsight_dsl.transforms.source.unsupported import refuse_unsupported
+
+from ..analysis import File
+from ..blocks import INTERVENTION, is_intervene
+from ..diagnostics import ERROR, Finding
+
+CODE = "NNS801"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Refuse what the lowering refuses, in the same words."""
+    lines = file.source.lines
+    for block in file.blocks:
+        try:
+            refuse_unsupported(
+                block.body, file.source.file, lines, may_return=block.kind == INTERVENTION
+            )
+        except UnsupportedSyntaxError as error:
+            line = error.lineno or block.node.lineno
+            text = lines[line - 1] if line <= len(lines) else ""
+            column = len(text[: max((error.offset or 1) - 1, 0)].encode())
+            node = ast.Pass(lineno=line, col_offset=column, end_lineno=line, end_col_offset=column)
+            yield Finding(node, error.msg)
+    for other in ast.walk(file.tree.module):
+        if isinstance(other, ast.AsyncFunctionDef) and any(map(is_intervene, other.decorator_list)):
+            yield Finding(
+                other,
+                "an intervention that is an 'async def' cannot be lowered; write 'def', and await "
+                "before or after it",
+            )

@@ -1,0 +1,55 @@
+"""A value inside of a module is asked for that the same block skips.
+
+A module that is skipped is not called, and nothing in it is computed.
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in"):
+        model.transformer.h[1].skip(model.transformer.h[0].output)
+        inner = model.transformer.h[1].mlp.output.save()
+
+Right:
+
+    with model.trace("The Eiffel Tower is in"):
+        model.transformer.h[1].skip(model.transformer.h[0].output)
+        hidden = model.transformer.h[1].output.save()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..accesses import SKIP, is_below
+from ..analysis import File
+from ..blocks import Block
+from ..diagnostics import ERROR, Finding
+
+CODE = "NNS407"
+SEVERITY = ERROR
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for accesses below a module that is skipped for all rows."""
+    for machine in file.machines():
+        if not _has_all_rows(machine.block):
+            continue
+        seen = set()
+        for first, second in machine.pairs():
+            is_inside = first.verb == SKIP and is_below(second.path or (), first.path or ())
+            if is_inside and second.number not in seen:
+                seen.add(second.number)
+                yield Finding(
+                    second.node,
+                    f"{second.location} is never computed, since line {first.node.lineno} skips "
+                    f"{first.place}; ask for it in a run that does not skip {first.place}",
+                    raises="NotCalledError",
+                )
+
+
+def _has_all_rows(block: Block) -> bool:
+    """Tell whether a block sees the whole batch: what it skips does not run for others."""
+    if block.is_run:
+        return not block.invokes
+    if block.kind != "invoke" or block.call is None or block.parent is None:
+        return False
+    return not (block.call.args or block.call.keywords)

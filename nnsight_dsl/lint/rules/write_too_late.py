@@ -1,0 +1,108 @@
+"""A value is edited in place when everything that uses it has already run.
+
+An edit in place reaches what is computed from the tensor afterwards. Once the block has waited for
+a module further down, the layers in between have done their work with the value as it was. This is
+known from a run of the model (`--model`).
+
+Wrong:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[0].mlp.c_fc.output
+        logits = model.lm_head.output.save()
+        hidden[:] = 0
+
+Right:
+
+    with model.trace("The Eiffel Tower is in"):
+        hidden = model.transformer.h[0].mlp.c_fc.output
+        hidden[:] = 0
+        logits = model.lm_head.output.save()
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from ..accesses import Access, Machine, end_of
+from ..analysis import File
+from ..diagnostics import WARNING, Finding
+from ..values import reads_by_name
+
+CODE = "NNS304"
+SEVERITY = WARNING
+
+
+def check(file: File) -> Iterator[Finding]:
+    """Look for edits of held values behind accesses that come after their last use."""
+    for machine in file.machines():
+        names = reads_by_name(machine)
+        for node in machine.block.nodes():
+            name = _edited(node)
+            if name not in names or not isinstance(node, ast.stmt):
+                continue
+            read = names[name]
+            last = _last_use(file, read)
+            if last is None or _is_used_later(machine, node, name):
+                continue
+            passed = _passed(file, machine, read, node)
+            if passed is not None and passed[1] > last:
+                yield Finding(
+                    node,
+                    f"everything that uses {read.location} has run when this edits it, since line "
+                    f"{passed[0].node.lineno} waits for {passed[0].location}; edit it before that "
+                    "line",
+                )
+
+
+def _edited(node: ast.AST) -> str:
+    """Return the name whose tensor a statement edits in place, empty if there is none."""
+    target: ast.expr | None = None
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0] if isinstance(node.targets[0], ast.Subscript) else None
+    elif isinstance(node, ast.AugAssign):
+        target = node.target
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def _last_use(file: File, read: Access) -> int | None:
+    found = file.place(read)
+    if found is None or read.port != "output" or read.step is None or read.step[0]:
+        return None
+    structure, place = found
+    module = structure.modules[place]
+    return module.last_use if len(module.visits) == 1 and module.output == "tensor" else None
+
+
+def _passed(
+    file: File, machine: Machine, read: Access, node: ast.stmt
+) -> tuple[Access, int] | None:
+    """Return the latest access that comes for certain before an edit, and when it is served."""
+    best: tuple[Access, int] | None = None
+    conditions = machine.conditions(node)
+    for access in machine.accesses:
+        found = file.place(access)
+        is_before = end_of(access.node) <= (node.lineno, node.col_offset)
+        if found is None or not is_before or access.model != read.model:
+            continue
+        if access.step != read.step or not access.conditions.cover(conditions):
+            continue
+        structure, place = found
+        time = structure.begins(place) if access.is_early else structure.ends(place)
+        if time is not None and (best is None or time > best[1]):
+            best = access, time
+    return best
+
+
+def _is_used_later(machine: Machine, node: ast.stmt, name: str) -> bool:
+    """Tell whether a name is read elsewhere, or saved: then the edit is seen there."""
+    inside = {id(below) for below in ast.walk(node)}
+    return any(
+        isinstance(below, ast.Name)
+        and below.id == name
+        and isinstance(below.ctx, ast.Load)
+        and id(below) not in inside
+        for below in ast.walk(machine.block.function())
+    )

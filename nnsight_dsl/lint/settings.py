@@ -1,0 +1,114 @@
+"""Settings of the linter: `[tool.nnsight-dsl]` in `pyproject.toml`, and the command line.
+
+    [tool.nnsight-dsl]
+    select = ["NNS"]                 # codes, or how they begin; all if left out
+    ignore = ["NNS303"]
+    exclude = ["third_party"]
+    model = "examples/models/city-facts"
+
+    [tool.nnsight-dsl.per-file-ignores]
+    "tests/*" = ["NNS3"]
+
+The file is that of the nearest folder, above the paths that are linted, that has such a table.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+from typing import Any
+
+
+class SettingsError(Exception):
+    """The settings cannot be read; the command line reports it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which rules hold where.
+
+    Attributes:
+        select: how the codes begin that are reported.
+        ignore: how the codes begin that are not.
+        per_file: pairs of a pattern of file names and how ignored codes begin.
+        exclude: patterns of files and folders that are left out of a search.
+        models: models to lint with, as the command line takes them.
+        root: the folder that patterns start from.
+    """
+
+    select: tuple[str, ...] = ("NNS",)
+    ignore: tuple[str, ...] = ()
+    per_file: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    exclude: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    root: Path = field(default_factory=Path)
+
+    def holds(self, code: str, file: str) -> bool:
+        """Tell whether findings of a rule are reported in a file."""
+        if not code.startswith(self.select) or code.startswith(self.ignore or ("\0",)):
+            return False
+        return not any(
+            code.startswith(codes) and self._matches(file, pattern)
+            for pattern, codes in self.per_file
+        )
+
+    def _matches(self, file: str, pattern: str) -> bool:
+        path = Path(file).absolute()
+        try:
+            relative = path.relative_to(self.root.absolute()).as_posix()
+        except ValueError:
+            relative = path.as_posix()
+        return fnmatch(relative, pattern) or PurePath(relative).match(pattern)
+
+
+def settings_for(paths: Sequence[Path]) -> Settings:
+    """Read the settings that hold for some paths.
+
+    Raises:
+        SettingsError: the table holds something else than these settings.
+    """
+    start = (paths[0] if paths else Path()).absolute()
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        if not file.is_file():
+            continue
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} cannot be read: {error}") from None
+        if "nnsight-dsl" in table:
+            return _settings(table["nnsight-dsl"], file)
+    return Settings()
+
+
+def _settings(table: Any, file: Path) -> Settings:
+    known = {"select", "ignore", "exclude", "model", "per-file-ignores"}
+    unknown = sorted(set(table) - known) if isinstance(table, dict) else ["tool.nnsight-dsl"]
+    if unknown:
+        raise SettingsError(
+            f"{file}: {unknown[0]!r} is no setting of [tool.nnsight-dsl]; it has "
+            f"{', '.join(sorted(known))}"
+        )
+    per_file = table.get("per-file-ignores", {})
+    if not isinstance(per_file, dict):
+        raise SettingsError(f"{file}: per-file-ignores is no table; write patterns and codes")
+    return Settings(
+        select=_codes(table, "select", file) or ("NNS",),
+        ignore=_codes(table, "ignore", file),
+        per_file=tuple((pattern, _codes(per_file, pattern, file)) for pattern in per_file),
+        exclude=_codes(table, "exclude", file),
+        models=_codes(table, "model", file),
+        root=file.parent,
+    )
+
+
+def _codes(table: Any, key: str, file: Path) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if key == "model" and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise SettingsError(f'{file}: {key!r} is no list of strings; write ["NNS101"]')
+    return tuple(value)

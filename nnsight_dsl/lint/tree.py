@@ -1,0 +1,206 @@
+"""The syntax tree of a file, with what stands above each node.
+
+Python's `ast` knows what is below a node; a rule asks what a node stands under: a branch that may
+not be taken, a function that runs later, a `with pytest.raises(...)` that waits for the error.
+Nothing here recurses, so the depth of a file is no matter.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+_EXPECTING = frozenset(
+    "raises warns deprecated_call suppress assertRaises assertRaisesRegex assertWarns".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a node stands: its parent, the parent's field, and the position in a list."""
+
+    parent: ast.AST
+    field: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What has to happen for a node to be evaluated, seen from a block around it.
+
+    Attributes:
+        branches: the branches it stands in, from the outside in.
+        is_deferred: it stands in a function, a lambda or a generator that runs later, or never.
+        is_handled: an error raised there may be expected: a `try`, a `with pytest.raises(...)`.
+    """
+
+    branches: tuple[tuple[int, str], ...] = ()
+    is_deferred: bool = False
+    is_handled: bool = False
+
+    @property
+    def always(self) -> bool:
+        """Whether the node is evaluated each time the block is."""
+        return not self.branches and not self.is_deferred
+
+    def cover(self, other: Conditions) -> bool:
+        """Tell whether the other node is evaluated only in rounds in which this one is."""
+        return (
+            not self.is_deferred
+            and not other.is_deferred
+            and other.branches[: len(self.branches)] == self.branches
+        )
+
+
+class Tree:
+    """A parsed file."""
+
+    def __init__(self, module: ast.AST, lines: Sequence[str]) -> None:
+        self.module = module
+        self.lines = lines
+        self._links: dict[ast.AST, Link] = {}
+        self._bindings: dict[ast.AST, Counter[str]] = {}
+        todo = [module]
+        while todo:
+            node = todo.pop()
+            for name, value in ast.iter_fields(node):
+                children = value if isinstance(value, list) else [value]
+                for index, child in enumerate(children):
+                    if isinstance(child, ast.AST) and not isinstance(child, _SHARED):
+                        self._links[child] = Link(node, name, index)
+                        todo.append(child)
+
+    def link(self, node: ast.AST) -> Link | None:
+        """Return where a node stands, None for the root."""
+        return self._links.get(node)
+
+    def above(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Iterate over the nodes above one, from the inside out."""
+        link = self._links.get(node)
+        while link is not None:
+            yield link.parent
+            link = self._links.get(link.parent)
+
+    def function_of(self, node: ast.AST) -> ast.AST:
+        """Return the function, or the module, that a node stands in."""
+        for above in self.above(node):
+            if isinstance(above, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
+                return above
+        return self.module
+
+    def conditions(self, node: ast.AST, within: ast.AST) -> Conditions:
+        """Return what has to happen for a node to be evaluated when `within` is."""
+        branches: list[tuple[int, str]] = []
+        is_deferred = is_handled = False
+        link = self._links.get(node)
+        while link is not None and link.parent is not within:
+            label = _branch(link)
+            if label is not None:
+                branches.append((id(link.parent), label))
+                is_deferred |= label == _DEFERRED
+                is_handled |= label == _HANDLED
+            link = self._links.get(link.parent)
+        return Conditions(tuple(reversed(branches)), is_deferred, is_handled)
+
+    def is_expected_to_fail(self, node: ast.AST) -> bool:
+        """Tell whether a node stands in a `with pytest.raises(...)` or the like."""
+        link = self._links.get(node)
+        while link is not None:
+            is_body = isinstance(link.parent, (ast.With, ast.AsyncWith)) and link.field == "body"
+            if is_body and _expects(link.parent):
+                return True
+            link = self._links.get(link.parent)
+        return False
+
+    def following(self, node: ast.stmt) -> Iterator[ast.stmt]:
+        """Iterate over the statements that run after one, up to the end of its function.
+
+        Where the statement stands in a loop, those before it in the loop are not among them.
+        """
+        current: ast.AST = node
+        while True:
+            link = self._links.get(current)
+            if link is None:
+                return
+            siblings = getattr(link.parent, link.field)
+            if isinstance(siblings, list):
+                yield from (one for one in siblings[link.index + 1 :] if isinstance(one, ast.stmt))
+            if isinstance(link.parent, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                return
+            current = link.parent
+
+    def bindings(self, function: ast.AST) -> Counter[str]:
+        """Count how often each name is bound in a function or module, in nested ones too."""
+        found = self._bindings.get(function)
+        if found is None:
+            found = self._bindings[function] = Counter(
+                name for node in ast.walk(function) for name in _bound_by(node)
+            )
+        return found
+
+
+_SHARED = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop)
+"""Nodes that the parser makes once and uses in many places."""
+_DEFERRED = "later"
+_HANDLED = "handled"
+
+
+def _branch(link: Link) -> str | None:
+    """Name the branch of its parent that a node stands in, None if it is evaluated with it."""
+    field, index = link.field, link.index
+    match link.parent:
+        case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While():
+            return field if field in ("body", "orelse") else None
+        case ast.Try() | ast.TryStar():
+            if field == "body" and link.parent.handlers:
+                return _HANDLED
+            return None if field == "finalbody" else field
+        case ast.With() | ast.AsyncWith():
+            return _HANDLED if field == "body" and _expects(link.parent) else None
+        case ast.Match():
+            return f"case {index}" if field == "cases" else None
+        case ast.BoolOp() | ast.Compare():
+            return "rest" if field in ("values", "comparators") and index else None
+        case ast.comprehension():
+            return "element" if field == "ifs" else None
+        case ast.ListComp() | ast.SetComp() | ast.DictComp():
+            return "element" if field != "generators" or index else None
+        case ast.GeneratorExp():
+            return _DEFERRED if field != "generators" or index else None
+        case ast.Lambda() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            return _DEFERRED if field == "body" else None
+        case ast.Assert():
+            return "message" if field == "msg" else None
+    return None
+
+
+def _expects(node: ast.AST) -> bool:
+    for item in getattr(node, "items", ()):
+        call = item.context_expr
+        if isinstance(call, ast.Call):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+            name = call.func.id if isinstance(call.func, ast.Name) else name
+            if name in _EXPECTING:
+                return True
+    return False
+
+
+def _bound_by(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Name(ctx=ast.Store() | ast.Del()):
+            yield node.id
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name
+        case ast.arg():
+            yield node.arg
+        case ast.alias():
+            yield (node.asname or node.name).split(".")[0]
+        case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name:
+            yield node.name
+        case ast.MatchMapping() if node.rest:
+            yield node.rest
+        case ast.Global() | ast.Nonlocal():
+            yield from node.names
