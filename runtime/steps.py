@@ -73,6 +73,9 @@ class StepSpec:
             if key.stop is None:
                 return count(start, stride), True
             return iter(range(start, key.stop, stride)), False
+        if isinstance(key, (list, tuple)):
+            # all of them are here, so a wrong one is told at the loop's head
+            return iter([*_growing(key)]), False
         if isinstance(key, Iterable):
             return _growing(key), False
         raise TypeError(f"tracer.iter[{key!r}] is no step; write an int, a slice or a list of ints")
