@@ -237,7 +237,8 @@ class Driver:
         while todo:
             place = todo.pop()
             self.tap_for(place)
-            todo.extend(place._places_below())
+            # in order: a module that stands at several places goes by the first
+            todo.extend(reversed([*place._places_below()]))
 
     def _finish(self, result: Any) -> None:
         """Serve what comes after the model's last forward, and complain of what never came."""
@@ -637,7 +638,8 @@ class Driver:
         place: Place | None = _target(request)._parent
         while place is not None:
             above = self._taps.get(_key(place))
-            if above is not None:
+            # one that runs now, in a call of its own by itself, can still call what is below
+            if above is not None and above.begun == above.done:
                 over = above.done_step >= step if self.is_stepped else above.done > step
                 if over:
                     return complaints.parent_passed(machine, request, place)
