@@ -244,7 +244,7 @@ def test_the_steps_of_a_generation_are_calls_of_the_model_inside(new: Callable[[
         expected = module.generate(**encoded(LONG), **GREEDY)
     with model.generate(LONG, **GREEDY) as tracer:
         scores = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             scores.append(model.get(inside).output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)
@@ -256,7 +256,7 @@ def test_an_edit_of_one_step_and_one_invoke(module: Any, model: LanguageModel) -
     head = "base_model.model.lm_head"
     with model.generate(**GREEDY) as tracer:
         with tracer.invoke(SHORT):
-            for step in tracer.iter[1:3]:
+            for _ in tracer.iter[1:3]:
                 model.get(head).output[..., 7] = 1e4
             short = tracer.result.save()
         with tracer.invoke(LONG):

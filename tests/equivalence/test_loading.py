@@ -128,7 +128,7 @@ def test_remote_code_generates(remote: Path) -> None:
         expected = plain.generate(**encoded(LONG), **greedy)
     with model.generate(LONG, **greedy) as tracer:
         hidden = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden.append(model.layers[1].output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)
@@ -234,7 +234,7 @@ def test_a_path_object_is_a_path(folder: Path) -> None:
 
 
 def test_flash_attention_without_its_package_is_transformers_error(folder: Path) -> None:
-    with pytest.raises(ImportError, match="(?i)flash"):
+    with pytest.raises(ImportError, match=r"(?i)flash"):
         LanguageModel(str(folder), attn_implementation="flash_attention_2", dispatch=True)
 
 

@@ -50,7 +50,7 @@ def _on_disk(folder: Path) -> Any:
 
 
 def _in_part(folder: Path) -> Any:
-    places: dict[str, Any] = {part: "cpu" for part in PARTS}
+    places: dict[str, Any] = dict.fromkeys(PARTS, "cpu")
     places["transformer.h.1"] = places["transformer.h.2"] = "disk"
     return accelerate.dispatch_model(new_gpt2(), places, main_device="cpu", offload_dir=str(folder))
 
@@ -120,7 +120,7 @@ def _scans(model: LanguageModel) -> None:
 
 def _generates(model: LanguageModel) -> None:
     with model.generate(LONG, **GREEDY) as tracer:
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden = model.transformer.h[1].output
 
 
@@ -199,7 +199,7 @@ def test_a_generation(module: Any, model: LanguageModel) -> None:
         expected = bare(GPT2).generate(**encoded(LONG), **GREEDY)
     with model.generate(LONG, **GREEDY) as tracer:
         hidden = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden.append(model.transformer.h[1].output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)
@@ -275,7 +275,7 @@ def test_a_device_map_of_auto(folder: Path) -> None:
 
 
 def test_a_device_map_with_the_disk_in_it(folder: Path, tmp_path: Path) -> None:
-    places = {part: "cpu" for part in PARTS} | {"transformer.h.1": "disk"}
+    places = dict.fromkeys(PARTS, "cpu") | {"transformer.h.1": "disk"}
     model = LanguageModel(
         str(folder), device_map=places, offload_folder=str(tmp_path / "off"), dispatch=True
     )

@@ -133,7 +133,7 @@ def test_a_loop_of_the_tracer_is_one_over_visits(model: NNsight, module, x, visi
 def test_an_edit_of_one_visit(model: NNsight, module, x, visit: int) -> None:
     expected = _edited(module, "cell", visit, x)
     with model.trace(x) as tracer:
-        for step in tracer.iter[visit]:
+        for _ in tracer.iter[visit]:
             model.cell.output = model.cell.output * 0
         result = model.output.save()
     assert_same(result, expected)
@@ -143,7 +143,7 @@ def test_an_edit_of_all_visits(model: NNsight, module, x) -> None:
     with hooked(module, {"cell": lambda output: output + 1}):
         expected = module(x)
     with model.trace(x) as tracer:
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             model.cell.output += 1
         result = tracer.result.save()
     assert_same(result, expected)
@@ -160,7 +160,7 @@ def test_one_visit_is_skipped(model: NNsight, module, x, visits) -> None:
         expected = module(x)
     with model.trace(x) as tracer:
         first = model.cell.output
-        for step in tracer.iter[2]:
+        for _ in tracer.iter[2]:
             model.cell.skip(first)
         output = model.output.save()
     assert_same(output, expected)
@@ -173,7 +173,7 @@ def test_inputs_of_the_visits(model: NNsight, module, x) -> None:
         module(x)
     with model.trace(x) as tracer:
         seen = [].save()
-        for step in tracer.iter[1:]:
+        for _ in tracer.iter[1:]:
             seen.append(model.cell.input)
     assert_same(list(seen), given[1:])
 
@@ -222,7 +222,7 @@ def test_gradients_of_each_visit(model: NNsight, module, x) -> None:
     expected = torch.autograd.grad(loss, seen["cell"])
     with model.trace(x) as tracer:
         visits = []
-        for step in tracer.iter[:4]:
+        for _ in tracer.iter[:4]:
             visits.append(model.cell.output)
         loss = model.output.pow(2).sum()
         with loss.backward():
@@ -245,7 +245,7 @@ def test_a_module_that_is_called_a_number_of_times_that_the_values_decide() -> N
     for start, count in ((16.0, 4), (3.0, 2)):
         with model.trace(torch.tensor([start])) as tracer:
             seen = [].save()
-            for step in tracer.iter[:]:
+            for _ in tracer.iter[:]:
                 seen.append(model.halve.output.item())
             result = tracer.result.save()
         assert list(seen) == [start / 2**k for k in range(1, count + 1)]
@@ -268,7 +268,7 @@ def test_a_module_that_calls_itself() -> None:
         expected = module(x)
     with model.trace(x) as tracer:
         both = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             both.append(model.linear.output)
         result = tracer.result.save()
     assert_same(list(both), seen["linear"])
@@ -303,7 +303,7 @@ def test_both_places_of_a_shared_module_are_one_location(tied: NNsight, x) -> No
 def test_an_edit_by_either_name_is_of_the_visit(tied: NNsight, x, name: str, visit: int) -> None:
     expected = _edited(tied._module, "first", visit, x)
     with tied.trace(x) as tracer:
-        for step in tracer.iter[visit]:
+        for _ in tracer.iter[visit]:
             tied.get(name).output[:] = 0
         result = tied.output.save()
     assert_same(result, expected)
@@ -318,7 +318,7 @@ def test_a_shared_module_in_a_sequential(x) -> None:
     assert len(model) == 5
     with model.trace(x) as tracer:
         visits = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             visits.append(model[4].output)
         result = tracer.result.save()
     assert_same(list(visits), seen["0"])
