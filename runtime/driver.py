@@ -638,13 +638,21 @@ class Driver:
         place: Place | None = _target(request)._parent
         while place is not None:
             above = self._taps.get(_key(place))
-            # one that runs now, in a call of its own by itself, can still call what is below
-            if above is not None and above.begun == above.done:
-                over = above.done_step >= step if self.is_stepped else above.done > step
-                if over:
-                    return complaints.parent_passed(machine, request, place)
+            if above is not None and self._is_over(above, step):
+                return complaints.parent_passed(machine, request, place)
             place = place._parent
         return None
+
+    def _is_over(self, tap: Tap, step: int) -> bool:
+        """Tell whether a module has returned for good, so that nothing below it comes any more."""
+        if (tap.done_step if self.is_stepped else tap.done - 1) < step:
+            return False
+        if tap.begun != tap.done or tap.begun > step + 1:
+            # it runs now, as one that calls itself, or was called more often than once
+            return False
+        module = tap.place._module
+        places = self.root._module.named_modules(remove_duplicate=False)
+        return sum(one is module for _, one in places) < 2
 
     def _skip(self, machine: Machine, request: Request) -> Any:
         _, place, value = request

@@ -274,6 +274,33 @@ def test_an_edit_of_one_step_and_one_invoke(module: Any, model: LanguageModel) -
     assert_same(long, module.generate(**encoded(LONG), **GREEDY))
 
 
+@pytest.mark.parametrize("new", [new_lora, new_prefix_tuning], ids=lambda new: new.__name__)
+def test_what_peft_lends_the_model_inside_is_taken_back(new: Callable[[], Any]) -> None:
+    module = new()
+    model = _wrapped(module)
+    inside = next(path for path, _ in module.named_modules() if path.endswith("lm_head"))
+
+    def lent() -> Any:
+        return module.base_model.prepare_inputs_for_generation
+
+    expected = module.get_base_model().generate(**encoded(LONG), **GREEDY)
+    for _ in range(2):
+        before = lent()
+        with model.generate(LONG, **GREEDY) as tracer:
+            scores = model.get(inside).output.save()
+            tracer.stop()
+        assert lent() == before
+        with pytest.raises(ZeroDivisionError):
+            with model.generate(LONG, **GREEDY):
+                scores = model.get(inside).output
+                1 / 0
+        assert lent() == before
+        assert_same(module.get_base_model().generate(**encoded(LONG), **GREEDY), expected)
+        # after a generation that goes to its end, PEFT leaves the method it has taken back
+        with model.generate(LONG, **GREEDY) as tracer:
+            tokens = tracer.result.save()
+
+
 def test_a_gradient_of_an_adapters_output(module: Any, model: LanguageModel) -> None:
     path = f"{ADAPTED}.lora_A.default"
     with recorded(module, [path]) as seen:

@@ -416,3 +416,24 @@ def test_a_scan_of_tied_weights() -> None:
         logits = model.lm_head.output.shape
     assert logits == (1, 8, len(models.WORDS))
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_part_that_only_the_second_visit_calls(x) -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(4, 4)
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.part(x) if self.calls % 2 == 0 else x + 1
+
+    module = nn.Sequential(block := _seeded(Sometimes), nn.ReLU(), block)
+    model = NNsight(module)
+    with recorded(module, ["0.part"]) as seen:
+        module(x)
+    with model.trace(x):
+        between = model[1].output.save()
+        part = model[0].part.output.save()
+    assert_same([part], seen["0.part"])
