@@ -89,12 +89,15 @@ class Cache(Mapping[str, Entry]):
         self._keeps_output = keeps_output
         self._keeps_inputs = keeps_inputs
         self._entries: dict[str, Entry] = {}
+        # a module may stand at several paths; it has one entry, found by each of them
+        self._keys: dict[int, str] = {}
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """Keep one visit to a module; the driver calls this."""
         if self._modules is not None and id(place._module) not in self._modules:
             return
-        entry = self._entries.setdefault(_key(place._path), Entry())
+        key = self._keys.setdefault(id(place._module), _key(place._path))
+        entry = self._entries.setdefault(key, Entry())
         if self._keeps_output:
             entry.outputs.append(self._kept(output, factor))
         if self._keeps_inputs:
@@ -114,7 +117,8 @@ class Cache(Mapping[str, Entry]):
         below = path.removeprefix(_ROOT).removeprefix(".")
         try:
             # a renamed path leads to the module's own
-            return self._entries[_key(self._root.get(below)._path)]
+            envoy = self._root.get(below)
+            return self._entries[self._keys.get(id(envoy._module), _key(envoy._path))]
         except (KeyError, PathError):
             raise KeyError(
                 f"{path!r} is not in the cache, which has {len(self._entries)} modules; "

@@ -241,7 +241,8 @@ class Driver:
         while todo:
             place = todo.pop()
             yield place
-            todo.extend(place._places_below())
+            # in order: a module that stands at several places goes by the first
+            todo.extend(reversed([*place._places_below()]))
 
     def is_offering_inputs(self, tap: Tap) -> bool:
         """Tell whether the arguments of a place are being offered, so that its call is to come."""
@@ -723,12 +724,21 @@ class Driver:
         place: Place | None = _target(request)._parent
         while place is not None:
             above = self._taps.get(_key(place))
-            if above is not None:
-                over = above.done_step >= step if self.is_stepped else above.done > step
-                if over:
-                    return complaints.parent_passed(machine, request, place)
+            if above is not None and self._is_over(above, step):
+                return complaints.parent_passed(machine, request, place)
             place = place._parent
         return None
+
+    def _is_over(self, tap: Tap, step: int) -> bool:
+        """Tell whether a module has returned for good, so that nothing below it comes any more."""
+        if (tap.done_step if self.is_stepped else tap.done - 1) < step:
+            return False
+        if tap.begun != tap.done or tap.begun > step + 1:
+            # it runs now, as one that calls itself, or was called more often than once
+            return False
+        module = tap.place._module
+        places = self.root._module.named_modules(remove_duplicate=False)
+        return sum(one is module for _, one in places) < 2
 
     def _skip(self, machine: Machine, request: Request) -> Any:
         _, place, value = request

@@ -139,9 +139,10 @@ class Tap:
             self.begun_step = step
         else:
             index = self.begun
-        self.begun += 1
         if driver.visit_waiters:
-            driver.begin_visit(self.begun - 1)
+            # before it counts as begun: a block that waits for it can ask for its input
+            driver.begin_visit(self.begun)
+        self.begun += 1
         return index
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -332,10 +333,11 @@ def _metaclass(kind: Any) -> type:
         return kind.__hash__(_untapped(self))
 
     def __instancecheck__(self: Any, one: object) -> Any:
-        return kind.__instancecheck__(_untapped(self), one)
+        return type.__instancecheck__(_untapped(self), one)
 
     def __subclasscheck__(self: Any, one: Any) -> Any:
-        return kind.__subclasscheck__(_untapped(self), _untapped(one))
+        # not as its own metaclass would: an abstract class asks all of its subclasses, so this one
+        return type.__subclasscheck__(_untapped(self), _untapped(one))
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         kind.__setattr__(_untapped(self), name, value)

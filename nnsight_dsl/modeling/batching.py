@@ -196,6 +196,9 @@ def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -
     if not missing:
         return row
     fill = pad_id if key in _IDS else -100 if key == "labels" else 0
+    if key == "labels" and left:
+        # alone, the first token is not predicted; here, it would be from the padding
+        missing, row = missing + 1, row[1:]
     padding = row.new_full((missing, *row.shape[1:]), fill)
     return torch.cat([padding, row] if left else [row, padding])
 

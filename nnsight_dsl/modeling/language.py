@@ -161,8 +161,30 @@ class LanguageModel(NNsight):
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "generate":
             generate: Callable[..., Any] = self._module.generate
+            if hasattr(self._module, "base_model_prepare_inputs_for_generation"):
+                return self._restoring(generate)
             return generate
         return super()._function(name)
+
+    def _restoring(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """Return PEFT's generate, which lends the model inside a method for as long as it lasts.
+
+        It takes that back after an Exception; what ends a run early is none.
+        """
+
+        def generate_and_restore(*args: Any, **kwargs: Any) -> Any:
+            base = self._module.base_model
+            before = base.__dict__.get("prepare_inputs_for_generation")
+            try:
+                return generate(*args, **kwargs)
+            except BaseException:
+                if before is None:
+                    base.__dict__.pop("prepare_inputs_for_generation", None)
+                else:
+                    base.prepare_inputs_for_generation = before
+                raise
+
+        return generate_and_restore
 
     def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
         config = getattr(self._module, "generation_config", None)
@@ -314,11 +336,12 @@ class LanguageModel(NNsight):
         The model of an adapter passes on what it is given, so its own signature tells nothing,
         and generates by calling the model inside.
         """
-        from transformers.generation.utils import GenerationMixin
+        from transformers import PreTrainedModel
 
-        for module in self._module.modules():
-            if isinstance(module, GenerationMixin):
-                return module
+        if not isinstance(self._module, PreTrainedModel):
+            for module in self._module.modules():
+                if isinstance(module, PreTrainedModel):
+                    return module
         return self._module
 
     def _stepping(self) -> Envoy:

@@ -145,7 +145,7 @@ def test_each_step_of_a_generation_is_a_call_of_the_hook(kind: Kind, model: Lang
         expected = bare(kind).generate(**encoded(LONG), **GREEDY)
     with model.generate(LONG, **GREEDY) as tracer:
         hidden = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden.append(model.get(layer).output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)
@@ -166,7 +166,7 @@ def test_an_edit_of_one_step_is_a_hook_that_counts(kind: Kind, model: LanguageMo
     with hooked(bare(kind), {head: edit}):
         expected = bare(kind).generate(**encoded(LONG), **GREEDY)
     with model.generate(LONG, **GREEDY) as tracer:
-        for step in tracer.iter[2]:
+        for _ in tracer.iter[2]:
             model.get(head).output[..., 7] = 1e4
         tokens = tracer.result.save()
     assert_same(tokens, expected)

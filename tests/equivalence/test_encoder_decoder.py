@@ -148,7 +148,7 @@ def test_a_generation_runs_the_encoder_once_and_the_decoder_in_each_step(
     with model.generate(LONG, **GREEDY) as tracer:
         hidden = model.get(layer).output.save()
         decoded = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             decoded.append(model.get(decoder).output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)

@@ -250,7 +250,7 @@ def test_a_generation_sees_the_images_once(kind: Vision, module: Any, model) -> 
     with model.generate(inputs, **GREEDY) as tracer:
         projected = model.get(kind.projector).output.save()
         hidden = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden.append(model.get(LAYER).output)
         tokens = tracer.result.save()
     assert_same(tokens, expected)
