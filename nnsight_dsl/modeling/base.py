@@ -133,9 +133,7 @@ class NNsight(Envoy):
         copy = type(self).__new__(type(self))
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
         edits = [*self._edits]
-        copy.__dict__.update(
-            own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self
-        )
+        copy.__dict__.update(own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self)
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
