@@ -13,17 +13,19 @@ name that is bound more than once means nothing here.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nnsight_dsl.transforms.source.accesses import State, states_of
 from nnsight_dsl.transforms.source.unsupported import is_step_block, is_steps
 
+from .bindings import Bindings, Unclear
 from .blocks import MODEL_PORTS, Block
 from .tree import Conditions, Tree
 
 SKIP = "skip"
 _NOT_MODULES = frozenset({"generator", "tracer"})
+_SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,26 +244,22 @@ class Machine:
 
 
 class Names:
-    """What the names of a function mean, where a path goes over them.
+    """What names mean, where a path goes over them.
 
     For a block that is being entered, `meanings` has what names stand for outside of it.
     """
 
     def __init__(
-        self, tree: Tree, block: Block, meanings: Mapping[str, tuple[str, Path]] | None = None
+        self, bindings: Bindings, meanings: Mapping[str, tuple[str, Path]] | None = None
     ) -> None:
-        self._function = block.function()
+        self.bindings = bindings
         self._given = meanings or {}
-        self._bindings = tree.bindings(self._function)
-        self._tree = tree
-        self._meanings: dict[str, tuple[str, Path] | None] = {}
-        self._binders: dict[str, ast.AST] | None = None
 
     def known(self, name: str) -> tuple[str, Path]:
         """Return what a name means outside of the block, itself where that is not known."""
         return self._given.get(name, (name, ()))
 
-    def spelled(self, node: ast.expr) -> tuple[str, Path] | None:
+    def spelled(self, node: ast.expr, depth: int = 0) -> tuple[str, Path] | None:
         """Return the name that a path starts from, and the path; None for what is computed."""
         path: list[Item] = []
         while not isinstance(node, ast.Name):
@@ -275,18 +273,13 @@ class Names:
             else:
                 return None
             node = node.value
-        path.reverse()
-        binder = self._binder(node.id)
-        if isinstance(binder, ast.Assign) and _end(node) <= _end(binder):
-            # in a loop, what the name was bound to in the round before
+        binder = self.bindings.binder(node)
+        if isinstance(binder, Unclear) or depth > _MOST_NAMES:
             return None
-        meaning = self._meaning(node.id)
-        if meaning is None and not self._bindings[node.id]:
-            meaning = self._given.get(node.id)
-        if meaning is None:
-            return node.id, tuple(path)
-        root, before = meaning
-        return root, (*before, *path)
+        before = self.known(node.id)
+        if binder is not None:
+            before = self._meaning(binder, node.id, depth) or (node.id, ())
+        return before[0], (*before[1], *reversed(path))
 
     def _item(self, node: ast.expr) -> Item | None:
         if isinstance(node, ast.Constant) and type(node.value) in (int, str):
@@ -296,59 +289,31 @@ class Names:
             inner = self._item(node.operand)
             return -inner if isinstance(inner, int) else None
         if isinstance(node, ast.Name):
-            loop = self._loop_of(node.id)
-            return None if loop is None else Round(id(loop), node.id)
+            loop = self.bindings.binder(node)
+            return Round(id(loop), node.id) if isinstance(loop, ast.For) else None
         return None
 
-    def _loop_of(self, name: str) -> ast.For | None:
-        """Return the loop whose variable a name is, where it is bound nowhere else."""
-        binder = self._binder(name)
-        return binder if isinstance(binder, ast.For) else None
-
-    def _binder(self, name: str) -> ast.AST | None:
-        if self._bindings[name] != 1:
-            return None
-        if self._binders is None:
-            self._binders = {}
-            for node in ast.walk(self._function):
-                if isinstance(node, ast.Assign) and len(node.targets) == 1:
-                    targets: Sequence[ast.expr] = node.targets
-                elif isinstance(node, ast.For):
-                    targets = (
-                        node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
-                    )
-                else:
-                    continue
-                for target in targets:
-                    if isinstance(target, ast.Name):
-                        self._binders[target.id] = node
-        return self._binders.get(name)
-
-    def _meaning(self, name: str) -> tuple[str, Path] | None:
-        """Return the path that a name stands for, None where it stands for itself."""
-        if name not in self._meanings:
-            self._meanings[name] = None  # a name that means itself ends here
-            self._meanings[name] = self._meaning_of(name)
-        return self._meanings[name]
-
-    def _meaning_of(self, name: str) -> tuple[str, Path] | None:
-        binder = self._binder(name)
-        if isinstance(binder, ast.Assign):
-            return self.spelled(binder.value)
+    def _meaning(self, binder: ast.stmt, name: str, depth: int) -> tuple[str, Path] | None:
+        """Return the path that a statement binds a name to, None where it is no path."""
+        if isinstance(binder, ast.Assign) and len(binder.targets) == 1:
+            is_name = isinstance(binder.targets[0], ast.Name)
+            return self.spelled(binder.value, depth + 1) if is_name else None
         if isinstance(binder, ast.For):
             over, target = binder.iter, binder.target
             if isinstance(over, ast.Call) and isinstance(over.func, ast.Name):
                 is_counted = over.func.id == "enumerate" and len(over.args) == 1
                 if not is_counted or not isinstance(target, ast.Tuple) or len(target.elts) != 2:
                     return None
-                if not (isinstance(target.elts[1], ast.Name) and target.elts[1].id == name):
-                    return None
                 over, target = over.args[0], target.elts[1]
-            if isinstance(target, ast.Name):
-                found = self.spelled(over)
+            if isinstance(target, ast.Name) and target.id == name:
+                found = self.spelled(over, depth + 1)
                 if found is not None:
                     return found[0], (*found[1], Round(id(binder), name))
         return None
+
+
+_MOST_NAMES = 20
+"""How many names a path may go over."""
 
 
 def is_skip(call: ast.Call) -> bool:
@@ -390,5 +355,5 @@ def is_below(path: Path, above: Path) -> bool:
 
 
 def is_module(path: Path) -> bool:
-    """Tell whether a path is one of a module, not of a generation's or a run's own values."""
-    return not path or path[0] not in _NOT_MODULES
+    """Tell whether a path is one of a module: not of a generation, a run, or an operation."""
+    return not path or (path[0] not in _NOT_MODULES and _SOURCE not in path)

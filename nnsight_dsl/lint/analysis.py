@@ -1,4 +1,9 @@
-"""A file as rules see it: its blocks, their machines, and what is known of their models."""
+"""A file as rules see it: its blocks, their machines, and what is known of their models.
+
+A `with <anything>.trace(...)` is only perhaps one of ours: many libraries have a `trace`, a
+`session` or an `edit`. It is taken for ours where a port of the traced object is accessed in it,
+or an invoke of it is opened; all else is left alone.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from dataclasses import replace
 from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
 
 from .accesses import Access, Machine, ModelKey, Names, Path
+from .bindings import Bindings
 from .blocks import INTERVENTION, Block, blocks_of
 from .knowledge import Structure
 from .sources import Source
@@ -22,6 +28,7 @@ class File:
         source: its text.
         tree: its syntax tree.
         blocks: its outermost blocks.
+        names: what its names mean.
     """
 
     def __init__(
@@ -33,17 +40,16 @@ class File:
     ) -> None:
         self.source = source
         self.tree = Tree(module, source.lines)
-        self.blocks = blocks_of(self.tree, are_ours=meanings is not None)
-        self._meanings = meanings
+        self.blocks = blocks_of(self.tree)
+        self.names = Names(Bindings(self.tree), meanings)
         self._given = structures or {}
-        self._names: dict[Block, Names] = {}
         self._models: dict[Block, ModelKey | None] = {}
         for block in self.all_blocks():
             self._models[block] = self._model_of(block)
         models = frozenset(model for model in self._models.values() if model is not None)
-        self._machines = {
-            block: Machine(block, self._names[block], models) for block in self.all_blocks()
-        }
+        self._machines = {block: Machine(block, self.names, models) for block in self.all_blocks()}
+        if meanings is None:
+            self.blocks = [block for block in self.blocks if self._is_ours(block)]
         self._structures: dict[ModelKey, Structure | None] = {}
 
     def all_blocks(self) -> Iterator[Block]:
@@ -80,13 +86,27 @@ class File:
         place = structure.place(access.path)
         return None if place is None else (structure, place)
 
+    def _is_ours(self, block: Block) -> bool:
+        return block.kind == INTERVENTION or any(map(self._has_evidence, block.all_blocks()))
+
+    def _has_evidence(self, block: Block) -> bool:
+        """Tell whether a block opens an invoke of its tracer, or accesses what it traces."""
+        if block.kind == "invoke" and block.parent is not None and block.call is not None:
+            opener = block.call.func
+            owner = opener.value if isinstance(opener, ast.Attribute) else None
+            is_tracers = isinstance(owner, ast.Name) and owner.id == block.parent.tracer
+            return block.parent.is_run and is_tracers
+        machine, model = self._machines[block], self._models[block]
+        return block.kind in OPENING_CALLS and any(
+            access.model == model and machine.is_of_module(access) for access in machine.accesses
+        )
+
     def _model_of(self, block: Block) -> ModelKey | None:
-        names = self._names[block] = Names(self.tree, block, self._meanings)
         if block.kind == INTERVENTION:
-            return names.known("model")
+            return self.names.known("model")
         if block.kind in OPENING_CALLS and block.call is not None:
             opener = block.call.func
-            return names.spelled(opener.value) if isinstance(opener, ast.Attribute) else None
+            return self.names.spelled(opener.value) if isinstance(opener, ast.Attribute) else None
         return None if block.parent is None else self._models[block.parent]
 
     def _structure_of(self, model: ModelKey) -> Structure | None:

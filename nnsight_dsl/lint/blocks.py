@@ -1,9 +1,4 @@
-"""The blocks of a file, found from its syntax tree alone.
-
-A `with <anything>.trace(...)` is only perhaps one of ours: many libraries have a `trace`, a
-`session` or an `edit`. It is taken for ours where a port of the traced object is accessed in it,
-or an invoke of it is opened; all else is left alone.
-"""
+"""The blocks of a file, found from its syntax tree alone."""
 
 from __future__ import annotations
 
@@ -12,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
-from nnsight_dsl.transforms.source.accesses import static_path
 from nnsight_dsl.transforms.source.unsupported import INNER_BLOCKS
 
 from .tree import Tree
@@ -86,13 +80,8 @@ class Block:
         return self.tree.function_of(self.node)
 
 
-def blocks_of(tree: Tree, *, are_ours: bool = False) -> list[Block]:
-    """Find the outermost blocks of a file, with the blocks in them.
-
-    Args:
-        tree: the file.
-        are_ours: take every block for one of this package.
-    """
+def blocks_of(tree: Tree) -> list[Block]:
+    """Find the outermost blocks of a file, with the blocks in them."""
     found: list[Block] = []
     # a stack of what to look at, with the block it stands in
     todo: list[tuple[ast.AST, Block | None]] = [(tree.module, None)]
@@ -107,7 +96,7 @@ def blocks_of(tree: Tree, *, are_ours: bool = False) -> list[Block]:
             todo.extend((one, around) for one in reversed(headers))
         else:
             todo.extend((one, around) for one in reversed(list(ast.iter_child_nodes(node))))
-    return [block for block in found if are_ours or _is_ours(block)]
+    return found
 
 
 def _block_at(node: ast.AST, tree: Tree) -> Block | None:
@@ -132,30 +121,3 @@ def is_intervene(decorator: ast.expr) -> bool:
     if isinstance(decorator, ast.Attribute):
         return decorator.attr == "intervene"
     return isinstance(decorator, ast.Name) and decorator.id == "intervene"
-
-
-def _is_ours(block: Block) -> bool:
-    if block.kind == INTERVENTION:
-        return True
-    return any(_has_evidence(one) for one in block.all_blocks())
-
-
-def _has_evidence(block: Block) -> bool:
-    if block.kind == "invoke" and block.parent is not None and block.call is not None:
-        opener = block.call.func
-        tracer = block.parent.tracer
-        if isinstance(opener, ast.Attribute) and isinstance(opener.value, ast.Name):
-            return block.parent.is_run and opener.value.id == tracer
-    if block.kind not in OPENING_CALLS or block.call is None:
-        return False
-    opener = block.call.func
-    model = static_path(opener.value) if isinstance(opener, ast.Attribute) else None
-    if model is None:
-        return False
-    root, prefix = model
-    for node in block.nodes():
-        if isinstance(node, ast.Attribute) and node.attr in MODEL_PORTS:
-            found = static_path(node.value)
-            if found is not None and found[0] == root and found[1][: len(prefix)] == prefix:
-                return True
-    return False

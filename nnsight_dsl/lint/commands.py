@@ -39,7 +39,7 @@ def run(given: argparse.Namespace) -> int:
     """Lint; return 0 if nothing was found, 1 if something was, 2 if it could not be done."""
     try:
         settings = _settings(given)
-        structures = _structures(given.model or settings.models)
+        structures = structures_of(given.model or settings.models)
         paths = list(dict.fromkeys(files_in(given.paths, settings.exclude)))
         found, contents = lint_files(paths, settings, structures, keeps=not given.no_cache)
         if given.fix and any(one.fix for one in found):
@@ -85,7 +85,12 @@ def _codes(text: str) -> tuple[str, ...]:
     return tuple(code.strip().upper() for code in text.split(",") if code.strip())
 
 
-def _structures(models: Sequence[str]) -> Structures | None:
+def structures_of(models: Sequence[str]) -> Structures | None:
+    """Return what is known of models, by the name that files give them.
+
+    Raises:
+        SettingsError: one of them cannot be built.
+    """
     if not models:
         return None
     from .models import structure_for

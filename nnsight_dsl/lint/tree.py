@@ -8,7 +8,6 @@ Nothing here recurses, so the depth of a file is no matter.
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +61,6 @@ class Tree:
         self.module = module
         self.lines = lines
         self._links: dict[ast.AST, Link] = {}
-        self._bindings: dict[ast.AST, Counter[str]] = {}
         todo = [module]
         while todo:
             node = todo.pop()
@@ -132,15 +130,6 @@ class Tree:
                 return
             current = link.parent
 
-    def bindings(self, function: ast.AST) -> Counter[str]:
-        """Count how often each name is bound in a function or module, in nested ones too."""
-        found = self._bindings.get(function)
-        if found is None:
-            found = self._bindings[function] = Counter(
-                name for node in ast.walk(function) for name in _bound_by(node)
-            )
-        return found
-
 
 _SHARED = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop)
 """Nodes that the parser makes once and uses in many places."""
@@ -188,19 +177,21 @@ def _expects(node: ast.AST) -> bool:
     return False
 
 
-def _bound_by(node: ast.AST) -> Iterator[str]:
+def bound_by(node: ast.AST) -> frozenset[str]:
+    """Return the names that a node itself binds, without what is below it."""
     match node:
         case ast.Name(ctx=ast.Store() | ast.Del()):
-            yield node.id
+            return frozenset((node.id,))
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            yield node.name
+            return frozenset((node.name,))
         case ast.arg():
-            yield node.arg
+            return frozenset((node.arg,))
         case ast.alias():
-            yield (node.asname or node.name).split(".")[0]
+            return frozenset(((node.asname or node.name).split(".")[0],))
         case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar() if node.name:
-            yield node.name
+            return frozenset((node.name,))
         case ast.MatchMapping() if node.rest:
-            yield node.rest
+            return frozenset((node.rest,))
         case ast.Global() | ast.Nonlocal():
-            yield from node.names
+            return frozenset(node.names)
+    return frozenset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from .accesses import Access, Machine
+from .bindings import Unclear
 
 
 def access_of(machine: Machine, node: ast.expr) -> tuple[Access, list[ast.expr]] | None:
@@ -19,27 +20,30 @@ def access_of(machine: Machine, node: ast.expr) -> tuple[Access, list[ast.expr]]
     return None
 
 
-def single_assignments(machine: Machine) -> dict[str, ast.Assign]:
-    """Return the statements of a block that bind a name which is bound nowhere else."""
-    tree = machine.block.tree
-    counts = tree.bindings(machine.block.function())
-    found = {}
-    for node in machine.block.nodes():
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target = node.targets[0]
-            if isinstance(target, ast.Name) and counts[target.id] == 1:
-                found[target.id] = node
-    return found
+def assignment_of(machine: Machine, name: ast.Name) -> ast.Assign | None:
+    """Return the assignment that a name has its value from, None where that is unclear."""
+    binder = machine.names.bindings.binder(name)
+    is_single = isinstance(binder, ast.Assign) and len(binder.targets) == 1
+    if not isinstance(binder, ast.Assign) or not is_single:
+        return None
+    return binder if isinstance(binder.targets[0], ast.Name) else None
 
 
-def reads_by_name(machine: Machine) -> dict[str, Access]:
-    """Return the accesses whose value is bound to a name as it is, by that name."""
-    found = {}
-    for name, node in single_assignments(machine).items():
-        split = access_of(machine, node.value)
-        if split is not None and not split[1]:
-            found[name] = split[0]
-    return found
+def read_of(machine: Machine, name: ast.expr) -> Access | None:
+    """Return the access of a block whose value a name holds just as it was read."""
+    if not isinstance(name, ast.Name):
+        return None
+    assignment = assignment_of(machine, name)
+    split = None if assignment is None else access_of(machine, assignment.value)
+    return split[0] if split is not None and not split[1] else None
+
+
+def has_same_value(machine: Machine, name: ast.Name, other: ast.Name) -> bool:
+    """Tell whether two reads of a name may be of what one statement has bound."""
+    if name.id != other.id:
+        return False
+    one, two = (machine.names.bindings.binder(each) for each in (name, other))
+    return one is two or isinstance(one, Unclear) or isinstance(two, Unclear)
 
 
 def called_method(call: ast.Call) -> str | None:

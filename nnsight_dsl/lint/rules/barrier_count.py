@@ -34,7 +34,8 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
-from ..values import called_method, single_assignments
+from ..tree import bound_by
+from ..values import called_method
 
 CODE = "NNS602"
 SEVERITY = ERROR
@@ -45,13 +46,13 @@ def check(file: File) -> Iterator[Finding]:
     for run in file.all_blocks():
         if not run.is_run or not run.invokes:
             continue
-        for name, statement in single_assignments(file.machine(run)).items():
-            call = statement.value
+        for statement in run.nodes():
+            call = statement.value if isinstance(statement, ast.Assign) else None
             if not isinstance(call, ast.Call) or called_method(call) != "barrier":
                 continue
             argument = call.args[0] if len(call.args) == 1 else None
             count = argument.value if isinstance(argument, ast.Constant) else None
-            waiting = _participants(file, run, name)
+            waiting = _participants(file, run, statement)
             if type(count) is not int or count < 1 or not waiting or waiting % count == 0:
                 continue
             yield Finding(
@@ -61,17 +62,18 @@ def check(file: File) -> Iterator[Finding]:
             )
 
 
-def _participants(file: File, run: Block, name: str) -> int | None:
+def _participants(file: File, run: Block, statement: ast.AST) -> int | None:
     """Count the invokes that wait at a barrier; None where that cannot be told."""
     counted = 0
     known: set[ast.AST] = set()
+    binder = file.names.bindings.binder
     for invoke in run.invokes:
         if not file.tree.conditions(invoke.node, run.node).always:
             return None
         calls = [
             call
             for call in file.machine(invoke).calls
-            if isinstance(call.func, ast.Name) and call.func.id == name
+            if isinstance(call.func, ast.Name) and binder(call.func) is statement
         ]
         if len(calls) > 1 or not all(
             file.tree.conditions(call, invoke.node).always for call in calls
@@ -79,8 +81,9 @@ def _participants(file: File, run: Block, name: str) -> int | None:
             return None
         counted += len(calls)
         known.update(call.func for call in calls)
-    for node in ast.walk(run.function()):
-        is_other = isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
-        if is_other and node not in known:
+    names = bound_by(statement.targets[0]) if isinstance(statement, ast.Assign) else frozenset()
+    for node in ast.walk(run.node):
+        is_read = isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load)
+        if is_read and node not in known:
             return None
     return counted

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..values import reads_by_name
+from ..values import read_of
 
 CODE = "NNS107"
 SEVERITY = ERROR
@@ -44,12 +44,10 @@ def check(file: File) -> Iterator[Finding]:
         if machine.block.kind != "backward" or around is None:
             continue
         forward = file.machine(around)
-        sources = reads_by_name(forward)
         grads = [one for one in machine.accesses if one.port == "grad"]
         for position, later in enumerate(grads):
             if any(
-                _is_before(sources, forward, earlier, later)
-                and earlier.conditions.cover(later.conditions)
+                _is_before(forward, earlier, later) and earlier.conditions.cover(later.conditions)
                 for earlier in grads[:position]
             ) and machine.may_fail(later):
                 yield Finding(
@@ -60,13 +58,9 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _is_before(sources: dict[str, Access], forward: Machine, first: Access, second: Access) -> bool:
+def _is_before(forward: Machine, first: Access, second: Access) -> bool:
     """Tell whether the tensor of the first gradient was computed before that of the second."""
-    found = [
-        sources.get(one.node.value.id) if isinstance(one.node.value, ast.Name) else None
-        for one in (first, second)
-    ]
-    one, other = found
+    one, other = (read_of(forward, each.node.value) for each in (first, second))
     if one is None or other is None or one.path == other.path:
         return False
     return forward.follows(one, other)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
 from ..steps import run_of
-from ..values import called_method, reads_by_name
+from ..values import called_method, read_of
 
 CODE = "NNS406"
 SEVERITY = ERROR
@@ -37,17 +37,16 @@ def check(file: File) -> Iterator[Finding]:
         run = run_of(machine.block)
         if run is None or machine.block.kind == "backward" or _goes_back(run.node):
             continue
-        names = reads_by_name(machine)
         for access in machine.accesses:
             value = access.node.value
-            is_read = access.port == "grad" and access.verb == "read"
-            if is_read and isinstance(value, ast.Name) and value.id in names:
-                if machine.may_fail(access):
-                    yield Finding(
-                        access.node,
-                        f"{value.id}.grad is None outside of a backward pass; read it inside 'with "
-                        "loss.backward():'",
-                    )
+            if access.port != "grad" or access.verb != "read" or not machine.may_fail(access):
+                continue
+            if isinstance(value, ast.Name) and read_of(machine, value) is not None:
+                yield Finding(
+                    access.node,
+                    f"{value.id}.grad is None outside of a backward pass; read it inside 'with "
+                    "loss.backward():'",
+                )
 
 
 def _goes_back(node: ast.AST) -> bool:

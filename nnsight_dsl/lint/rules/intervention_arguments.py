@@ -26,11 +26,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 
 from ..analysis import File
 from ..blocks import is_intervene
 from ..diagnostics import ERROR, Finding
+from ..tree import bound_by
 
 CODE = "NNS701"
 SEVERITY = ERROR
@@ -62,15 +64,15 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _interventions(file: File) -> dict[str, inspect.Signature]:
-    counts = file.tree.bindings(file.tree.module)
+    counts = Counter(name for node in ast.walk(file.tree.module) for name in bound_by(node))
     found = {}
     for node in ast.walk(file.tree.module):
         if isinstance(node, ast.FunctionDef) and counts[node.name] == 1:
             link = file.tree.link(node)
             is_method = link is not None and isinstance(link.parent, ast.ClassDef)
-            if len(node.decorator_list) == 1 and is_intervene(node.decorator_list[0]):
-                if not is_method:
-                    found[node.name] = _signature(node.args)
+            is_alone = len(node.decorator_list) == 1 and is_intervene(node.decorator_list[0])
+            if is_alone and not is_method:
+                found[node.name] = _signature(node.args)
     return found
 
 

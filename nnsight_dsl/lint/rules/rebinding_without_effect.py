@@ -34,6 +34,8 @@ from ..values import access_of, called_name, mentions
 CODE = "NNS303"
 SEVERITY = WARNING
 
+_LOOKING = frozenset({"locals", "eval", "exec", "vars"})
+
 
 def check(file: File) -> Iterator[Finding]:
     """Look for a rebinding that reads its own name, and is read by nothing."""
@@ -47,17 +49,20 @@ def check(file: File) -> Iterator[Finding]:
                 continue
             if access_of(machine, node.value) is not None:
                 read[target.id] = node
-            elif target.id in read and mentions(node.value, target.id):
-                if _is_without_effect(machine, read[target.id], node, target.id):
-                    yield Finding(
-                        node,
-                        f"{target.id!r} gets another value here, which nothing uses, and the model "
-                        "goes on with its own; assign to the port, or edit in place "
-                        f"({target.id}[:] = ...)",
-                    )
+            elif _is_without_effect(machine, read.get(target.id), node, target.id):
+                yield Finding(
+                    node,
+                    f"{target.id!r} gets another value here, which nothing uses, and the model "
+                    "goes on with its own; assign to the port, or edit in place "
+                    f"({target.id}[:] = ...)",
+                )
 
 
-def _is_without_effect(machine: Machine, read: ast.Assign, node: ast.Assign, name: str) -> bool:
+def _is_without_effect(
+    machine: Machine, read: ast.Assign | None, node: ast.Assign, name: str
+) -> bool:
+    if read is None or not mentions(node.value, name):
+        return False
     function = machine.block.function()
     if not is_known_expression(node.value) or end_of(read) > (node.lineno, node.col_offset):
         return False
@@ -72,10 +77,8 @@ def _is_without_effect(machine: Machine, read: ast.Assign, node: ast.Assign, nam
         if isinstance(below, ast.Name) and below.id == name and isinstance(below.ctx, ast.Load):
             if end_of(below) > behind or function_of(machine, below) is not function:
                 return False
-        elif isinstance(below, (ast.Global, ast.Nonlocal)) and name in below.names:
-            return False
-        elif isinstance(below, ast.Call) and isinstance(below.func, ast.Name):
-            if below.func.id in ("locals", "eval", "exec", "vars"):
+        elif isinstance(below, (ast.Global, ast.Nonlocal)):
+            if name in below.names:
                 return False
     return True
 

@@ -82,7 +82,7 @@ def _assigned(block: Block) -> dict[str, list[ast.Assign]]:
             if isinstance(target, ast.Name) and is_known_expression(node.value):
                 assigned.setdefault(target.id, []).append(node)
                 plain_targets.add(target)
-    otherwise = {name for name in _bound_otherwise(block, plain_targets)}
+    otherwise = set(_bound_otherwise(block, plain_targets))
     return {name: found for name, found in assigned.items() if name not in otherwise}
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import reads_by_name
+from ..values import has_same_value, read_of
 
 CODE = "NNS304"
 SEVERITY = WARNING
@@ -36,14 +36,13 @@ SEVERITY = WARNING
 def check(file: File) -> Iterator[Finding]:
     """Look for edits of held values behind accesses that come after their last use."""
     for machine in file.machines():
-        names = reads_by_name(machine)
         for node in machine.block.nodes():
             name = _edited(node)
-            if name not in names or not isinstance(node, ast.stmt):
+            read = None if name is None else read_of(machine, name)
+            if name is None or read is None or not isinstance(node, ast.stmt):
                 continue
-            read = names[name]
             last = _last_use(file, read)
-            if last is None or _is_used_later(machine, node, name):
+            if last is None or _is_used_elsewhere(machine, node, name):
                 continue
             passed = _passed(file, machine, read, node)
             if passed is not None and passed[1] > last:
@@ -55,8 +54,8 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _edited(node: ast.AST) -> str:
-    """Return the name whose tensor a statement edits in place, empty if there is none."""
+def _edited(node: ast.AST) -> ast.Name | None:
+    """Return the name whose tensor a statement edits in place."""
     target: ast.expr | None = None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         target = node.targets[0] if isinstance(node.targets[0], ast.Subscript) else None
@@ -64,7 +63,7 @@ def _edited(node: ast.AST) -> str:
         target = node.target
     while isinstance(target, ast.Subscript):
         target = target.value
-    return target.id if isinstance(target, ast.Name) else ""
+    return target if isinstance(target, ast.Name) else None
 
 
 def _last_use(file: File, read: Access) -> int | None:
@@ -96,13 +95,13 @@ def _passed(
     return best
 
 
-def _is_used_later(machine: Machine, node: ast.stmt, name: str) -> bool:
-    """Tell whether a name is read elsewhere, or saved: then the edit is seen there."""
+def _is_used_elsewhere(machine: Machine, node: ast.stmt, name: ast.Name) -> bool:
+    """Tell whether a value is read elsewhere, or saved: then the edit is seen there."""
     inside = {id(below) for below in ast.walk(node)}
     return any(
         isinstance(below, ast.Name)
-        and below.id == name
         and isinstance(below.ctx, ast.Load)
         and id(below) not in inside
+        and has_same_value(machine, name, below)
         for below in ast.walk(machine.block.function())
     )

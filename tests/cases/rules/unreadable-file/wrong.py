@@ -1,0 +1,2 @@
+# %% raises SyntaxError
+print "Hello"  #> NNS901 1
