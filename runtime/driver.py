@@ -877,7 +877,7 @@ class Driver:
     def _end(self, machine: Machine, request: Request) -> Any:
         if len(request) > 1:
             machine.result = request[1]
-        machine.finish()
+        machine.finish(is_stopped=request[0] == requests.STOP)
         self._check_barriers()
         if self._may_stop() and not self._has_ended and not self._ready:
             raise RunAborted
