@@ -335,9 +335,7 @@ def test_an_edit_calls_an_intervention(gpt2):
         tokens = tracer.result.save()
     assert_same(logits, logits_with(lambda out: out * 3.0))
     with hooked(bare(GPT2), {"transformer.h.0": lambda out: out * 3.0}):
-        assert_same(
-            tokens, bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False)
-        )
+        assert_same(tokens, bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False))
 
 
 def test_an_edit_that_loops_over_steps_is_made_in_those(gpt2):
