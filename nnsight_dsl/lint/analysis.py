@@ -134,7 +134,7 @@ class File:
     def _own_names(self) -> frozenset[str]:
         """Collect names that this file may give to modules: by renaming, or by assignment."""
         found: set[str] = set()
-        for node in ast.walk(self.tree.module):
+        for node in self.tree.walk(self.tree.module):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 found.add(node.attr)
             elif isinstance(node, ast.Call):

@@ -67,5 +67,5 @@ def _opens_elsewhere(block: Block) -> bool:
     openers = {one.call.func for one in block.all_blocks() if one.call is not None}
     return any(
         isinstance(node, ast.Attribute) and node.attr == "invoke" and node not in openers
-        for node in ast.walk(block.node)
+        for node in block.tree.walk(block.node)
     )
