@@ -36,7 +36,8 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/entry.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

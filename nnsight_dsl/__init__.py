@@ -41,18 +41,25 @@ _HOMES = {
 }
 _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError "
-    "GenerationEndedError GradientError GradientOrderError InternalError "
+    "FreedGraphError GenerationEndedError GradientError GradientOrderError InternalError "
     "InterventionArgumentError InterventionError InvokeError NestedRunError NoInputError "
     "NotCalledError NotRunningError OutOfOrderError PathError SharedNameError StaleEditError "
     "TokenizerNotFoundError UnsupportedSyntaxError WriteError WriteShapeError"
 ).split()
 _HOMES.update(dict.fromkeys(_ERRORS, "nnsight_dsl.errors"))
 
+_REMOTE = ("ndif_status", "is_model_running")
+"""Names of the programming model that only remote execution gives a meaning."""
+
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
+    if name in _REMOTE:
+        raise AttributeError(
+            f"{name!r} is about remote execution, which is not built; a model runs on this machine"
+        )
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)

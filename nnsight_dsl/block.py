@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
-from nnsight_dsl.runtime.errors import RunAborted, RunEnded
+from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.transforms.errors import BlockUseError
 from nnsight_dsl.transforms.live import (
@@ -24,6 +24,7 @@ from nnsight_dsl.transforms.live import (
     bind_target,
     find_block,
     forget_snapshot,
+    lead_debugger_on,
     names_around,
     set_names,
 )
@@ -44,13 +45,14 @@ def exit(self, kind, error, traceback):
 """
 
 _exits: dict[tuple[int, int], tuple[CodeType, Callable[..., bool]]] = {}
-"""By code object and line; the entry keeps the code object alive."""
+"""By code object and offset of the instruction; the entry keeps the code object alive."""
 
 
 def _exit_at(frame: FrameType) -> Callable[..., bool]:
-    code, line = frame.f_code, frame.f_lineno
-    found = _exits.get((id(code), line))
+    code = frame.f_code
+    found = _exits.get((id(code), frame.f_lasti))
     if found is None:
+        line = frame.f_lineno
         tree = ast.parse(_EXIT)
         # the whole of the line, of which a traceback marks no part
         text = linecache.getline(code.co_filename, line).rstrip().encode()
@@ -65,7 +67,7 @@ def _exit_at(frame: FrameType) -> Callable[..., bool]:
         function.__code__ = function.__code__.replace(
             co_name=code.co_name, co_qualname=code.co_name
         )
-        found = _exits[id(code), line] = (code, function)
+        found = _exits[id(code), frame.f_lasti] = (code, function)
     return found[1]
 
 
@@ -139,6 +141,7 @@ class Block:
         set_names(frame, left)
         del left
         forget_snapshot(frame)
+        lead_debugger_on(frame, self._program)
         if failure is not None:
             _forget_control_flow(failure)
         return failure
@@ -175,6 +178,6 @@ def _forget_control_flow(failure: BaseException) -> None:
     current: BaseException | None = failure
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        while isinstance(current.__context__, (BodySkipped, RunAborted, RunEnded)):
+        while isinstance(current.__context__, (BodySkipped, LoopOver, RunAborted, RunEnded)):
             current.__context__ = current.__context__.__context__
         current = current.__cause__ or current.__context__

@@ -39,19 +39,31 @@ class Entry:
 
     @property
     def output(self) -> Any:
-        """The output; of a module that was called several times, the list of its outputs."""
-        return self.outputs[0] if len(self.outputs) == 1 else self.outputs
+        """The output; of a module that was called several times, the list of its outputs.
+
+        Raises:
+            AttributeError: the cache keeps no outputs.
+        """
+        return _one_or_all(self.outputs, "outputs", "include_output")
 
     @property
     def inputs(self) -> Any:
-        """`(args, kwargs)`; of a module that was called several times, the list of them."""
-        return self.all_inputs[0] if len(self.all_inputs) == 1 else self.all_inputs
+        """`(args, kwargs)`; of a module that was called several times, the list of them.
+
+        Raises:
+            AttributeError: the cache keeps no inputs.
+        """
+        return _one_or_all(self.all_inputs, "inputs", "include_inputs")
 
     @property
     def input(self) -> Any:
-        """The first argument, as `envoy.input`."""
-        args, kwargs = self.all_inputs[0]
-        return args[0] if args else next(iter(kwargs.values()), None)
+        """The first argument, as `envoy.input`; of several calls, the list of them.
+
+        Raises:
+            AttributeError: the cache keeps no inputs.
+        """
+        first = [args[0] if args else next(iter(kw.values()), None) for args, kw in self.all_inputs]
+        return _one_or_all(first, "inputs", "include_inputs")
 
     def __repr__(self) -> str:
         return f"<cache entry of {max(len(self.outputs), len(self.all_inputs))} visits>"
@@ -77,12 +89,15 @@ class Cache(Mapping[str, Entry]):
         self._keeps_output = keeps_output
         self._keeps_inputs = keeps_inputs
         self._entries: dict[str, Entry] = {}
+        # a module may stand at several paths; it has one entry, found by each of them
+        self._keys: dict[int, str] = {}
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """Keep one visit to a module; the driver calls this."""
         if self._modules is not None and id(place._module) not in self._modules:
             return
-        entry = self._entries.setdefault(_key(place._path), Entry())
+        key = self._keys.setdefault(id(place._module), _key(place._path))
+        entry = self._entries.setdefault(key, Entry())
         if self._keeps_output:
             entry.outputs.append(self._kept(output, factor))
         if self._keeps_inputs:
@@ -102,7 +117,8 @@ class Cache(Mapping[str, Entry]):
         below = path.removeprefix(_ROOT).removeprefix(".")
         try:
             # a renamed path leads to the module's own
-            return self._entries[_key(self._root.get(below)._path)]
+            envoy = self._root.get(below)
+            return self._entries[self._keys.get(id(envoy._module), _key(envoy._path))]
         except (KeyError, PathError):
             raise KeyError(
                 f"{path!r} is not in the cache, which has {len(self._entries)} modules; "
@@ -140,6 +156,14 @@ class CacheView:
 
     def __getitem__(self, item: int | str) -> CacheView:
         return CacheView(self._cache, self._envoy[item])
+
+
+def _one_or_all(visits: list[Any], what: str, option: str) -> Any:
+    if not visits:
+        raise AttributeError(
+            f"this cache keeps no {what}; write tracer.cache({option}=True) to have them"
+        )
+    return visits[0] if len(visits) == 1 else visits
 
 
 def _key(path: str) -> str:

@@ -62,6 +62,12 @@ class Config:
         self.APP = AppConfig()
         self.load()
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"CONFIG has no {name!r}; its settings are those of CONFIG.APP (remote execution, "
+            "which an API key would be for, is not built)"
+        )
+
     @property
     def path(self) -> Path:
         """The file that `save` writes, in the user's folder for settings."""

@@ -7,36 +7,41 @@ more, its ports: `.output`, `.input` and `.inputs`. These have values only while
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from nnsight_dsl.runtime import complaints
+from nnsight_dsl.offload import execution_device
+from nnsight_dsl.ports import PORTS, Ports, StepKey
+from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
-from nnsight_dsl.runtime.locations import Place, name_of
-from nnsight_dsl.runtime.machine import Machine, current_machine
-from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.source import Source
 from nnsight_dsl.transforms import requests
 
-_PORTS = ("output", "input", "inputs")
+_CHANGING = frozenset(
+    "apply bfloat16 cpu cuda double eval float half mtia requires_grad_ share_memory to to_empty "
+    "train type xpu".split()
+)
+"""Methods of a module that change it and return it."""
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below"})
 
 
-class StepKey:
-    """`tracer.iter[...]`: write an int, a slice or a list of ints between the brackets."""
-
-    __slots__ = ()
-
-    def __getitem__(self, key: Any) -> StepSpec:
-        return StepSpec(key)
+_NO_ALIASES = Renaming({}, nn.Identity(), object)
 
 
-class Envoy(Place):
+class Envoy(Ports):
     """The mirror of one module.
 
-    A submodule that is named like a port is reached by its name in brackets:
+    What is no port, no submodule and no method here is the module's own: `layer.weight`,
+    `layer.training`, `layer.parameters()`. A method that changes the module and returns it, as
+    `layer.half()` or `layer.eval()`, returns the envoy.
+
+    A submodule that is named like a port or a method here is reached by its name in brackets:
     `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
     `layer.output` is the layer's own output.
     """
@@ -60,10 +65,15 @@ class Envoy(Place):
         alias = self._aliased(name)
         if alias is not None:
             return alias
+        if name in _CHANGING:
+            return self._changing(name)
         try:
-            return getattr(self._module, name)
+            value = getattr(self._module, name)
         except AttributeError:
+            if name == "module":
+                return self._module
             raise self._no_such(name) from None
+        return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
 
     def __getitem__(self, item: int | slice | str) -> Any:
         if isinstance(item, str):
@@ -92,10 +102,11 @@ class Envoy(Place):
         return True
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(self._module)})
+        aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
+        return sorted({*super().__dir__(), *dir(self._module), *aliases})
 
     def __repr__(self) -> str:
-        return repr(self._module)
+        return self._renaming.printed(self._module, is_root=self._parent is None)
 
     def get(self, path: str) -> Envoy:
         """Return the envoy at a dotted path below this one, as in `get("transformer.h.0")`.
@@ -113,11 +124,21 @@ class Envoy(Place):
 
     @property
     def device(self) -> torch.device:
-        """Device of the module's first parameter or buffer."""
-        for tensors in (self._module.parameters(), self._module.buffers()):
-            for tensor in tensors:
-                return tensor.device
-        return torch.device("cpu")
+        """Device of the module's first parameter or buffer.
+
+        Weights that accelerate has offloaded are on the meta device between calls; then it is the
+        device on which they are computed with. That of a model that is not loaded yet is meta.
+        """
+        found = next(chain(self._module.parameters(), self._module.buffers()), None)
+        if found is None:
+            return torch.device("cpu")
+        if found.is_meta:
+            for module in self._module.modules():
+                device = execution_device(module)
+                if device is not None:
+                    return device
+        device = found.device
+        return device
 
     def _child(self, name: str) -> Envoy | None:
         module = self._module._modules.get(name)
@@ -130,17 +151,37 @@ class Envoy(Place):
             child._rebind(module)
         return child
 
+    @property
+    def _renaming(self) -> Renaming:
+        renaming: Renaming = self._root.__dict__.get("_aliases", _NO_ALIASES)
+        return renaming
+
     def _aliased(self, name: str) -> Envoy | None:
-        for key, aliases in getattr(self._root, "_rename", {}).items():
-            if name not in ([aliases] if isinstance(aliases, str) else aliases):
-                continue
-            if "." not in key:
-                child = self._child(key)
-                if child is not None:
-                    return child
-            elif self is self._root:
-                return self.get(key.removeprefix("."))
+        path = self._renaming.path_of(self._module, name, is_root=self._parent is None)
+        if path is None:
+            return None
+        found: Envoy | None = self
+        for part in path:
+            found = found._child(part) if found is not None else None
+        return found
+
+    def _mirror_of(self, module: nn.Module) -> Envoy | None:
+        """Find the envoy of a module that an attribute leads to, as `base_model` does."""
+        for path, one in self._module.named_modules():
+            if one is module:
+                return self.get(path)
         return None
+
+    def _changing(self, name: str) -> Callable[..., Any]:
+        """Return a method that changes the module, and returns the envoy in its place."""
+
+        def change(*args: Any, **kwargs: Any) -> Any:
+            # weights that are loaded later would not be changed
+            self._root._prepare()
+            result = getattr(self._module, name)(*args, **kwargs)
+            return self if result is self._module else result
+
+        return change
 
     def _rebind(self, module: nn.Module) -> None:
         """Mirror another module from now on, as do the envoys below."""
@@ -163,7 +204,13 @@ class Envoy(Place):
         if isinstance(item, int):
             names = list(self._module._modules)
             return self._child(names[item]) if -len(names) <= item < len(names) else None
-        return self._child(item) or self._aliased(item)
+        found = self._child(item) or self._aliased(item)
+        if found is None and item == "source":
+            return self.source
+        if found is None:
+            value = getattr(self._module, item, None)
+            found = self._mirror_of(value) if isinstance(value, nn.Module) else None
+        return found
 
     def _places_below(self) -> Iterator[Envoy]:
         for name in list(self._module._modules):
@@ -172,9 +219,15 @@ class Envoy(Place):
                 yield child
 
     def _no_such(self, name: str) -> PathError:
-        known = [*self._module._modules, *_PORTS]
+        known = [*self._module._modules, *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         where = self._path or type(self._module).__name__
+        keys = self._renaming.keys_of(name)
+        if keys:
+            return PathError(
+                f"{where} has no module {' or '.join(map(repr, keys))}, which rename= gives the "
+                f"name {name!r}; print(model) shows where the aliases lead"
+            )
         advice = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
@@ -189,42 +242,22 @@ class Envoy(Place):
 
     # ports
 
-    def _machine(self, what: str) -> Machine:
-        machine = current_machine()
-        if machine is None:
-            raise complaints.outside(what)
-        return machine
-
-    def _read(self, port: str) -> Any:
-        return self._machine(name_of(self, port)).request((requests.READ, self, port))
+    def _outside(self, what: str, port: str) -> Exception:
+        error = super()._outside(what, port)
+        if port in self._module._modules:
+            error.add_note(_how_to_reach(self, port))
+        return error
 
     @property
-    def output(self) -> Any:
-        """What the module's caller receives; assign to it to replace that.
-
-        Raises:
-            OutOfOrderError: it has already passed.
-            NotCalledError: the module was not called in this run.
-            NotRunningError: no model is running.
-        """
-        return self._read("output")
-
-    @property
-    def input(self) -> Any:
-        """The first argument of the module's call; assign to it to replace that."""
-        return self._read("input")
-
-    @property
-    def inputs(self) -> Any:
-        """All arguments of the module's call, `(args, kwargs)`; assign to it to replace them."""
-        return self._read("inputs")
+    def source(self) -> Source:
+        """The operations inside the module's forward; print it to see them beside the text."""
+        return Source(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN or name in type(self).__dict__.get("_own", ()):
             self.__dict__[name] = value
-        elif name in _PORTS:
-            machine = self._machine(name_of(self, name))
-            machine.request((requests.WRITE, value, self, name))
+        elif name in PORTS:
+            self._write(name, value)
         elif isinstance(value, (Envoy, nn.Module)):
             # a model that is not loaded yet is loaded first: loading makes other modules
             self._root._prepare()
@@ -233,34 +266,8 @@ class Envoy(Place):
         else:
             setattr(self._module, name, value)
 
-    def skip(self, value: Any) -> None:
-        """Do not call the module in this run; its caller receives `value`.
-
-        Args:
-            value: what the module would have returned, of the same structure and shapes.
-
-        Raises:
-            OutOfOrderError: the module has already been called.
-        """
-        self._machine(name_of(self, "skip")).request((requests.SKIP, self, value))
-
-    def next(self) -> Envoy:
-        """Move this block to its next step, and return this envoy.
-
-        The step is one for the whole block: `layer.next().output` is the layer's output in the
-        step after the one that the block was at.
-        """
-        self._machine(name_of(self, "next")).step += 1
-        return self
-
-    @property
-    def iter(self) -> StepKey:
-        """Steps to loop over, as `tracer.iter`."""
-        return StepKey()
-
-    def all(self) -> StepSpec:
-        """All steps, as `tracer.all()`."""
-        return StepSpec(slice(None))
+    def __delattr__(self, name: str) -> None:
+        delattr(self._module, name)
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the module.
@@ -279,3 +286,28 @@ class Envoy(Place):
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._module.forward(*args, **kwargs)
+
+
+def explain_shadowed(root: Envoy, error: BaseException) -> None:
+    """Add the remedy to an error at a name that is ours and a submodule's."""
+    if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
+        return
+    names: tuple[str, ...] = PORTS
+    if isinstance(error.obj, (StepKey, torch.device)):
+        names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
+    elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):
+        names = (name,)
+    for path, module in root._module.named_modules():
+        for name in names:
+            child = module._modules.get(name)
+            if child is not None and (error.name in PORTS or hasattr(child, error.name)):
+                error.add_note(_how_to_reach(root.get(path), name))
+                return
+
+
+def _how_to_reach(envoy: Envoy, name: str) -> str:
+    kind = "its value" if name in PORTS else "what every module has here"
+    return (
+        f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
+        f"write [{name!r}] in place of .{name} for the submodule"
+    )

@@ -44,6 +44,11 @@ def explain_helpers(error: BaseException) -> None:
             "an element of a tuple is replaced by 'm.output[0] = x' in the block itself; in a "
             "function that a block calls, replace the tuple: m.output = (x, *m.output[1:])"
         )
+    if isinstance(error, RuntimeError) and "through the graph a second time" in str(error):
+        error.add_note(
+            "the blocks of one batch share one graph: call backward(retain_graph=True) in every "
+            "pass but the last, or write 'with loss.backward():', which keeps it for other invokes"
+        )
     if isinstance(error, AttributeError) and error.name == "save":
         error.add_note(
             "in a function that a block calls, write nnsight_dsl.save(x); x.save() works on any "

@@ -17,30 +17,32 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from nnsight_dsl.offload import is_offloaded, without_loading
+
 
 def faked(module: nn.Module) -> Callable[..., Any]:
     """Return a function that calls the module on fake tensors, with fake weights."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, without_loading(module):
+            leaves = pytree.tree_leaves((args, kwargs))
+            real = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_meta]
+            device = real[0].device if real else torch.device("cpu")
+            is_moved = is_offloaded(module)
 
-            def fake(tensor: torch.Tensor) -> torch.Tensor:
-                if tensor.is_meta:
-                    # not loaded yet: as it will be, on the device of the input
-                    return torch.empty_strided(
-                        tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
-                    )
-                return mode.from_tensor(tensor)
+            def fake(tensor: torch.Tensor, *, is_placed: bool) -> torch.Tensor:
+                if is_placed and not tensor.is_meta:
+                    return mode.from_tensor(tensor)
+                # not loaded yet, or moved about for each call: on the device of the input
+                return torch.empty_strided(
+                    tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+                )
 
             def fake_leaf(leaf: Any) -> Any:
-                return fake(leaf) if isinstance(leaf, torch.Tensor) else leaf
+                return fake(leaf, is_placed=True) if isinstance(leaf, torch.Tensor) else leaf
 
-            leaves = pytree.tree_leaves((args, kwargs))
-            tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-            real = [tensor for tensor in tensors if not tensor.is_meta]
-            device = real[0].device if real else torch.device("cpu")
             weights = {
-                name: fake(tensor)
+                name: fake(tensor, is_placed=not is_moved)
                 for named in (module.named_parameters, module.named_buffers)
                 for name, tensor in named(remove_duplicate=False)
             }

@@ -21,6 +21,7 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.saving import INJECTED
+from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
 
@@ -29,15 +30,45 @@ class Session(Block):
 
     def __init__(self, root: Place) -> None:
         self._root = root
+        self._outer_now: Any = None
 
     def _run(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        saved = Saved()
+        machine = self._machine_of(program, user_globals, names, Saved())
+        failure = self._traced(machine)
+        return machine.leaving(machine.names), failure
+
+    def _run_inside(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        saved: Saved,
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Run as a block of another block, to which all names leave, saved or not."""
+        machine = self._machine_of(program, user_globals, names, saved)
+        machine.leaves_all = True
+        failure = self._traced(machine)
+        return machine.leaving(machine.names), failure
+
+    def _machine_of(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        saved: Saved,
+    ) -> Machine:
+        outer_now = getattr(names, "now", self._outer_now)
+        injected = INJECTED if outer_now is None else {**INJECTED, OUTER: outer_now}
         machine = Machine(
-            program, user_globals, names, saved, INJECTED, is_plain=False, seen_names={}
+            program, user_globals, names, saved, injected, is_plain=False, seen_names={}
         )
         machine.is_builder = True
-        driver = Driver(self._root, is_stepped=False)
+        return machine
+
+    def _traced(self, machine: Machine) -> BaseException | None:
+        driver = Driver(self._root)
+        driver.is_session = True
         driver.build(machine)
-        return machine.leaving(machine.names), driver.failure
+        return driver.failure

@@ -15,8 +15,9 @@ from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
-from nnsight_dsl.envoy import Envoy, StepKey
+from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
 from nnsight_dsl.runtime.driver import Driver
@@ -51,9 +52,12 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
 """How many items of a container are looked at before a block is taken for plain."""
 
-_CANNOT_TELL = (
+_VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
+)
+_CANNOT_TELL = (
+    *_VALUES_WANTED,
     fake_tensor.UnsupportedFakeTensorException,
     NotImplementedError,
 )
@@ -137,6 +141,8 @@ class Tracer(Block, Place):
         self._order: Any = None
         self._result: Any = None
         self._leaves_all = False
+        self._is_scan = False
+        self._beside: list[Machine] = []
         self._outer_now: Any = None
         self._all_rows = Input(())
         self._log = Log() if options.pop("log", False) else None
@@ -223,6 +229,7 @@ class Tracer(Block, Place):
         if modules is not None:
             envoys = [self._model.get(one) if isinstance(one, str) else one for one in modules]
             found = {id(envoy._module) for envoy in envoys}
+        self._driver.watch_for([self._model] if modules is None else envoys, machine)
         cache = Cache(
             self._model,
             found,
@@ -294,15 +301,22 @@ class Tracer(Block, Place):
             failure = self._validated(program, user_globals, names)
             if failure is not None:
                 return {}, failure
-        self._prepare_model()
+        return self._run_once(program, user_globals, names)
+
+    def _run_once(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        if not self._is_scan:
+            self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
+            driver.is_partial = self._is_scan and driver.is_stepped
             self._driver = driver
             driver.log = self._log
             machine = self._machine_of(program, user_globals, names)
             self._start_beside(driver)
             try:
-                if self._given and not program.has_invokes:
+                if (self._given or self._runs_empty()) and not program.has_invokes:
                     self._invokes.append((machine, self._given))
                     self._run_model(driver)
                 else:
@@ -315,9 +329,12 @@ class Tracer(Block, Place):
         self._result = machine.result
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
-            left.update(other.names)
+            # what runs beside the blocks has names of its own, which are not the user's here
+            if other not in self._beside:
+                left.update(other.names)
         # the user may keep the tracer; what the blocks saved is the user's alone from here on
         self._invokes = []
+        self._beside = []
         if not self._leaves_all:
             self._saved.clear()
         return left, driver.failure
@@ -343,16 +360,37 @@ class Tracer(Block, Place):
     def _validated(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> BaseException | None:
-        """Run on fake tensors first; return what the block raises there."""
-        scan = ScanTracer(self._model, "trace", self._given, dict(self._options))
-        _, failure = scan._run(program, user_globals, dict(names))
+        """Run on fake tensors first; return what the block raises there.
+
+        Of a generation that is the first step. The containers of the enclosing function are
+        copied for it, so that nothing fake is left in them.
+        """
+        own = self._saved, self._log, self._outer_now
+        self._saved, self._log, self._is_scan = Saved(), None, True
+        now = self._outer_now
+        if now is not None:
+            self._outer_now = lambda name: _without_aliasing(now(name))
+        copies = {name: _without_aliasing(value) for name, value in names.items()}
+        try:
+            _, failure = self._run_once(program, user_globals, copies)
+        except BaseException as error:
+            failure = error
+        finally:
+            self._saved, self._log, self._outer_now = own
+            self._is_scan = self._has_barrier = False
+            self._invokes = []
         if failure is not None and isinstance(failure, _CANNOT_TELL):
             # values decide what this model does next, and fake tensors have none
             return None
         return failure
 
-    def _prepare_model(self) -> None:
-        self._model._prepare()
+    def _runs_empty(self) -> bool:
+        """Tell whether the model can be called without any input."""
+        return self._function == "trace" and self._model._runs_empty(self._options)
+
+    def _new_driver(self) -> Driver:
+        is_generation = self._function == "generate"
+        return Driver(self._model, self._model._stepping() if is_generation else None)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -363,6 +401,8 @@ class Tracer(Block, Place):
                 "input to an invoke instead: 'with model.trace() as tracer:'"
             )
         inputs = given or inputs
+        if not inputs and self._runs_empty():
+            return self._run_on(driver, (), dict(self._options))
         if not inputs:
             raise complaints.no_input()
         batch = self._model._batch(inputs, self._function, self._options)
@@ -381,10 +421,10 @@ class Tracer(Block, Place):
             machine.rows = one.rows
             driver.machines.append(machine)
             self._check_sharing(machine)
-            driver.expect(self._places_of(machine))
+            self._expect(driver, machine)
         is_plain = all(machine.is_plain for machine in driver.machines)
         if self._order is not None:
-            driver.expect(None)
+            driver.expect_anything()
             driver.watchers.append(self._order)
         with nullcontext() if is_plain else tensor_save():
             result = driver.run(self._called(), args, kwargs)
@@ -392,10 +432,20 @@ class Tracer(Block, Place):
             self._order.finish()
         if driver.failure is not None:
             explain_helpers(driver.failure)
+            explain_shadowed(self._model, driver.failure)
+            self._explain(driver.failure)
         return result
+
+    def _explain(self, error: BaseException) -> None:
+        """Add what the kind of this run says about an error."""
 
     def _called(self) -> Any:
         """Return the function that the run calls."""
+        if self._is_scan:
+            module = faked(self._model._module)
+            if self._function == "generate":
+                return lambda **kwargs: module(**self._model._first_step(kwargs))
+            return module
         return self._model._function(self._function)
 
     def _check_sharing(self, machine: Machine) -> None:
@@ -415,18 +465,17 @@ class Tracer(Block, Place):
                 "its own"
             )
 
-    def _places_of(self, machine: Machine) -> list[Place] | None:
-        """Return the places a block can ask for, None where its text does not tell."""
+    def _expect(self, driver: Driver, machine: Machine) -> None:
+        """Tell the driver which places a block can ask for, as far as its text tells."""
         if not machine.is_plain:
-            return None
-        places: list[Place] = []
+            driver.expect_anything()
         for state in machine.program.states:
             start = machine.seen_name(state.root) if state.root is not None else None
             found = places_at(start, state.path) if isinstance(start, Place) else None
             if found is None:
-                return None
-            places.extend(found)
-        return places
+                driver.expect_anything()
+            else:
+                driver.expect((place, state.port) for place in found)
 
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""
@@ -437,7 +486,7 @@ class Tracer(Block, Place):
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
         with Turn(model._family):
-            driver = Driver(model, is_stepped=self._function == "generate")
+            driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
         if driver.failure is not None:
@@ -448,7 +497,7 @@ class Tracer(Block, Place):
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
         with Turn(self._model._family):
-            driver = Driver(self._model, is_stepped=False)
+            driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
         if driver.failure is not None:
@@ -460,13 +509,13 @@ class Tracer(Block, Place):
         for edit in self._model._edits:
 
             def start(edit: KeptEdit = edit) -> Machine:
-                return self._machine_of(edit.program, edit.user_globals, edit.names)
+                return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
 
             self._invokes.append((start(), self._all_rows))
             if driver.is_stepped and edit.is_for_each_step:
                 driver.each_step.append(start)
         for one in self._interventions:
-            self._invokes.append((self._machine_beside(one), self._all_rows))
+            self._invokes.append((self._started(self._machine_beside(one)), self._all_rows))
 
     def _machine_beside(self, intervention: Any) -> Machine:
         """Start an intervention that runs beside the block, before it and on all rows."""
@@ -499,6 +548,10 @@ class Tracer(Block, Place):
         machine.leaves_all = self._leaves_all
         return machine
 
+    def _started(self, machine: Machine) -> Machine:
+        self._beside.append(machine)
+        return machine
+
     def _add(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any], one: Input
     ) -> None:
@@ -506,6 +559,16 @@ class Tracer(Block, Place):
         if self._driver is None or (running is not None and not running.is_builder):
             raise complaints.nested_invoke()
         self._invokes.append((self._machine_of(program, user_globals, names), one))
+
+
+def _without_aliasing(value: Any) -> Any:
+    """Copy a container, and those in it; return anything else as it is."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _without_aliasing(item) for key, item in value.items()}
+    if kind in (list, tuple, set):
+        return kind(_without_aliasing(item) for item in value)
+    return value
 
 
 def _is_known_plain(value: Any) -> bool:
@@ -534,12 +597,15 @@ class ScanTracer(Tracer):
     ) -> None:
         super().__init__(model, function, given, options)
         self._leaves_all = True
+        # nothing has to be loaded
+        self._is_scan = True
 
-    def _prepare_model(self) -> None:
-        """Nothing has to be loaded."""
-
-    def _called(self) -> Any:
-        return faked(self._model._module)
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, _VALUES_WANTED):
+            error.add_note(
+                "a scan has shapes and no values, and here a value decides what comes next; trace "
+                "in its place, or scan an input that takes another way"
+            )
 
 
 class Invoker(Block):

@@ -1,4 +1,7 @@
-"""The state around a block: grad mode, inference mode, autocast, function and dispatch modes.
+"""The state around a block, as `with` statements of torch set it.
+
+That is grad mode, inference mode, autocast, function and dispatch modes, the kernels that attention
+may use, and the hooks on tensors that autograd saves.
 
 A block runs in the state of the place that serves it. What the block itself changes, by a
 `with torch.no_grad():` that is open while the block waits, must hold for the block only: it is
@@ -14,13 +17,29 @@ from torch import overrides
 from torch.utils import _python_dispatch as dispatch
 
 _DEVICES = ("cpu", "cuda")
+_KERNELS = ("flash", "mem_efficient", "math", "cudnn")
+_kernels_enabled = tuple(getattr(torch._C, f"_get_{name}_sdp_enabled") for name in _KERNELS)
+_enable_kernel = tuple(getattr(torch._C, f"_set_sdp_use_{name}") for name in _KERNELS)
+_flash, _efficient, _math, _cudnn = _kernels_enabled
+
+_SavedHooks = tuple[Any, Any] | None
+top_saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_push_saved_hooks = torch._C._autograd._push_saved_tensors_default_hooks
+_pop_saved_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 
 
 def _switches() -> tuple[Any, ...]:
+    # written out, since this is run twice each time a machine is advanced
     return (
         torch.is_grad_enabled(),
-        *(torch.is_autocast_enabled(device) for device in _DEVICES),
-        *(torch.get_autocast_dtype(device) for device in _DEVICES),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cpu"),
+        torch.get_autocast_dtype("cuda"),
+        _flash(),
+        _efficient(),
+        _math(),
+        _cudnn(),
     )
 
 
@@ -29,12 +48,41 @@ def _set_switches(values: tuple[Any, ...]) -> None:
     for device, enabled, dtype in zip(_DEVICES, values[1:3], values[3:5], strict=True):
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
+    for enable, value in zip(_enable_kernel, values[5:], strict=True):
+        enable(value)
+
+
+def saved_hooks_over(outside: _SavedHooks) -> list[tuple[Any, Any]]:
+    """Take off the hooks on saved tensors that lie over some others; return them, topmost first."""
+    found = []
+    while (top := top_saved_hooks(True)) is not None and not _are_same(top, outside):
+        found.append(top)
+        _pop_saved_hooks()
+    return found
+
+
+def put_saved_hooks(hooks: list[tuple[Any, Any]]) -> None:
+    """Put hooks on saved tensors back that were given topmost first."""
+    for pack, unpack in reversed(hooks):
+        _push_saved_hooks(pack, unpack)
+
+
+def _are_same(one: _SavedHooks, other: _SavedHooks) -> bool:
+    return one is not None and other is not None and one[0] is other[0] and one[1] is other[1]
 
 
 class Ambient:
     """The state that a waiting machine has changed, kept aside while the model runs."""
 
-    __slots__ = ("_changes", "_dispatch_modes", "_function_modes", "_guard", "_outside")
+    __slots__ = (
+        "_changes",
+        "_dispatch_modes",
+        "_function_modes",
+        "_guard",
+        "_outside",
+        "_outside_hooks",
+        "_saved_hooks",
+    )
 
     def __init__(self) -> None:
         self._changes: dict[int, Any] = {}
@@ -42,6 +90,8 @@ class Ambient:
         self._dispatch_modes: list[Any] = []
         self._guard: Any = None
         self._outside: tuple[Any, ...] = ()
+        self._saved_hooks: list[tuple[Any, Any]] = []
+        self._outside_hooks: _SavedHooks = None
 
     def enter(self) -> tuple[int, int, bool]:
         """Note the state outside, put the machine's own changes back; return what `leave` needs."""
@@ -59,6 +109,9 @@ class Ambient:
             overrides._push_mode(mode)
         for mode in self._dispatch_modes:
             dispatch._push_mode(mode)
+        self._outside_hooks = top_saved_hooks(True)
+        if self._saved_hooks:
+            put_saved_hooks(self._saved_hooks)
         return depth, dispatch_depth, inference
 
     def leave(self, before: tuple[int, int, bool], *, is_set: bool) -> None:
@@ -74,6 +127,8 @@ class Ambient:
         self._dispatch_modes = dispatch._get_current_dispatch_mode_stack()[dispatch_depth:]
         for _ in self._dispatch_modes:
             dispatch._pop_mode()
+        self._saved_hooks = saved_hooks_over(self._outside_hooks)
+        self._outside_hooks = None
         now = _switches()
         self._changes = {
             i: mine

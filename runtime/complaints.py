@@ -25,6 +25,7 @@ from .machine import Machine
 from .tracebacks import clean, traceback_at
 
 if TYPE_CHECKING:
+    from .barriers import Barrier
     from .driver import Driver, Suspect
     from .steps import Steps
     from .taps import Tap
@@ -111,16 +112,18 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
                 f"{location} was never computed, since {above._path} was skipped (line "
                 f"{tap.skipped_by}); ask for it in a run that does not skip {above._path}"
             )
+    if driver.is_stepped and machine.step > driver.step >= 0:
+        return GenerationEndedError(
+            f"{location} was asked for in step {machine.step}, and the generation ended after "
+            f"{driver.step + 1} steps; count steps from 0, or loop over those that come: "
+            "'for step in tracer.iter[:]:'"
+        )
     if driver.tap_for(place).begun:
         return OutOfOrderError(
             f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
             f"{machine.step} was asked for; count visits from 0"
         )
-    return NotCalledError(
-        f"{location} was never computed: the module was not called in this run; it may sit in a "
-        "branch that this input does not take, be called by its forward method, or not be part of "
-        "the computation at all (print(model) shows the paths)"
-    )
+    return NotCalledError(f"{location} was never computed: {place._absence()}")
 
 
 def never_bound(name: str) -> Exception:
@@ -139,8 +142,13 @@ def nested_invoke() -> Exception:
     )
 
 
-def value_in_builder(request: Request, *, has_invokes: bool) -> Exception:
+def value_in_builder(request: Request, *, has_invokes: bool, is_session: bool) -> Exception:
     """A trace without an input, or one that consists of invokes, reads a value of its own."""
+    if is_session:
+        return NotRunningError(
+            f"{location_of(request)} is asked for in a session, and outside of its traces; no "
+            "model runs there: read it in 'with model.trace(...):', whose names are the session's"
+        )
     if not has_invokes:
         return no_input()
     return InvokeError(
@@ -172,6 +180,30 @@ def barrier_in_builder() -> Exception:
     )
 
 
+def barrier_without_enough(driver: Driver, barrier: Barrier, *, here: int) -> Exception:
+    """Too few invokes are left for a barrier, so that those who wait would wait for ever.
+
+    Args:
+        driver: the run.
+        barrier: where they wait.
+        here: how many have just come and are not counted in `barrier.arrived`.
+    """
+    running = sum(not machine.is_done for machine in driver.machines)
+    return BarrierError(
+        f"{len(barrier.arrived) + here} of {barrier.participants} invokes came to this barrier, "
+        f"and only {running} of this run can still come; make the barrier for as many invokes as "
+        "wait at it, each as often"
+    )
+
+
+def stop_in_builder() -> Exception:
+    """A trace that consists of invokes is stopped outside of them."""
+    return InvokeError(
+        "tracer.stop() stands in a trace that consists of invokes, and outside of them; call it in "
+        "the invoke that is to end (the model stops when no other one waits)"
+    )
+
+
 def other_model(request: Request) -> Exception:
     """The place belongs to a model that is not the one running."""
     return NotRunningError(
@@ -188,14 +220,34 @@ def outside(what: str) -> Exception:
     )
 
 
-def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int) -> None:
-    """Warn that a bounded loop was not reached, at the line of the loop."""
-    program = machine.program
+def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> None:
+    """Warn that a bounded loop was not reached, at the line of the loop.
+
+    Args:
+        machine: the machine that loops.
+        steps: its loop.
+        taken: how many steps the generation took; None in a run that is no generation.
+    """
+    if taken is None:
+        seen = f"visit {steps.next_step} (from 0), and no module that is looked at had so many"
+    else:
+        seen = f"step {steps.next_step} (from 0), and the generation ended after {taken} steps"
+    _warn_of_loop(machine, seen)
+
+
+def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> None:
+    """Warn that a round of a bounded loop waited for a visit that never came."""
+    _warn_of_loop(
+        machine,
+        f"visit {machine.step} (from 0) of {location_of(request)}, which had {taken} visits",
+    )
+
+
+def _warn_of_loop(machine: Machine, seen: str) -> None:
     warnings.warn_explicit(
-        f"the loop waited for step {steps.next_step}, and the generation ended after {taken} "
-        "steps; what the loop saved until then is there",
+        f"the loop waited for {seen}; what the loop saved until then is there",
         UserWarning,
-        program.filename,
+        machine.program.filename,
         machine.line,
     )
 

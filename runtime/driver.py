@@ -11,7 +11,7 @@ The driver holds no value longer than the request that asked for it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Protocol
@@ -32,26 +32,18 @@ from .errors import (
     StaleEditError,
     WriteError,
 )
+from .fast_path import has_fast_path, leave_fast_path, return_to_fast_path
 from .gradients import Backward, note_view
 from .instruments import Log
 from .locations import Place, ancestors, name_of
 from .machine import Machine, set_current
-from .rows import Rows, narrow, widen
+from .operations import OperationPlace, OperationTap
+from .replays import INPUTS, OUTPUT
+from .rows import Rows, leaves_of, narrow, widen
 from .steps import PlainSteps, Steps, StepSpec
-from .taps import Tap, install_tap, remove_tap
-from .tracebacks import clean
+from .taps import Tap
+from .tracebacks import clean, traceback_at
 from .values import misfit, port_value, with_element, with_port_value
-
-INPUTS = "inputs"
-OUTPUT = "output"
-
-
-_WITH_FAST_PATH = (
-    torch.nn.MultiheadAttention,
-    torch.nn.TransformerEncoder,
-    torch.nn.TransformerEncoderLayer,
-)
-"""Modules of torch that compute all in one call where no hook is registered."""
 
 
 class _Parked:
@@ -82,6 +74,17 @@ class Offer:
     handed: list[tuple[Rows, str, Any, list[Any]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A value that takes the place of a module's output, and where that was asked for."""
+
+    value: Any
+    rows: Rows | None
+    filename: str
+    line: int
+    function: str
+
+
 class Watcher(Protocol):
     """What is shown every visit to a tapped module."""
 
@@ -105,20 +108,28 @@ class Driver:
 
     Attributes:
         root: place of the root module.
-        is_stepped: True in a generation, where the root module's calls are steps.
+        stepping: in a generation, the place whose calls are steps: the root, or the model that
+            stands in it as in a wrapper; None in other runs.
+        is_stepped: True in a generation.
         step: the step that runs, -1 before the first.
         machines: the machines in the order of their definition.
+        is_session: whether this is no run, but a block of several.
+        is_partial: whether this is the first step of a generation only, to see whether it fits.
         factor: rows of the batch per row of the input, other than 1 under beam search.
         failure: what a machine or the model has raised.
         log: what has been served, if somebody wants to know.
         watchers: what is shown every visit to a tapped module, once it is over.
+        has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
     """
 
-    def __init__(self, root: Place, *, is_stepped: bool) -> None:
+    def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
-        self.is_stepped = is_stepped
+        self.stepping = stepping
+        self.is_stepped = stepping is not None
         self.step = -1
+        self.is_session = False
+        self.is_partial = False
         self.factor = 1
         self.machines: list[Machine] = []
         self.failure: BaseException | None = None
@@ -140,9 +151,11 @@ class Driver:
         self._result: tuple[Any] | None = None
         self._own_calls = 0
         self._outer: Machine | None = None
-        self._had_fast_path: bool | None = None
+        self._is_off_fast_path = False
         self.is_in_backward = False
-        self._expected: list[Place] = []
+        self.has_grad = False
+        self.is_tapping_ahead = False
+        self._expected: list[tuple[Place, str]] = []
         self._expects_anything = False
 
     # the run
@@ -195,48 +208,96 @@ class Driver:
                 above._refresh()
                 if _key(above) in self._taps:
                     break
-                tap = self._taps[_key(above)] = Tap(
-                    above, self, is_root=above._module is self.root._module
-                )
+                tap = self._taps[_key(above)] = self._new_tap(above)
                 if above._module is not None and not self._has_ended:
-                    install_tap(tap, above._module)
-                    if isinstance(above._module, _WITH_FAST_PATH):
-                        self._leave_fast_path()
+                    tap.install()
+                    if not self._is_off_fast_path and has_fast_path(above._module):
+                        self._is_off_fast_path = True
+                        leave_fast_path()
             tap = self._taps[_key(place)]
         return tap
 
-    def _leave_fast_path(self) -> None:
-        """Let torch's own transformer layers call their modules one by one, as hooks do."""
-        if self._had_fast_path is None:
-            self._had_fast_path = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
+    def _new_tap(self, place: Place) -> Tap:
+        if isinstance(place, OperationPlace):
+            return OperationTap(place, self)
+        stepping = self.stepping
+        return Tap(
+            place,
+            self,
+            is_stepping=stepping is not None and place._module is stepping._module,
+        )
 
-    def expect(self, places: Sequence[Place] | None) -> None:
-        """Say which places a machine can ask for; None if that is not known."""
-        if places is None:
-            self._expects_anything = True
-        else:
-            self._expected.extend(places)
+    def expect(self, places: Iterable[tuple[Place, str]]) -> None:
+        """Say which places and ports a machine can ask for."""
+        self._expected.extend(places)
 
-    def _tap_ahead(self) -> None:
-        """Put taps where machines can ask, so that what passes before they do is noticed."""
-        for place in self._expected:
-            if self._is_of_model(place):
-                self.tap_for(place)
-        if not self._expects_anything:
-            return
+    def expect_anything(self) -> None:
+        """Say that a machine can ask for whatever module it likes."""
+        self._expects_anything = True
+
+    def places(self) -> Iterator[Place]:
+        """Iterate over the modules of the model."""
         todo = [self.root]
         while todo:
             place = todo.pop()
+            yield place
+            # in order: a module that stands at several places goes by the first
+            todo.extend(reversed([*place._places_below()]))
+
+    def is_offering_inputs(self, tap: Tap) -> bool:
+        """Tell whether the arguments of a place are being offered, so that its call is to come."""
+        offer = self._offer
+        return offer is not None and offer.tap is tap and offer.phase == INPUTS
+
+    def fail_waiting(self, tap: Tap, error: Exception) -> None:
+        """Raise an error in all machines that wait at a tap."""
+        while tap.waiting:
+            self._drive(tap.waiting.pop(0), error=error)
+
+    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
+        """See to it that watchers are shown what a machine has asked for, and all below the root.
+
+        Args:
+            places: what is watched; the root alone stands for all modules.
+            machine: the machine that asks.
+        """
+        everything = any(place is self.root for place in places) and len(places) == 1
+        if machine.is_builder:
+            # the run has not begun: taps stand for the length of the run only
+            if everything:
+                self.expect_anything()
+            self.expect((place, OUTPUT) for place in places)
+        elif everything:
+            self._tap_all()
+        else:
+            for place in places:
+                self.tap_for(place)
+
+    def _tap_ahead(self) -> None:
+        """Put taps where machines can ask, so that what passes before they do is noticed."""
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
+        self.is_tapping_ahead = True
+        for place, port in self._expected:
+            if self._is_of_model(place):
+                self.tap_for(place).expect(port)
+        if self._expects_anything:
+            self._tap_all()
+        self.is_tapping_ahead = False
+
+    def _tap_all(self) -> None:
+        for place in self.places():
             self.tap_for(place)
-            todo.extend(place._places_below())
 
     def _finish(self, result: Any) -> None:
         """Serve what comes after the model's last forward, and complain of what never came."""
         self._has_ended = True
+        if self.is_partial:
+            # the machines that still wait do so for what only the real run has
+            return
         for machine, steps in self._take_waiters():
             if not steps.is_open:
-                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+                self._warn_of_missing(machine, steps)
             self._drive(machine, False)
         self._result = (result,)
         for machine in self.machines:
@@ -246,8 +307,25 @@ class Driver:
                 self._drive(machine, self._seen_result(machine))
         for machine in self.machines:
             if not machine.is_done and machine.pending is not None:
-                error = complaints.never_came(self, machine, machine.pending)
+                error = self._never_came(machine, machine.pending)
                 self._drive(machine, error=error)
+
+    def _never_came(self, machine: Machine, request: Request) -> BaseException:
+        """Return what to raise where a machine waits for what can no longer come.
+
+        In a run with one forward of the root, round k of a loop is the k-th visit to each
+        location. Where one has fewer visits than the others, the loop ends there.
+        """
+        loop = machine.loops[-1] if machine.loops else None
+        if loop is None or not loop.is_lowered or self.is_stepped or machine.step == 0:
+            return complaints.never_came(self, machine, request)
+        place = _target(request) if _phase_of(request) is not None else None
+        if not isinstance(place, Place) or not 0 < self.tap_for(place).begun <= machine.step:
+            return complaints.never_came(self, machine, request)
+        if not loop.is_open:
+            complaints.warn_of_missing_visits(machine, request, self.tap_for(place).begun)
+        loop.is_over = True
+        return loop.over()
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
         waiters = sorted(
@@ -257,16 +335,18 @@ class Driver:
         self.visit_waiters = []
         return waiters
 
+    def _warn_of_missing(self, machine: Machine, steps: Steps) -> None:
+        taken = self.step + 1 if self.is_stepped else None
+        complaints.warn_of_missing_steps(machine, steps, taken)
+
     def _close(self) -> None:
         self._has_ended = True
         self._result = None
-        if self._had_fast_path is not None:
-            torch.backends.mha.set_fastpath_enabled(self._had_fast_path)
-            self._had_fast_path = None
+        if self._is_off_fast_path:
+            self._is_off_fast_path = False
+            return_to_fast_path()
         for tap in self._taps.values():
-            module = tap.place._module
-            if module is not None:
-                remove_tap(module)
+            tap.remove()
         self._offer = None
         for machine in self.machines:
             if machine.is_done:
@@ -290,7 +370,7 @@ class Driver:
     # taps call these
 
     def begin_step(self) -> None:
-        """A forward of the root module begins: the next step."""
+        """A call of what steps begins: the next step."""
         self.step += 1
         for tap in list(self._taps.values()):
             for machine in [m for m in tap.waiting if m.step < self.step]:
@@ -323,9 +403,9 @@ class Driver:
             steps.begin()
             self._drive(machine, True)
 
-    def offer_inputs(self, tap: Tap, args: Any, kwargs: Any) -> Any:
-        """Offer the arguments of a call; return those to call with."""
-        offer = Offer(tap, INPUTS, tap.index, (args, kwargs), self._own_calls > 0)
+    def offer_inputs(self, tap: Tap, given: tuple[Any, Any]) -> Any:
+        """Offer the arguments of a call, `(args, kwargs)`; return those to call with."""
+        offer = Offer(tap, INPUTS, tap.index, given, self._own_calls > 0)
         self._serve(offer)
         return offer.value
 
@@ -340,22 +420,27 @@ class Driver:
     ) -> Any:
         """Return the output of a module that some or all machines have asked to skip."""
         skips, tap.skips = tap.skips, []
-        for machine, value in skips:
-            if machine.rows is None:
-                tap.skipped_by = machine.line
-                return value
-        total = next(m.rows.total for m, _ in skips if m.rows is not None)
-        if sum(m.rows.count for m, _ in skips if m.rows is not None) == total:
-            ordered = [
-                v for m, v in sorted(skips, key=lambda s: s[0].rows.start if s[0].rows else 0)
-            ]
-            tap.skipped_by = skips[0][0].line
-            return pytree.tree_map(_joined, ordered[0], *ordered[1:])
-        # the others need the module, and its caches need all rows: run it, then replace
-        output = call(module, *args, **kwargs)
-        for machine, value in skips:
-            if machine.rows is not None:
-                output = widen(output, value, machine.rows, self.factor)
+        tap.skipped_by = skips[-1].line
+        # as with writes, the last word on a row holds
+        whole = [number for number, skip in enumerate(skips) if skip.rows is None]
+        if whole:
+            output, skips = skips[whole[-1]].value, skips[whole[-1] + 1 :]
+        else:
+            by_rows = {skip.rows.start: skip for skip in skips if skip.rows is not None}
+            last = [by_rows[start] for start in sorted(by_rows)]
+            rows = [skip.rows for skip in last if skip.rows is not None]
+            if sum(one.count for one in rows) == rows[0].total:
+                return pytree.tree_map(_joined, *[skip.value for skip in last])
+            # the others need the module, and its caches need all rows: run it, then replace
+            tap.skipped_by = None
+            output = call(module, *args, **kwargs)
+        for skip in skips:
+            if skip.rows is not None:
+                try:
+                    output = widen(output, skip.value, skip.rows, self.factor)
+                except WriteError as error:
+                    error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
+                    raise
         return output
 
     # serving
@@ -374,20 +459,21 @@ class Driver:
                     self._answer(machine, request)
                 if offer.handed:
                     self._take_edits(offer)
+                    offer.handed.clear()
         finally:
             self._offer = outer
 
     def _take_edits(self, offer: Offer) -> None:
         """Put into the batch what blocks have set in containers that were made for their rows."""
-        for rows, port, container, before in offer.handed:
-            leaves = pytree.tree_leaves(container)
+        for number, (rows, port, container, before) in enumerate(offer.handed):
+            leaves = leaves_of(container)
             same = len(leaves) == len(before)
             if same and all(a is b for a, b in zip(leaves, before, strict=True)):
                 continue
             whole = port_value(offer.value, port)
             new = widen(whole, container, rows, self.factor)
             offer.value = with_port_value(offer.value, port, new)
-        offer.handed.clear()
+            offer.handed[number] = rows, port, container, leaves
 
     def _first_waiting(self, offer: Offer) -> Machine | None:
         first = None
@@ -542,6 +628,8 @@ class Driver:
         else:
             return
         offer.value = with_port_value(offer.value, port, new)
+        # containers of what stood here before are nobody's from now on
+        offer.handed.clear()
 
     def _suspect(self, machine: Machine, location: str, difference: str) -> None:
         program = machine.program
@@ -567,7 +655,7 @@ class Driver:
             if span is not None:
                 note_view(seen, value, *span)
         if not isinstance(seen, torch.Tensor):
-            leaves = pytree.tree_leaves(seen)
+            leaves = leaves_of(seen)
             offer.handed.append((machine.rows, port, seen, leaves))
         return seen
 
@@ -587,12 +675,19 @@ class Driver:
             return None
         if offer.tap.place._module is not None and offer.index != machine.step:
             return None
+        if offer.handed:
+            # what was set until now comes before what is asked for now
+            self._take_edits(offer)
         return offer
 
     def _park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""
         if machine.is_builder:
-            raise complaints.value_in_builder(request, has_invokes=machine.program.has_invokes)
+            raise complaints.value_in_builder(
+                request,
+                has_invokes=machine.program.has_invokes,
+                is_session=self.is_session,
+            )
         if not self._is_of_model(place):
             if self._outer is not None:
                 # this run stands in a block of another model's run, which may have the value
@@ -600,7 +695,7 @@ class Driver:
                 return answer
             raise complaints.other_model(request)
         tap = self.tap_for(place)
-        error = self._too_late(machine, request, tap)
+        error = tap.missing or self._too_late(machine, request, tap) or tap.uncovered(machine)
         if error is not None:
             raise error
         machine.pending = request
@@ -611,7 +706,7 @@ class Driver:
         """Tell whether a place belongs to the model that runs, by whichever wrapper."""
         return place._root is None or place._root._module is self.root._module
 
-    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> Exception | None:
+    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> BaseException | None:
         if tap.place._module is None:
             return None
         step = machine.step
@@ -625,23 +720,35 @@ class Driver:
         elif (tap.begun if before_call else tap.done) > step:
             return complaints.passed(self, machine, request, tap)
         elif self._has_ended:
-            return complaints.never_came(self, machine, request)
+            return self._never_came(machine, request)
         place: Place | None = _target(request)._parent
         while place is not None:
             above = self._taps.get(_key(place))
-            if above is not None:
-                over = above.done_step >= step if self.is_stepped else above.done > step
-                if over:
-                    return complaints.parent_passed(machine, request, place)
+            if above is not None and self._is_over(above, step):
+                return complaints.parent_passed(machine, request, place)
             place = place._parent
         return None
+
+    def _is_over(self, tap: Tap, step: int) -> bool:
+        """Tell whether a module has returned for good, so that nothing below it comes any more."""
+        if (tap.done_step if self.is_stepped else tap.done - 1) < step:
+            return False
+        if tap.begun != tap.done or tap.begun > step + 1:
+            # it runs now, as one that calls itself, or was called more often than once
+            return False
+        module = tap.place._module
+        places = self.root._module.named_modules(remove_duplicate=False)
+        return sum(one is module for _, one in places) < 2
 
     def _skip(self, machine: Machine, request: Request) -> Any:
         _, place, value = request
         offer = self._offered(machine, request)
         if offer is None:
             return self._park(machine, request, place)
-        offer.tap.skips.append((machine, value))
+        program = machine.program
+        offer.tap.skips.append(
+            Skip(value, machine.rows, program.filename, machine.line, program.name)
+        )
         return None
 
     def _steps(self, machine: Machine, request: Request) -> Any:
@@ -653,11 +760,11 @@ class Driver:
         if machine.is_builder:
             raise complaints.steps_in_builder()
         number = steps.look_ahead()
-        if number is None:
+        if number is None or steps.is_over:
             return False
         if self._has_ended:
             if not steps.is_open:
-                complaints.warn_of_missing_steps(machine, steps, self.step + 1)
+                self._warn_of_missing(machine, steps)
             return False
         reached = self.step if self.is_stepped else max(self._most_visits - 1, 0)
         if self.is_stepped and reached > number:
@@ -670,8 +777,8 @@ class Driver:
             return True
         machine.pending = request
         (self._step_waiters if self.is_stepped else self.visit_waiters).append((machine, steps))
-        if self.is_stepped:
-            self.tap_for(self.root)
+        if self.stepping is not None:
+            self.tap_for(self.stepping)
         return PARKED
 
     def _block(self, machine: Machine, request: Request) -> Any:
@@ -692,6 +799,9 @@ class Driver:
 
     def _backward(self, machine: Machine, request: Request) -> Any:
         _, number, loss, (args, kwargs) = request
+        if len(args) < 2 and "retain_graph" not in kwargs and self._has_other_backward(machine):
+            # the graph of a batch is one, and this block cannot know that others go through it
+            kwargs = {**kwargs, "retain_graph": True}
         backward = Backward(loss, args, kwargs)
         inner = machine.inner(number)
         # what a checkpoint computes again is no visit of the forward's
@@ -703,6 +813,15 @@ class Driver:
         if backward.failure is not None:
             raise backward.failure
         return inner.names
+
+    def _has_other_backward(self, machine: Machine) -> bool:
+        """Tell whether another block of this run may go back through the graph later."""
+        return any(
+            other is not machine
+            and not other.is_done
+            and any(program.kind == "backward" for program in other.program.all_programs())
+            for other in self.machines
+        )
 
     def _bind(self, machine: Machine, request: Request) -> Any:
         _, name, value = request
@@ -738,6 +857,8 @@ class Driver:
         barrier: Barrier = request[1]
         if machine.is_builder:
             raise complaints.barrier_in_builder()
+        if sum(not one.is_done for one in self.machines) < barrier.participants:
+            raise complaints.barrier_without_enough(self, barrier, here=1)
         barrier.arrived.append(machine)
         machine.pending = request
         if len(barrier.arrived) >= barrier.participants:
@@ -748,6 +869,8 @@ class Driver:
         return PARKED
 
     def _stop(self, machine: Machine, request: Request) -> Any:
+        if machine.is_builder:
+            raise complaints.stop_in_builder()
         self._is_stopped = True
         return self._end(machine, request)
 
@@ -755,9 +878,22 @@ class Driver:
         if len(request) > 1:
             machine.result = request[1]
         machine.finish()
+        self._check_barriers()
         if self._may_stop() and not self._has_ended and not self._ready:
             raise RunAborted
         return PARKED
+
+    def _check_barriers(self) -> None:
+        """Tell those who wait at a barrier that too few are left to come."""
+        for other in self.machines:
+            waits = other.pending
+            if waits is None or waits[0] != requests.MEET:
+                continue
+            barrier: Barrier = waits[1]
+            if sum(not one.is_done for one in self.machines) < barrier.participants:
+                error = complaints.barrier_without_enough(self, barrier, here=0)
+                barrier.arrived.remove(other)
+                self._drive(other, error=error)
 
     def _call(self, machine: Machine, request: Request) -> Any:
         _, place, args, kwargs = request

@@ -47,6 +47,10 @@ class GradientOrderError(GradientError, OutOfOrderError):
     """A gradient was asked for after it had passed."""
 
 
+class FreedGraphError(GradientError, RuntimeError):
+    """A backward pass came to a part of the graph that an earlier one had freed."""
+
+
 class WriteError(InterventionError, ValueError):
     """A value that was written does not fit the place it was written to."""
 
@@ -93,6 +97,10 @@ class InternalError(InterventionError, RuntimeError):
 
 class RunEnded(BaseException):
     """Control flow, not an error: raised in a machine that still waits when its run is over."""
+
+
+class LoopOver(BaseException):
+    """Control flow, not an error: ends a loop over steps whose round waits for what never comes."""
 
 
 class RunAborted(BaseException):

@@ -23,7 +23,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
-from .errors import GradientError, GradientOrderError, InternalError, RunAborted
+from .errors import (
+    FreedGraphError,
+    GradientError,
+    GradientOrderError,
+    InternalError,
+    RunAborted,
+)
 from .locations import Place, name_of
 from .machine import Machine, set_current
 from .tracebacks import clean
@@ -108,7 +114,7 @@ class Backward:
             pass
         except BaseException as error:
             clean(error)
-            self.failure = error
+            self.failure = _explained(error)
         finally:
             if not machine.is_done:
                 machine.close()
@@ -240,6 +246,21 @@ class Backward:
             "not go through it; ask for gradients in the reverse of the order of the forward, of "
             "tensors that the loss was computed from"
         )
+
+
+_SECOND_TIME = "backward through the graph a second time"
+
+
+def _explained(error: BaseException) -> BaseException:
+    if not isinstance(error, RuntimeError) or _SECOND_TIME not in str(error):
+        return error
+    found = FreedGraphError(
+        "this backward pass came to a part of the graph that an earlier one had freed; write "
+        "'with ....backward(retain_graph=True):' for every pass but the last, in all blocks of a "
+        "batch together"
+    )
+    found.__cause__ = error
+    return found
 
 
 class _Leaves:

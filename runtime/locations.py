@@ -33,6 +33,14 @@ class Place:
         """Return the place below by attribute name or index, None where there is none."""
         return None
 
+    def _absence(self) -> str:
+        """Say why a value of this place was not computed in a run that has come to its end."""
+        return (
+            "the module was not called in this run; it may sit in a branch that this input does "
+            "not take, be called by its forward method, or not be part of the computation at all "
+            "(print(model) shows the paths)"
+        )
+
     def _places_below(self) -> Iterator[Place]:
         """Iterate over the places directly below."""
         return iter(())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
@@ -29,6 +29,9 @@ from .ambient import Ambient
 from .errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
 from .rows import Rows
 from .saved import Saved
+
+if TYPE_CHECKING:
+    from .steps import Steps
 
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
@@ -60,6 +63,7 @@ class Machine:
         rows: rows of the batch that it sees, None for all.
         pending: the request it waits with, None while it runs and when it is done.
         step: step (or occurrence) that its requests are pinned to.
+        loops: the loops over steps that it is in, from the outside in.
         names: names that may leave, once it has come to its end.
         is_done: whether it has come to its end.
         result: what the function that it runs has returned.
@@ -81,6 +85,7 @@ class Machine:
         "is_done",
         "is_plain",
         "leaves_all",
+        "loops",
         "names",
         "order",
         "outer_now",
@@ -111,6 +116,7 @@ class Machine:
         self.rows: Rows | None = None
         self.pending: Request | None = None
         self.step = 0
+        self.loops: list[Steps] = []
         self.names: dict[str, Any] = {}
         self.is_done = False
         self.is_builder = False
@@ -295,7 +301,14 @@ class Machine:
         left = self.program.names_left(self._running)
         # a builder's names are judged when the run is over: its invokes may still save them
         self.names = left if self.is_builder else self.leaving(left)
-        self.close()
+        self.is_done = True
+        try:
+            # it returns, as a function does: an exception would be shown by a debugger
+            self.advance(None)
+        except StopIteration:
+            pass
+        finally:
+            self.context.run(_current.set, None)
 
     def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the names that may leave the block."""

@@ -5,11 +5,17 @@ whose first axis is the batch, a view of these rows (narrow). An edit in place t
 the batch by itself. A replacement cannot: a new tensor is built of the other rows and the new ones
 (widen), which keeps autograd right and leaves tensors alone that somebody saved before.
 
-Tensors whose first axis is something else are handed out whole.
+Tensors whose first axis is something else are handed out whole. Tensors are found in the containers
+that torch knows (tuples, lists, dicts, named tuples, the outputs of transformers) and in
+dataclasses. An object of any other kind, as a key-value cache is, goes to every invoke as it is,
+with the rows of all.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +53,35 @@ def narrow(value: Any, rows: Rows, factor: int) -> Any:
             span = rows.span_in(leaf, factor)
             if span is not None:
                 return leaf.narrow(0, *span)
-        return leaf
+        return _with_fields(leaf, lambda _, field: narrow(field, rows, factor))
 
     return part(value) if isinstance(value, torch.Tensor) else pytree.tree_map(part, value)
+
+
+def _with_fields(value: Any, change: Callable[[str, Any], Any]) -> Any:
+    """Return a dataclass with changed fields, or anything else as it is."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    old = {one.name: getattr(value, one.name, None) for one in dataclasses.fields(value)}
+    new = {name: change(name, field) for name, field in old.items()}
+    if all(new[name] is field for name, field in old.items()):
+        return value
+    changed = copy.copy(value)
+    for name, field in new.items():
+        object.__setattr__(changed, name, field)
+    return changed
+
+
+def leaves_of(value: Any) -> list[Any]:
+    """List what a value holds, in containers and in dataclasses."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for one in dataclasses.fields(leaf):
+                found.extend(leaves_of(getattr(leaf, one.name, None)))
+        else:
+            found.append(leaf)
+    return found
 
 
 def widen(whole: Any, part: Any, rows: Rows, factor: int) -> Any:
@@ -73,6 +105,10 @@ def widen(whole: Any, part: Any, rows: Rows, factor: int) -> Any:
 def _splice(whole: Any, part: Any, rows: Rows, factor: int) -> Any:
     if part is whole:
         return whole
+    if dataclasses.is_dataclass(whole) and type(part) is type(whole):
+        return _with_fields(
+            whole, lambda name, field: widen(field, getattr(part, name, None), rows, factor)
+        )
     span = rows.span_in(whole, factor) if isinstance(whole, torch.Tensor) else None
     if span is None:
         if isinstance(whole, torch.Tensor) or part != whole:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnsight_dsl.transforms import requests
 
-from .errors import NotRunningError
+from .errors import LoopOver, NotRunningError
 from .machine import Machine, current_machine
 
 
@@ -36,6 +36,7 @@ class StepSpec:
                 "'with model.generate(...):'"
             )
         steps = machine.request((requests.STEPS, self))
+        steps.is_lowered = False
         try:
             while machine.request((requests.STEP, steps)):
                 yield steps.value
@@ -72,6 +73,9 @@ class StepSpec:
             if key.stop is None:
                 return count(start, stride), True
             return iter(range(start, key.stop, stride)), False
+        if isinstance(key, (list, tuple)):
+            # all of them are here, so a wrong one is told at the loop's head
+            return iter([*_growing(key)]), False
         if isinstance(key, Iterable):
             return _growing(key), False
         raise TypeError(f"tracer.iter[{key!r}] is no step; write an int, a slice or a list of ints")
@@ -90,16 +94,38 @@ def _growing(numbers: Iterable[Any]) -> Iterator[int]:
 
 
 class Steps:
-    """One loop of one machine over steps."""
+    """One loop of one machine over steps.
 
-    __slots__ = ("_before", "_machine", "_numbers", "is_open", "next_step", "value")
+    Attributes:
+        over: what the driver raises in a round to end the loop.
+        is_open: whether the loop has no last round.
+        is_lowered: whether the loop stands in lowered code, which catches `over`.
+        is_over: whether it has been ended by `over`.
+        next_step: the step that the next round waits for.
+        value: the step of the round that runs.
+    """
+
+    __slots__ = (
+        "_before",
+        "_machine",
+        "_numbers",
+        "is_lowered",
+        "is_open",
+        "is_over",
+        "next_step",
+        "value",
+    )
+    over = LoopOver
 
     def __init__(self, spec: StepSpec, machine: Machine) -> None:
         self._numbers, self.is_open = spec.numbers()
         self._machine = machine
         self._before = machine.step
+        self.is_lowered = True
+        self.is_over = False
         self.next_step: int | None = None
         self.value: Any = None
+        machine.loops.append(self)
 
     def look_ahead(self) -> int | None:
         """Return the step that the next round waits for, None after the last one."""
@@ -113,12 +139,16 @@ class Steps:
     def close(self) -> None:
         """Put the machine back to the step at which it entered the loop."""
         self._machine.step = self._before
+        if self in self._machine.loops:
+            # with those inside it, should one of them not have been closed
+            del self._machine.loops[self._machine.loops.index(self) :]
 
 
 class PlainSteps:
     """A loop over something that only looks like steps: any other iterable."""
 
     __slots__ = ("iterator", "value")
+    over = LoopOver
 
     def __init__(self, iterable: Iterable[Any]) -> None:
         self.iterator = iter(iterable)

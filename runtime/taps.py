@@ -4,8 +4,10 @@ For the length of a run, the class of a tapped module is a subclass made here, w
 stands around the original one. That is the only place from which all of this can be had at once:
 the input as the caller gave it, the output as the caller receives it (after the user's own
 forward hooks), and a call that does not happen at all (a skip). The module's `__dict__` and its
-hooks are not touched, and giving the class back costs 0.1 µs. To `isinstance`, to `__class__` and
-by name the subclass is the class it stands in for.
+hooks are not touched, and giving the class back costs 0.1 µs. To `isinstance`, `issubclass`,
+`==`, `__class__`, in a set or as a key, when an attribute of it is set or an instance made, and by
+name the subclass is the class it stands in for. Only `type(module) is C` tells them apart, and so
+does `super(type(self), self)`, which fails in any subclass.
 
 A module outside of a run carries nothing of ours. In other threads, and while a block is being
 advanced (a module that a block calls itself), a tapped module behaves as an untapped one.
@@ -23,20 +25,35 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
-from .locations import Place
+from nnsight_dsl.transforms.names import TAPPED
+
+from .ambient import top_saved_hooks
+from .locations import Place, name_of
 from .machine import Machine, current_machine
+from .replays import (
+    INPUTS,
+    OUTPUT,
+    Visit,
+    is_reentrant,
+    offered_in_reentrant,
+    visit_in_regions,
+)
 
 if TYPE_CHECKING:
-    from .driver import Driver
+    from .driver import Driver, Skip
+    from .operations import Inside
 
 _CAPTURING = "transformers.utils.output_capturing"
 """Module in which transformers defines the hooks of its own output capturing."""
 
 _set_class = object.__dict__["__class__"].__set__
+_set_bases = type.__dict__["__bases__"].__set__
 _taps: dict[int, Tap] = {}
 _tapped_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+_metaclasses: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
 class Tap:
@@ -48,6 +65,8 @@ class Tap:
         begun_step: last step in which a visit has begun.
         done_step: last step in which the first visit has ended.
         index: occurrence of the visit that runs now; None for one that no request can mean.
+        inside: the operations of the module's forward, where somebody has asked for one.
+        in_regions: the visit that runs now, where it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
         skips: what replaces the output of the visit that begins, with the rows it is for.
     """
@@ -58,50 +77,99 @@ class Tap:
         "done",
         "done_step",
         "driver",
+        "in_regions",
         "index",
-        "is_root",
+        "inside",
+        "is_stepping",
         "place",
         "skipped_by",
         "skips",
         "waiting",
     )
 
-    def __init__(self, place: Place, driver: Driver, *, is_root: bool) -> None:
+    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
         self.place = place
         self.driver = driver
-        self.is_root = is_root
+        self.is_stepping = is_stepping
         self.begun = 0
         self.done = 0
         self.begun_step = -1
         self.done_step = -1
         self.index: int | None = None
+        self.inside: Inside | None = None
+        self.in_regions: Visit | None = None
         self.waiting: list[Machine] = []
-        self.skips: list[tuple[Machine, Any]] = []
+        self.skips: list[Skip] = []
         self.skipped_by: int | None = None
+
+    missing: Exception | None = None
+    """Why the place turned out not to exist."""
+
+    def install(self) -> None:
+        """Let the module offer its values."""
+        if self.place._module is not None:
+            install_tap(self, self.place._module)
+
+    def remove(self) -> None:
+        """Leave the module as it was before the run."""
+        if self.place._module is not None:
+            remove_tap(self.place._module)
+        if self.inside is not None:
+            self.inside.finish()
+
+    def expect(self, port: str) -> None:
+        """Get ready for requests of a port."""
+
+    def expect_inside(self) -> None:
+        """Get ready for requests of operations inside."""
+
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks for what runs already, without this tap."""
+        return None
+
+    def begin(self) -> int | None:
+        """Count a visit that begins; return which occurrence it is, None for one of no meaning."""
+        driver = self.driver
+        if driver.is_stepped:
+            if self.is_stepping:
+                driver.begin_step()
+            # what runs before the first step (an encoder) belongs to it
+            step = max(driver.step, 0)
+            index = None if self.begun_step == step else step
+            self.begun_step = step
+        else:
+            index = self.begun
+        if driver.visit_waiters:
+            # before it counts as begun: a block that waits for it can ask for its input
+            driver.begin_visit(self.begun)
+        self.begun += 1
+        return index
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, offering its input before and its output after."""
         driver = self.driver
         if driver.is_in_backward:
             return call(module, *args, **kwargs)
-        if driver.is_stepped:
-            if self.is_root:
-                driver.begin_step()
-            # what runs before the first forward of the root (an encoder) belongs to its step
-            step = max(driver.step, 0)
-            index = None if self.begun_step == step else step
-            self.begun_step = step
-        else:
-            index = self.begun
-        self.begun += 1
-        if driver.visit_waiters:
-            driver.begin_visit(self.begun - 1)
+        in_regions = None
+        if top_saved_hooks(True) is not None:
+            in_regions = visit_in_regions(module)
+            if in_regions is None:
+                return call(module, *args, **kwargs)
+        index = self.begin()
+        if module is driver.root._module:
+            driver.has_grad = torch.is_grad_enabled()
         outer, self.index = self.index, index
+        outer_visit, self.in_regions = self.in_regions, in_regions
         try:
             if self.waiting:
-                args, kwargs = driver.offer_inputs(self, args, kwargs)
+                args, kwargs = self._offer(INPUTS, driver.offer_inputs, (args, kwargs))
+            if self.inside is not None:
+                call = self.inside.called(call)
             if self.skips:
-                output = self._offered(driver.skipped_output(self, call, module, args, kwargs))
+                output = driver.skipped_output(self, call, module, args, kwargs)
+                if in_regions is not None and self.skipped_by is not None:
+                    in_regions.skipped(output)
+                output = self._offered(output)
                 for key in _capturing_hooks(module):
                     module._forward_hooks[key](module, args, output)
                 if driver.watchers:
@@ -120,10 +188,20 @@ class Tap:
             return output
         finally:
             self.index = outer
+            self.in_regions = outer_visit
+
+    def _offer(self, phase: str, offer: Callable[[Tap, Any], Any], value: Any) -> Any:
+        """Offer a value to the driver, with care where the backward pass computes it again."""
+        if self.in_regions is not None:
+            return self.in_regions.offered(phase, lambda found: offer(self, found), value)
+        if self.driver.has_grad and not torch.is_grad_enabled() and is_reentrant():
+            location = name_of(self.place, phase)
+            return offered_in_reentrant(location, lambda found: offer(self, found), value)
+        return offer(self, value)
 
     def _offered(self, output: Any) -> Any:
         if self.waiting:
-            output = self.driver.offer_output(self, output)
+            output = self._offer(OUTPUT, self.driver.offer_output, output)
         self.done += 1
         if self.index is not None:
             self.done_step = self.index
@@ -206,21 +284,83 @@ def _tapped_class(cls: type) -> type:
         function, args, *rest = reduce(self, protocol)
         return function, tuple(cls if arg is tapped else arg for arg in args), *rest
 
+    def __new__(kind: type, *args: Any, **kwargs: Any) -> Any:
+        new: Any = cls.__new__
+        return new(_untapped(kind), *args, **kwargs)
+
     namespace = {
+        TAPPED: cls,
         "__call__": __call__,
         "__class__": property(lambda self: cls, _become),
         "__doc__": cls.__doc__,
         "__module__": cls.__module__,
+        "__new__": __new__,
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": __reduce_ex__,
         "__slots__": (),
     }
     # the base is exchanged afterwards: making a subclass of `cls` would call its
     # __init_subclass__, which may register subclasses or want arguments
-    tapped: type = type.__new__(type(cls), cls.__name__, (nn.Module,), namespace)
+    metaclass = _metaclasses.get(type(cls)) or _new_metaclass(type(cls))
+    tapped: type = type.__new__(metaclass, cls.__name__, (nn.Module,), namespace)
     try:
-        tapped.__bases__ = (cls,)
+        _set_bases(tapped, (cls,))
     except TypeError:
         # a class with slots has a layout of its own, which only a subclass made of it shares
-        tapped = type(cls)(cls.__name__, (cls,), namespace)
+        tapped = metaclass(cls.__name__, (cls,), namespace)
     return tapped
+
+
+def _new_metaclass(kind: type) -> type:
+    made = _metaclasses[kind] = _metaclass(kind)
+    return made
+
+
+def _metaclass(kind: Any) -> type:
+    """Make the class of tapped classes, for classes of a kind.
+
+    To the questions that Python asks a tapped class, it gives the answers of the class behind it.
+    """
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # a module that a forward makes of `type(self)` stays when the run is over
+        return kind.__call__(_untapped(self), *args, **kwargs)
+
+    def __eq__(self: Any, other: object) -> bool:
+        return _untapped(self) is _untapped(other)
+
+    def __hash__(self: Any) -> Any:
+        return kind.__hash__(_untapped(self))
+
+    def __instancecheck__(self: Any, one: object) -> Any:
+        return type.__instancecheck__(_untapped(self), one)
+
+    def __subclasscheck__(self: Any, one: Any) -> Any:
+        # not as its own metaclass would: an abstract class asks all of its subclasses, so this one
+        return type.__subclasscheck__(_untapped(self), _untapped(one))
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        kind.__setattr__(_untapped(self), name, value)
+
+    def __delattr__(self: Any, name: str) -> None:
+        kind.__delattr__(_untapped(self), name)
+
+    namespace = {
+        "__call__": __call__,
+        "__delattr__": __delattr__,
+        "__doc__": kind.__doc__,
+        "__eq__": __eq__,
+        "__hash__": __hash__,
+        "__instancecheck__": __instancecheck__,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__setattr__": __setattr__,
+        "__subclasscheck__": __subclasscheck__,
+    }
+    made: type = type.__new__(type(kind), kind.__name__, (kind,), namespace)
+    return made
+
+
+def _untapped(cls: Any) -> Any:
+    """Return the class behind a tapped one, and any other object as it is."""
+    return vars(cls).get(TAPPED, cls) if isinstance(cls, type) else cls

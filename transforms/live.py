@@ -70,6 +70,10 @@ def _find_statement(frame: FrameType) -> tuple[ast.With, int, list[str]]:
     code = frame.f_code
     if code.co_filename == "<string>":
         _register_command()
+    elif code.co_filename.startswith("<") and (
+        code.co_filename in _evaluated or code.co_filename not in linecache.cache
+    ):
+        _register_evaluated(frame)
     # executing knows the statement by the instruction, in code that pytest has rewritten too
     found = executing.Source.executing(frame)
     node = found.node
@@ -77,14 +81,10 @@ def _find_statement(frame: FrameType) -> tuple[ast.With, int, list[str]]:
         return node, _item_index(code, frame.f_lasti, node), list(found.source.lines)
     lines = found.source.lines
     # in some cells of a notebook executing knows no statement: look for it by its position
-    line, end_line, column, end_column = list(code.co_positions())[frame.f_lasti // 2]
     tree: ast.AST | None = found.source.tree
-    for candidate in ast.walk(tree) if tree is not None else ():
-        if isinstance(candidate, ast.With) and (
-            (candidate.lineno, candidate.end_lineno, candidate.col_offset, candidate.end_col_offset)
-            == (line, end_line, column, end_column)
-        ):
-            return candidate, _item_index(code, frame.f_lasti, candidate), list(lines)
+    statement = None if tree is None else _statement_at(frame, tree)
+    if statement is not None:
+        return statement, _item_index(code, frame.f_lasti, statement), list(lines)
     if not lines or not "".join(lines).strip():
         raise BlockNotFoundError(
             f"the source of {code.co_filename!r} is nowhere to be found, so the block at line "
@@ -103,6 +103,50 @@ def _register_command() -> None:
     if "-c" in arguments and "<string>" not in linecache.cache:
         text = arguments[arguments.index("-c") + 1]
         linecache.cache["<string>"] = (len(text), None, text.splitlines(True), "<string>")
+
+
+# before PEP 667 (Python 3.13) `f_locals` is a copy, which this call writes back
+_write_back: Any = None
+if sys.version_info < (3, 13):
+    _write_back = ctypes.pythonapi.PyFrame_LocalsToFast
+    _write_back.argtypes = [ctypes.py_object, ctypes.c_int]
+    _write_back.restype = None
+
+_evaluated: set[str] = set()
+"""Names of texts that were found in the function that runs them; the next may have the same."""
+
+
+def _register_evaluated(frame: FrameType) -> None:
+    """Let linecache find a text that was compiled without being registered, as by `%%time`.
+
+    The function that runs a compiled text mostly still has the text in one of its names. It is
+    the right one if the `with` statement stands in it, at the position that the code tells.
+    """
+    outside = frame
+    while outside.f_back is not None and outside.f_code.co_filename == frame.f_code.co_filename:
+        outside = outside.f_back
+    for text in outside.f_locals.values():
+        if isinstance(text, str) and "with" in text:
+            try:
+                tree = ast.parse(text)
+            except (SyntaxError, ValueError):
+                continue
+            if _statement_at(frame, tree) is not None:
+                lines = text.splitlines(True)
+                linecache.cache[frame.f_code.co_filename] = (len(text), None, lines, "")
+                _evaluated.add(frame.f_code.co_filename)
+                return
+
+
+def _statement_at(frame: FrameType, tree: ast.AST) -> ast.With | None:
+    here = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With):
+            line, end_line, column, end_column = here
+            found = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
+            if found == (line, end_line, column, end_column):
+                return node
+    return None
 
 
 def _item_index(code: CodeType, offset: int, node: ast.With) -> int:
@@ -186,6 +230,23 @@ class BodySkip:
             sys.settrace(self._thread_trace)
 
 
+def lead_debugger_on(frame: FrameType, program: Program) -> None:
+    """Let a debugger that was going through a block line by line go on behind it.
+
+    The block ran in a frame of its own, which is gone; Python's debuggers (bdb) would wait for it.
+    """
+    trace = sys.gettrace()
+    if trace is None:
+        return
+    debugger = getattr(trace, "__self__", None)
+    stop = getattr(debugger, "stopframe", None)
+    if stop is None or debugger is None:
+        return
+    if any(stop.f_code is inner.code for inner in program.all_programs()):
+        debugger.set_next(frame)
+        frame.f_trace = debugger.trace_dispatch
+
+
 def _no_trace(frame: FrameType, event: str, arg: object) -> None:
     return None
 
@@ -245,12 +306,12 @@ def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
     if not code.co_flags & inspect.CO_OPTIMIZED:
         frame.f_locals.update(values)
         return
-    fast = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
     namespace = frame.f_locals
     for name, value in values.items():
-        # a name declared global in the function is none of its locals
-        (namespace if name in fast else frame.f_globals)[name] = value
-    # before PEP 667 (Python 3.13) f_locals is a copy, which this call writes back
-    to_fast = getattr(ctypes.pythonapi, "PyFrame_LocalsToFast", None)
-    if to_fast is not None and sys.version_info < (3, 13):
-        to_fast(ctypes.py_object(frame), ctypes.c_int(0))
+        if name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars:
+            namespace[name] = value
+        else:
+            # a name declared global in the function is none of its locals
+            frame.f_globals[name] = value
+    if _write_back is not None:
+        _write_back(frame, 0)

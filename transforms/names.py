@@ -29,6 +29,9 @@ TEMP_PLACE = "_nns_place"
 TEMP_STEPS = "_nns_steps"
 TEMP_LEFT = "_nns_left"
 
+TAPPED = "_nns_tapped"
+"""Attribute of the class that a module has for the length of a run: the class that it has else."""
+
 INJECTED = (MISSING_NAME, SAVE, KEY, INPLACE, USERS, ARGUMENTS, IS_BLOCK, BOUND_BY, OUTER)
 """Names that lowered code finds in its closure; runtime supplies their values."""
 

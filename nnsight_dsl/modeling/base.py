@@ -11,6 +11,7 @@ from torch import nn
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
@@ -18,8 +19,10 @@ from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
 from nnsight_dsl.transforms.program import Program
 
-_OWN_OPTIONS = ("interventions", "log", "remote", "scan", "validate")
+_OWN_OPTIONS = ("backend", "blocking", "interventions", "log", "remote", "scan", "validate")
 """Keywords of `trace` that are not the model's."""
+
+_REMOTE_OPTIONS = ("remote", "blocking", "backend")
 
 
 class NNsight(Envoy):
@@ -28,10 +31,9 @@ class NNsight(Envoy):
     The module itself is not touched: outside of a run it carries nothing of this package.
 
     Args:
-        module: any `torch.nn.Module`.
+        module: any `torch.nn.Module`, or what one is wrapped in here.
         rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
-            dotted key (or one with a leading dot) is a path from the root, any other key a name
-            wherever it stands.
+            key is a path wherever it leads to a module, one with a leading dot from the root only.
 
     Example:
         >>> model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
@@ -41,17 +43,18 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_edits", "_family", "_linted", "_origin", "_rename"})
+    _own = frozenset({"_aliases", "_edits", "_family", "_linted", "_origin"})
 
     def __init__(
-        self, module: nn.Module, *, rename: Mapping[str, str | Sequence[str]] | None = None
+        self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
     ) -> None:
+        module = module_of(module)
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
         self._linted: set[Program] = set()
         self._origin: NNsight | None = None
-        self._rename = dict(rename or {})
+        self._aliases = Renaming(rename or {}, module, type(self))
         self._family: Family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -81,22 +84,13 @@ class NNsight(Envoy):
             ...         model.transformer.h[5].output[:] = hidden
             ...         logits = model.lm_head.output.save()
         """
-        _refuse_remote(options)
+        self._refuse_remote(options)
+        if options:
+            raise TypeError(
+                f"model.session() was given {min(options)!r}, which it does not know; give the "
+                "arguments of a run to the traces in it"
+            )
         return Session(self)
-
-    def to(self, *args: Any, **kwargs: Any) -> NNsight:
-        """Move or convert the module, as `torch.nn.Module.to`; it is loaded first."""
-        self._prepare()
-        self._module.to(*args, **kwargs)
-        return self
-
-    def cpu(self) -> NNsight:
-        """Move the module to the CPU."""
-        return self.to("cpu")
-
-    def cuda(self, device: Any = None) -> NNsight:
-        """Move the module to a GPU."""
-        return self.to("cuda" if device is None else device)
 
     def scan(self, *args: Any, **kwargs: Any) -> ScanTracer:
         """Run the block below on fake tensors: shapes without values, and without weights.
@@ -107,11 +101,11 @@ class NNsight(Envoy):
             >>> with model.scan("Hello"):
             ...     width = model.transformer.h[0].output.shape[-1]
         """
-        _refuse_remote(kwargs)
+        self._refuse_remote(kwargs)
         inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
         return ScanTracer(self, "trace", Input(args, inputs), kwargs)
 
-    def edit(self, *, inplace: bool = False) -> Edit:
+    def edit(self, *, inplace: bool = False, **options: Any) -> Edit:
         """Keep the block below, and start it with each run from now on.
 
         Args:
@@ -122,6 +116,12 @@ class NNsight(Envoy):
             >>> with model.edit() as edited:
             ...     model.transformer.h[1].output[:, -1] = 0
         """
+        self._refuse_remote(options)
+        if options:
+            raise TypeError(
+                f"model.edit() was given {min(options)!r}, which it does not know; it knows "
+                "'inplace'"
+            )
         return Edit(self if inplace else self._copy())
 
     def clear_edits(self) -> None:
@@ -138,7 +138,7 @@ class NNsight(Envoy):
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         self._refuse_clash(options)
-        _refuse_remote(options)
+        self._refuse_remote(options)
         inputs = {
             key: options.pop(key)
             for key in list(options)
@@ -165,7 +165,36 @@ class NNsight(Envoy):
                     "the argument by position"
                 )
 
+    def _refuse_remote(self, options: dict[str, Any]) -> None:
+        """Refuse what only remote execution knows, but not what is an argument of the model."""
+        accepted = inspect.signature(type(self._module).forward).parameters
+        given = {
+            word: options.pop(word)
+            for word in _REMOTE_OPTIONS
+            if word in options and word not in accepted
+        }
+        remote = given.pop("remote", False)
+        if remote:
+            raise NotImplementedError(
+                f"remote execution is not built; leave remote={remote!r} out to run on this machine"
+            )
+        if given:
+            raise NotImplementedError(
+                f"{min(given)!r} is an option of remote execution, which is not built; leave it "
+                "out: a run on this machine is over when its block is"
+            )
+
     # what a kind of model defines
+
+    def _runs_empty(self, options: Mapping[str, Any]) -> bool:
+        """Tell whether the model can be called with some options and no input."""
+        parameters = inspect.signature(type(self._module).forward).parameters.values()
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
+        has_any = any(one.kind is kinds[0] for one in parameters)
+        return not has_any and all(
+            one.default is not inspect.Parameter.empty or one.name in options for one in needed
+        )
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
         """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
@@ -186,6 +215,10 @@ class NNsight(Envoy):
         module: Callable[..., Any] = self._module
         return module
 
+    def _stepping(self) -> Envoy:
+        """Return what is called once in each step of a generation."""
+        return self
+
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
         """Make one call of several inputs.
 
@@ -201,13 +234,28 @@ class NNsight(Envoy):
         one = inputs[0]
         return Batch(one.args, {**options, **one.kwargs}, (1,))
 
+    def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the arguments of the first forward of a generation, from those of all of it."""
+        return kwargs
+
     def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
         """Return how many rows of the model's batch stand for one row of the input."""
         return 1
 
 
-def _refuse_remote(options: dict[str, Any]) -> None:
-    if options.pop("remote", False):
-        raise NotImplementedError(
-            "remote execution is not built; leave remote=True out to run on this machine"
+def module_of(given: Any) -> nn.Module:
+    """Return the module that was given, by itself or wrapped.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(given, Envoy):
+        # a model that is not loaded yet is loaded first: loading makes other modules
+        given._root._prepare()
+        given = given._module
+    if not isinstance(given, nn.Module):
+        raise TypeError(
+            f"{given!r} is no torch.nn.Module; give the module itself, and a model by its name or "
+            "path to LanguageModel"
         )
+    return given

@@ -7,13 +7,16 @@ alone: causal models are padded on the left, with position ids counted from the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.base import NNsight
+from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.modeling import batching
+from nnsight_dsl.modeling.base import NNsight, module_of
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import BatchingError, TokenizerNotFoundError
 from nnsight_dsl.runtime.locations import Place
@@ -22,12 +25,17 @@ from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracer import Batch, Input
 from nnsight_dsl.transforms import requests
 
-_FILL = {"attention_mask": 0, "token_type_ids": 0, "labels": -100}
-"""What a sequence is padded with, by the name of the argument; token ids with the pad token."""
+_IGNORES_MASK = frozenset({"recurrent_gemma", "rwkv"})
+"""Model types that accept an attention mask and do not use it, or not in all layers."""
 
-_SEQUENCES = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
-_IGNORES_MASK = frozenset({"rwkv"})
-"""Model types that accept an attention mask and do not use it."""
+_GENERATES_UNPADDED = frozenset({"minimax", "reformer"})
+"""Model types that use the attention mask, and go wrong when they generate from padded prompts."""
+
+_GENERATES_ALONE = frozenset({"rwkv"})
+"""Model types that mix the rows of a batch when they generate."""
+
+_LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+"""Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
 
 
 class Generation(Place):
@@ -57,7 +65,7 @@ class LanguageModel(NNsight):
     first run, so that it can be printed and programs can be written before anything is loaded.
 
     Args:
-        model: a repository name, a path, or a module that is already loaded.
+        model: a repository name, a path, or a module that is already loaded, wrapped or not.
         tokenizer: its tokenizer; loaded along with a name or path.
         automodel: class of transformers to load with, or its name.
         dispatch: load the weights at once.
@@ -79,7 +87,7 @@ class LanguageModel(NNsight):
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module | Envoy,
         *,
         tokenizer: Any = None,
         automodel: Any = "AutoModelForCausalLM",
@@ -96,8 +104,10 @@ class LanguageModel(NNsight):
         if dtype is not None or torch_dtype is not None:
             options["dtype"] = torch_dtype if dtype is None else dtype
         source: tuple[Any, str] | None = None
-        if isinstance(model, nn.Module):
-            module = model
+        if isinstance(model, LanguageModel) and tokenizer is None:
+            tokenizer = model.__dict__["tokenizer"]
+        if not isinstance(model, (str, os.PathLike)):
+            module = module_of(model)
         else:
             import transformers
 
@@ -141,7 +151,7 @@ class LanguageModel(NNsight):
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
-        return key in _SEQUENCES or key == "inputs_embeds"
+        return key in batching.INPUTS
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -151,8 +161,30 @@ class LanguageModel(NNsight):
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "generate":
             generate: Callable[..., Any] = self._module.generate
+            if hasattr(self._module, "base_model_prepare_inputs_for_generation"):
+                return self._restoring(generate)
             return generate
         return super()._function(name)
+
+    def _restoring(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """Return PEFT's generate, which lends the model inside a method for as long as it lasts.
+
+        It takes that back after an Exception; what ends a run early is none.
+        """
+
+        def generate_and_restore(*args: Any, **kwargs: Any) -> Any:
+            base = self._module.base_model
+            before = base.__dict__.get("prepare_inputs_for_generation")
+            try:
+                return generate(*args, **kwargs)
+            except BaseException:
+                if before is None:
+                    base.__dict__.pop("prepare_inputs_for_generation", None)
+                else:
+                    base.prepare_inputs_for_generation = before
+                raise
+
+        return generate_and_restore
 
     def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
         config = getattr(self._module, "generation_config", None)
@@ -160,55 +192,64 @@ class LanguageModel(NNsight):
         sequences = kwargs.get("num_return_sequences") or 1
         return max(int(beams), int(sequences))
 
+    def _runs_empty(self, options: Mapping[str, Any]) -> bool:
+        # all arguments of such a forward can be left out, and the model cannot do without them
+        return False
+
+    def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        accepted = self._accepted()
+        first = {key: value for key, value in kwargs.items() if key in accepted}
+        config = getattr(self._module, "config", None)
+        if getattr(config, "is_encoder_decoder", False) and "input_ids" in first:
+            start = getattr(config, "decoder_start_token_id", None)
+            ids = first["input_ids"]
+            first.setdefault("decoder_input_ids", ids.new_full((len(ids), 1), start or 0))
+        return first
+
     # batching
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        encoded = [self._encoded(one) for one in inputs]
-        rest = dict(options)
-        for one in inputs:
-            for key, value in one.kwargs.items():
-                if key in _SEQUENCES or key == "inputs_embeds":
-                    continue
-                if key in rest and rest[key] is not value and rest[key] != value:
-                    raise BatchingError(
-                        f"{key} is {rest[key]!r} for one invoke and {value!r} for another, and "
-                        "one batch has one; give it to the trace, or trace them one by one"
-                    )
-                rest[key] = value
-        keys = {key for one in encoded for key in one}
-        counts = tuple(len(next(iter(one.values()))) for one in encoded)
-        if "inputs_embeds" in keys:
-            merged = {key: torch.cat([one[key] for one in encoded]) for key in keys}
-        else:
-            merged = self._padded(encoded, keys, function)
+        given = [self._given(one) for one in inputs]
+        for_decoder = batching.DECODED if self._has_encoder() else ()
+        for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
+        sequences = [_rows_in(one, for_prompt) for one in given]
+        decoded = [_rows_in(one, for_decoder) for one in given]
+        prompts = [batching.prompt_of(one) for one in sequences]
+        counts = tuple(map(len, prompts))
+        others = [
+            {key: one[key] for key in one if key not in for_prompt and key not in for_decoder}
+            for one in given
+        ]
+        joined = batching.joined(others, counts, options)
+        merged = self._padded(sequences, prompts, function, joined.keys() | options.keys())
+        merged |= batching.padded_for_decoder(
+            decoded, self._pad_id(), is_continued=function == "generate"
+        )
         device = self.device
-        kwargs = {key: value.to(device) for key, value in merged.items()}
+        # the token ids come first, so that they are the root's `.input`
+        kwargs = {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in {**merged, **joined}.items()
+        }
+        kwargs.update((key, options[key]) for key in options if key not in joined)
         if function == "generate":
+            self._check_can_generate(sum(counts))
             config = getattr(self._module, "generation_config", None)
             if getattr(config, "pad_token_id", None) is None:
-                rest.setdefault("pad_token_id", self._pad_id())
-        return Batch((), {**kwargs, **rest}, counts)
+                kwargs.setdefault("pad_token_id", self._pad_id())
+        return Batch((), kwargs, counts)
 
-    def _encoded(self, one: Input) -> dict[str, Any]:
-        """Return the sequences of one input, each as a list of rows of unequal length."""
-        given: dict[str, Any] = {}
+    def _given(self, one: Input) -> dict[str, Any]:
+        """Return the arguments of one input; text as the tokenizer's."""
         if len(one.args) > 1:
             raise TypeError(
                 f"{len(one.args)} inputs were given at once; give several prompts as a list"
             )
+        given: dict[str, Any] = {}
         if one.args:
             value = one.args[0]
             given.update(value if isinstance(value, Mapping) else self._token_ids(value))
-        for key, value in one.kwargs.items():
-            if key in _SEQUENCES or key == "inputs_embeds":
-                given[key] = value
-        if "inputs_embeds" in given:
-            return given
-        return {
-            key: _rows(value)
-            for key, value in given.items()
-            if isinstance(value, (list, tuple, torch.Tensor)) or hasattr(value, "__array__")
-        }
+        return {**given, **one.kwargs}
 
     def _token_ids(self, value: Any) -> Mapping[str, Any]:
         if isinstance(value, str):
@@ -225,50 +266,91 @@ class LanguageModel(NNsight):
         return encoding
 
     def _padded(
-        self, encoded: Sequence[Mapping[str, list[torch.Tensor]]], keys: set[str], function: str
+        self,
+        sequences: Sequence[Mapping[str, batching.Rows]],
+        prompts: Sequence[batching.Rows],
+        function: str,
+        others: Collection[str],
     ) -> dict[str, torch.Tensor]:
-        lengths = [len(row) for one in encoded for row in one["input_ids"]]
-        longest = max(lengths)
-        is_padded = min(lengths) < longest
+        lengths = {len(row) for rows in prompts for row in rows}
+        is_padded = len(lengths) > 1
         if is_padded:
-            self._check_can_pad()
+            self._check_can_pad(function)
         left = self._pads_left()
-        merged: dict[str, torch.Tensor] = {}
-        # the token ids come first, so that they are the root's `.input`
-        for key in sorted(keys | {"attention_mask"}, key=_SEQUENCES.index):
-            rows: list[torch.Tensor] = []
-            for one in encoded:
-                own = one.get(key)
-                if own is None:
-                    own = [torch.ones_like(row) for row in one["input_ids"]]
-                    if key != "attention_mask":
-                        own = [torch.full_like(row, _FILL.get(key, 0)) for row in own]
-                rows.extend(own)
-            fill = self._pad_id() if key == "input_ids" else _FILL.get(key, 0)
-            merged[key] = torch.stack([_pad(row, longest, fill, left=left) for row in rows])
+        merged = batching.padded(sequences, prompts, self._pad_id(), left=left)
         accepted = self._accepted()
-        if is_padded and left and function != "generate" and "position_ids" in accepted:
+        if function == "generate":
+            return merged
+        # the places of an image are no single numbers: such a model counts from the mask itself
+        counts_itself = any(key.endswith("grid_thw") for key in others)
+        if is_padded and left and "position_ids" in accepted and not counts_itself:
             counted = merged["attention_mask"].cumsum(-1) - 1
             merged.setdefault("position_ids", counted.clamp(min=0))
-        if "attention_mask" not in accepted and function != "generate":
+        if "attention_mask" not in accepted:
             del merged["attention_mask"]
         return merged
 
-    def _check_can_pad(self) -> None:
-        model_type = getattr(getattr(self._module, "config", None), "model_type", None)
+    def _check_can_pad(self, function: str) -> None:
+        name = type(self._module).__name__
+        model_type = self._model_type()
         if model_type in _IGNORES_MASK or "attention_mask" not in self._accepted():
             raise BatchingError(
-                f"{type(self._module).__name__} ignores the attention mask, so prompts of unequal "
-                "length would disturb each other in one batch; trace them one by one, or give "
-                "prompts of the same number of tokens"
+                f"{name} ignores the attention mask, so prompts of unequal length would disturb "
+                "each other in one batch; trace them one by one, or give prompts of the same "
+                "number of tokens"
+            )
+        if function == "generate" and model_type in _GENERATES_UNPADDED:
+            raise BatchingError(
+                f"{name} goes wrong when it generates from padded prompts; generate from them one "
+                "by one, or give prompts of the same number of tokens"
             )
 
+        adapter = getattr(self._module, "active_peft_config", None)
+        kind = getattr(adapter, "peft_type", None)
+        if getattr(adapter, "is_prompt_learning", False) and kind not in _LEARNED_ASIDE:
+            raise BatchingError(
+                f"{name} puts learned tokens before the prompt, from which padding would part it; "
+                "trace the prompts one by one, or give prompts of the same number of tokens"
+            )
+
+    def _check_can_generate(self, rows: int) -> None:
+        if rows > 1 and self._model_type() in _GENERATES_ALONE:
+            raise BatchingError(
+                f"{type(self._module).__name__} mixes the rows of a batch when it generates; "
+                "generate from the prompts one by one"
+            )
+
+    def _model_type(self) -> Any:
+        return getattr(getattr(self._module, "config", None), "model_type", None)
+
+    def _has_encoder(self) -> bool:
+        config = getattr(self._module, "config", None)
+        return bool(getattr(config, "is_encoder_decoder", False))
+
     def _accepted(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self._module).forward).parameters
+        return inspect.signature(type(self._inner()).forward).parameters
+
+    def _inner(self) -> nn.Module:
+        """Return the model of transformers, which may stand in a wrapper of another library.
+
+        The model of an adapter passes on what it is given, so its own signature tells nothing,
+        and generates by calling the model inside.
+        """
+        from transformers import PreTrainedModel
+
+        if not isinstance(self._module, PreTrainedModel):
+            for module in self._module.modules():
+                if isinstance(module, PreTrainedModel):
+                    return module
+        return self._module
+
+    def _stepping(self) -> Envoy:
+        inner = self._inner()
+        path = next(path for path, one in self._module.named_modules() if one is inner)
+        return self.get(path)
 
     def _pads_left(self) -> bool:
-        config = getattr(self._module, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
+        if self._has_encoder():
             return False
         can_generate = getattr(self._module, "can_generate", None)
         if can_generate is not None and can_generate():
@@ -277,7 +359,8 @@ class LanguageModel(NNsight):
 
     def _pad_id(self) -> int:
         config = getattr(self._module, "config", None)
-        for owner in (self.tokenizer, config):
+        text_config = getattr(config, "text_config", None)
+        for owner in (self.tokenizer, config, text_config):
             for name in ("pad_token_id", "eos_token_id"):
                 found = getattr(owner, name, None)
                 if isinstance(found, list) and found:
@@ -315,18 +398,5 @@ def _load(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
-def _rows(value: Any) -> list[torch.Tensor]:
-    """Split token ids into rows: a tensor, a list of ints or a list of lists."""
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError("the input has no tokens; give at least one")
-        if isinstance(value[0], int):
-            value = [value]
-        return [torch.as_tensor(row) for row in value]
-    tensor = torch.as_tensor(value)
-    return list(tensor if tensor.ndim > 1 else tensor[None])
-
-
-def _pad(row: torch.Tensor, length: int, fill: int, *, left: bool) -> torch.Tensor:
-    padding = row.new_full((length - len(row),), fill)
-    return torch.cat([padding, row] if left else [row, padding])
+def _rows_in(given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, batching.Rows]:
+    return {key: batching.rows_of(given[key]) for key in keys if given.get(key) is not None}

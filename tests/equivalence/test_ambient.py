@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from nnsight_dsl import LanguageModel, NNsight
@@ -386,3 +387,79 @@ def test_warning_filters_of_a_block_hold_for_the_block(gpt2: LanguageModel) -> N
             hidden = gpt2.transformer.h[0].output.save()
             warnings.warn("seen by nobody", stacklevel=1)
     assert warnings.filters == filters
+
+
+# kernels, and hooks on saved tensors
+
+
+def _kernels():
+    return (
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+    )
+
+
+def test_attention_kernels_of_a_block_are_not_the_models(gpt2: LanguageModel) -> None:
+    seen = []
+    before = _kernels()
+    with hooked(gpt2._module, before={f"transformer.h.{n}": _keep_kernels(seen) for n in (1, 2)}):
+        with gpt2.trace(LONG):
+            with sdpa_kernel(SDPBackend.MATH):
+                first = gpt2.transformer.h[0].output
+                inside = [_kernels()].save()
+                second = gpt2.transformer.h[1].output
+                inside.append(_kernels())
+            third = gpt2.transformer.h[2].output
+            inside.append(_kernels())
+    assert seen == [before, before]
+    assert inside == [(False, False, True), (False, False, True), before]
+    assert _kernels() == before
+
+
+def _keep_kernels(seen):
+    return lambda args, kwargs: seen.append(_kernels())
+
+
+def test_hooks_on_saved_tensors_of_a_block_are_not_the_models(gpt2: LanguageModel) -> None:
+    packed = []
+
+    def pack(tensor):
+        packed.append(tensor)
+        return tensor
+
+    with gpt2.trace(LONG):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            first = gpt2.transformer.h[0].output
+            square = first * first
+            second = gpt2.transformer.h[1].output
+            other = second.exp()
+        third = gpt2.transformer.h[2].output
+        product = third * third
+    # the two factors of the square, which are one tensor, and the result of exp
+    assert len(packed) == 3
+
+
+def test_hooks_on_saved_tensors_around_a_trace_hold_for_all_of_it(gpt2: LanguageModel) -> None:
+    counts = []
+    for run in (lambda: bare(GPT2)(**encoded(LONG)), lambda: _traced(gpt2)):
+        packed = []
+        with torch.autograd.graph.saved_tensors_hooks(packed.append, lambda tensor: tensor):
+            run()
+        counts.append(len(packed))
+    assert counts[0] == counts[1] > 0
+
+
+def _traced(gpt2):
+    with gpt2.trace(LONG):
+        with torch.autocast("cpu", enabled=False):
+            hidden = gpt2.transformer.h[0].output
+
+
+def test_a_state_that_a_block_sets_by_a_call_is_not_the_models(gpt2: LanguageModel) -> None:
+    with gpt2.trace(LONG):
+        first = gpt2.transformer.h[0].output
+        torch.set_grad_enabled(False)
+        second = gpt2.transformer.h[1].output.save()
+    assert second.requires_grad
+    assert torch.is_grad_enabled()

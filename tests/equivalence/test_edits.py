@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from nnsight_dsl import LanguageModel, errors
+from nnsight_dsl import LanguageModel, errors, intervene
 from tests import models
 from tests.models import GPT2, assert_same, bare, encoded, hooked
 
@@ -207,3 +207,204 @@ def test_names_of_another_invoke_are_refused_where_the_setting_says_so(gpt2, mon
                 hidden = gpt2.transformer.wte.output
             with tracer.invoke("the dog"):
                 gpt2.transformer.wte.output = hidden
+
+
+# what an edit holds, and where it holds
+
+
+def logits_with(change, path="transformer.h.0"):
+    with hooked(bare(GPT2), {path: change}):
+        return bare(GPT2)(**encoded(LONG)).logits
+
+
+def test_edits_in_place_and_of_a_copy_are_stacked(gpt2):
+    try:
+        with gpt2.edit(inplace=True):
+            gpt2.transformer.h[0].output = gpt2.transformer.h[0].output * 2
+        with gpt2.edit(inplace=True):
+            gpt2.transformer.h[0].output = gpt2.transformer.h[0].output + 1
+        with gpt2.edit() as copy:
+            gpt2.transformer.h[0].output = gpt2.transformer.h[0].output ** 2
+        with copy.trace(LONG):
+            all_three = copy.lm_head.output.save()
+        with gpt2.trace(LONG):
+            two = gpt2.lm_head.output.save()
+        gpt2.clear_edits()
+        with gpt2.trace(LONG):
+            none = gpt2.lm_head.output.save()
+        with copy.trace(LONG):
+            still = copy.lm_head.output.save()
+    finally:
+        gpt2.clear_edits()
+    assert_same(all_three, logits_with(lambda out: (out * 2 + 1) ** 2))
+    assert_same(two, logits_with(lambda out: out * 2 + 1))
+    assert_same(none, logits_with(lambda out: None))
+    assert_same(still, all_three)
+
+
+def test_clearing_the_edits_of_a_copy_leaves_the_first_wrapper(gpt2):
+    try:
+        with gpt2.edit(inplace=True):
+            gpt2.transformer.h[0].output = gpt2.transformer.h[0].output * 2
+        with gpt2.edit() as copy:
+            gpt2.transformer.h[0].output = gpt2.transformer.h[0].output ** 2
+        copy.clear_edits()
+        with copy.trace(LONG):
+            plain = copy.lm_head.output.save()
+        with gpt2.trace(LONG):
+            edited = gpt2.lm_head.output.save()
+    finally:
+        gpt2.clear_edits()
+    assert_same(plain, logits_with(lambda out: None))
+    assert_same(edited, logits_with(lambda out: out * 2))
+
+
+def test_plain_calls_of_wrapper_and_module_do_not_see_the_edits_of_a_copy(gpt2):
+    with gpt2.edit() as copy:
+        gpt2.transformer.h[0].output[:] = 0
+    expected = bare(GPT2)(**encoded(LONG)).logits
+    assert_same(gpt2(**encoded(LONG)).logits, expected)
+    assert_same(gpt2._module(**encoded(LONG)).logits, expected)
+    assert_same(copy._module(**encoded(LONG)).logits, expected)
+    assert_same(copy(**encoded(LONG)).logits, logits_with(lambda out: out * 0))
+
+
+def with_adapter():
+    model = LanguageModel(models.new_gpt2(), tokenizer=models.tokenizer())
+    torch.manual_seed(1)
+    model.transformer.h[0].adapter = torch.nn.Linear(16, 16)
+    return model
+
+
+def test_an_edit_calls_an_auxiliary_module_that_blocks_can_read():
+    model = with_adapter()
+    adapter = model.transformer.h[0].adapter._module
+    with model.edit() as edited:
+        hidden = model.transformer.h[0].output
+        model.transformer.h[0].output = model.transformer.h[0].adapter(hidden, hook=True)
+    with edited.trace(LONG):
+        given = edited.transformer.h[0].adapter.input.save()
+        made = edited.transformer.h[0].adapter.output.save()
+        logits = edited.lm_head.output.save()
+    before = models.output_of(GPT2, LONG, "transformer.h.0")
+    assert_same(given, before)
+    assert_same(made, adapter(before))
+    assert_same(logits, logits_with(adapter))
+
+
+def test_a_block_edits_the_auxiliary_module_of_an_edit():
+    model = with_adapter()
+    with model.edit() as edited:
+        hidden = model.transformer.h[0].output
+        model.transformer.h[0].output = model.transformer.h[0].adapter(hidden, hook=True)
+    with edited.trace(LONG):
+        edited.transformer.h[0].adapter.output[:] = 1
+        logits = edited.lm_head.output.save()
+    assert_same(logits, logits_with(torch.ones_like))
+
+
+def test_an_auxiliary_module_of_an_edit_is_called_in_each_step():
+    model = with_adapter()
+    adapter = model.transformer.h[0].adapter._module
+    with model.edit(inplace=True):
+        hidden = model.transformer.h[0].output
+        model.transformer.h[0].output = model.transformer.h[0].adapter(hidden, hook=True)
+    with model.generate(LONG, max_new_tokens=3, do_sample=False) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:]:
+            seen.append(model.transformer.h[0].adapter.output)
+        tokens = tracer.result.save()
+    with hooked(bare(GPT2), {"transformer.h.0": adapter}):
+        with models.recorded(bare(GPT2), ["transformer.h.0"]) as expected:
+            wanted = bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False)
+    assert_same(tokens, wanted)
+    assert_same(seen, expected["transformer.h.0"])
+
+
+@intervene
+def scale(model, layer: int, factor: float):
+    model.transformer.h[layer].output = model.transformer.h[layer].output * factor
+
+
+def test_an_edit_calls_an_intervention(gpt2):
+    with gpt2.edit() as edited:
+        scale(gpt2, 0, 3.0)
+    with edited.trace(LONG):
+        logits = edited.lm_head.output.save()
+    with edited.generate(LONG, max_new_tokens=3, do_sample=False) as tracer:
+        tokens = tracer.result.save()
+    assert_same(logits, logits_with(lambda out: out * 3.0))
+    with hooked(bare(GPT2), {"transformer.h.0": lambda out: out * 3.0}):
+        assert_same(
+            tokens, bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False)
+        )
+
+
+def test_an_edit_that_loops_over_steps_is_made_in_those(gpt2):
+    with gpt2.edit() as edited:
+        with gpt2.iter[1:3]:
+            gpt2.transformer.h[0].output[:] = 0
+    with edited.generate(LONG, max_new_tokens=4, do_sample=False) as tracer:
+        any_left = [].save()
+        for _ in tracer.iter[:]:
+            any_left.append(bool(edited.transformer.h[0].output.any()))
+    assert any_left == [True, False, False, True]
+
+
+def test_an_edit_skips_a_layer(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.transformer.h[1].skip(gpt2.transformer.h[0].output)
+    with edited.trace(LONG):
+        logits = edited.lm_head.output.save()
+    first = models.output_of(GPT2, LONG, "transformer.h.0")
+    assert_same(logits, logits_with(lambda _out: first, "transformer.h.1"))
+
+
+def test_an_edit_holds_for_all_rows_of_invokes(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.transformer.h[1].output[:, -1] = 0
+    with edited.trace() as tracer:
+        with tracer.invoke("the cat"):
+            first = edited.transformer.h[1].output.save()
+        with tracer.invoke(LONG):
+            second = edited.transformer.h[1].output.save()
+    assert not first[:, -1].any()
+    assert not second[:, -1].any()
+    assert first[:, -2].any()
+    assert second[:, -2].any()
+
+
+def test_an_edit_holds_in_a_session_and_in_a_scan(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.lm_head.input = gpt2.lm_head.input[:, :3]
+    with edited.session():
+        with edited.trace(LONG):
+            logits = edited.lm_head.output.save()
+    with edited.scan(LONG):
+        shape = edited.lm_head.output.shape
+    models.assert_near(logits, bare(GPT2)(**encoded(LONG)).logits[:, :3])
+    assert shape == (1, 3, 30)
+
+
+def test_names_that_an_edit_saves_are_not_the_blocks(gpt2):
+    with gpt2.edit() as edited:
+        hidden = gpt2.transformer.h[1].output.save()
+    hidden = "mine"
+    with edited.trace(LONG):
+        logits = edited.lm_head.output.save()
+    assert hidden == "mine"
+
+
+def test_an_edit_that_fails_says_where_it_stands(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.transformer.h[20].output[:] = 0
+    with pytest.raises(IndexError, match="number 20") as caught:
+        with edited.trace(LONG):
+            pass
+    line = test_an_edit_that_fails_says_where_it_stands.__code__.co_firstlineno + 2
+    assert line in [entry.lineno + 1 for entry in caught.traceback]
+
+
+def test_an_unknown_option_of_an_edit_is_refused(gpt2):
+    with pytest.raises(TypeError, match="in_place"):
+        gpt2.edit(in_place=True)

@@ -205,3 +205,225 @@ def test_hooks_are_gone_after_a_pass(model, x):
         with model.output.sum().backward(retain_graph=True):
             gradient = hidden.grad.save()
     assert not hidden._backward_hooks
+
+
+# several blocks, several passes
+
+
+def alone(prompt, change=None):
+    """Return autograd's gradient of the sum of the logits by a layer's output, for one prompt."""
+    module = models.bare(models.GPT2)
+    kept = []
+
+    def keep(output):
+        kept.append(output)
+        output.retain_grad()
+        if change is not None:
+            output.register_hook(change)
+
+    with models.hooked(module, {"transformer.h.1": keep}):
+        module(**models.encoded(prompt)).logits.sum().backward()
+    module.zero_grad()
+    return kept[0].grad
+
+
+def test_invokes_go_back_through_their_graph_without_retaining_it():
+    gpt2 = models.wrapped(models.GPT2)
+    with gpt2.trace() as tracer:
+        with tracer.invoke("the cat"):
+            hidden = gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                first = hidden.grad.save()
+        with tracer.invoke("the red dog"):
+            hidden = gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                second = hidden.grad.save()
+        with tracer.invoke("a bird"):
+            hidden = gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                third = hidden.grad.save()
+    for found, prompt in ((first, "the cat"), (second, "the red dog"), (third, "a bird")):
+        own = models.GPT2.own(found, prompt)
+        torch.testing.assert_close(own, alone(prompt), atol=1e-3, rtol=1e-3)
+
+
+def test_the_last_pass_of_a_batch_frees_the_graph():
+    gpt2 = models.wrapped(models.GPT2)
+    with gpt2.trace() as tracer:
+        with tracer.invoke("the cat"):
+            with gpt2.lm_head.output.sum().backward():
+                pass
+        with tracer.invoke("the dog"):
+            loss = gpt2.lm_head.output.sum().save()
+            with loss.backward():
+                pass
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_an_edited_gradient_of_one_invoke_leaves_the_rows_of_another():
+    gpt2 = models.wrapped(models.GPT2)
+    with gpt2.trace() as tracer:
+        with tracer.invoke("the cat"):
+            early, late = gpt2.transformer.h[0].output, gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                late.grad[:] = 0
+                cleared = early.grad.save()
+        with tracer.invoke("the dog"):
+            hidden = gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                other = hidden.grad.save()
+    assert not cleared.any()
+    torch.testing.assert_close(other, alone("the dog"), atol=1e-3, rtol=1e-3)
+
+
+def test_views_in_several_invokes_have_their_part_of_the_gradient():
+    gpt2 = models.wrapped(models.GPT2)
+    with gpt2.trace() as tracer:
+        with tracer.invoke("the cat"):
+            part = gpt2.transformer.h[1].output[:, 0, 3:5]
+            with gpt2.lm_head.output.sum().backward():
+                first = part.grad.save()
+        with tracer.invoke("the dog"):
+            part = gpt2.transformer.h[1].output[:, -1]
+            with gpt2.lm_head.output.sum().backward():
+                second = part.grad.save()
+    torch.testing.assert_close(first, alone("the cat")[:, 0, 3:5], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(second, alone("the dog")[:, -1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_freed_graph_says_how_to_keep_it(model, x):
+    with pytest.raises(errors.FreedGraphError, match="retain_graph=True") as caught:
+        with model.trace(x):
+            loss = model.output.pow(2).sum()
+            with loss.backward():
+                pass
+            with (loss * 2).backward():
+                pass
+    assert isinstance(caught.value, RuntimeError)
+    line = test_a_freed_graph_says_how_to_keep_it.__code__.co_firstlineno
+    assert caught.traceback[-1].lineno + 1 == line + 6
+
+
+def test_a_plain_backward_in_two_invokes_says_how_to_keep_the_graph():
+    gpt2 = models.wrapped(models.GPT2)
+    with pytest.raises(RuntimeError, match="second time") as caught:
+        with gpt2.trace() as tracer:
+            with tracer.invoke("the cat"):
+                gpt2.lm_head.output.sum().backward()
+            with tracer.invoke("the dog"):
+                gpt2.lm_head.output.sum().backward()
+    assert "retain_graph=True" in caught.value.__notes__[0]
+    gpt2._module.zero_grad()
+
+
+def test_terms_of_a_loss_have_gradients_of_their_own(model, module, x):
+    expected = by_autograd(module, x)
+    with model.trace(x):
+        hidden = model.layers[4].output
+        penalty = hidden.pow(2).sum()
+        loss = model.output.sum() + 0.5 * penalty
+        with loss.backward():
+            of_penalty = penalty.grad.save()
+            found = hidden.grad.save()
+            value = hidden.detach().save()
+    assert_same(of_penalty, torch.tensor(0.5))
+    torch.testing.assert_close(found, expected[4] + value)
+
+
+def test_a_pass_in_a_pass_over_another_loss(model, module, x):
+    expected = by_autograd(module, x)
+    with model.trace(x):
+        hidden = model.layers[1].output
+        inner = model.layers[3].output.sum()
+        with model.output.sum().backward(retain_graph=True):
+            first = hidden.grad.save()
+        with inner.backward():
+            second = hidden.grad.save()
+    by_hand = module.layers[0](x)
+    by_hand = module.layers[1](by_hand)
+    (wanted,) = torch.autograd.grad(module.layers[3](module.layers[2](by_hand)).sum(), by_hand)
+    assert_same(first, expected[1])
+    assert_same(second, wanted)
+
+
+def test_arguments_of_backward_are_autograds(model, module, x):
+    weights = torch.linspace(0, 1, 6).reshape(2, 3)
+    with model.trace(x):
+        hidden = model.layers[1].output
+        with model.output.backward(gradient=weights):
+            found = hidden.grad.save()
+    by_hand = module.layers[1](module.layers[0](x))
+    value = by_hand
+    for layer in module.layers[2:]:
+        value = layer(value)
+    (wanted,) = torch.autograd.grad(module.head(value), by_hand, weights)
+    assert_same(found, wanted)
+
+
+def test_several_passes_outside_of_a_trace(model, module, x):
+    expected = by_autograd(module, x)
+    with model.trace(x):
+        hidden = model.layers[1].output.save()
+        result = model.output.save()
+    with result.sum().backward(retain_graph=True):
+        first = hidden.grad.save()
+    with (result.sum() * 3).backward():
+        second = hidden.grad.save()
+    assert_same(first, expected[1])
+    torch.testing.assert_close(second, expected[1] * 3)
+
+
+def test_a_pass_outside_of_a_trace_edits_what_goes_on(model, module, x):
+    expected = by_autograd(module, x, (3, lambda grad: grad * 5))
+    with model.trace(x):
+        early, late = model.layers[1].output.save(), model.layers[3].output.save()
+        result = model.output.save()
+    with result.sum().backward():
+        late.grad = late.grad * 5
+        found = early.grad.save()
+    assert_same(found, expected[1])
+
+
+@pytest.mark.parametrize("state", [torch.no_grad, torch.inference_mode])
+def test_no_graph_is_an_error_that_says_why(model, x, state):
+    with pytest.raises(errors.GradientError, match=r"no graph .*no_grad.*trace outside of no_grad"):
+        with state():
+            with model.trace(x):
+                hidden = model.layers[1].output
+                with model.output.sum().backward():
+                    found = hidden.grad.save()
+
+
+def test_a_generation_has_no_graph():
+    gpt2 = models.wrapped(models.GPT2)
+    with pytest.raises(errors.GradientError, match=r"no graph .*model\.generate"):
+        with gpt2.generate("the cat", max_new_tokens=2):
+            hidden = gpt2.transformer.h[1].output
+            with gpt2.lm_head.output.sum().backward():
+                found = hidden.grad.save()
+
+
+def test_a_leaf_that_a_block_puts_in_has_its_gradient(model, module, x):
+    with model.trace(x):
+        leaf = torch.ones(2, 4, requires_grad=True)
+        model.layers[2].output = leaf
+        with model.output.sum().backward():
+            found = leaf.grad.save()
+    expected = by_autograd(module, x)
+    # the layers behind it are linear, so their gradient does not depend on the value
+    assert_same(found, expected[2])
+
+
+def test_gradients_stand_under_a_condition_and_in_a_loop(model, module, x):
+    expected = by_autograd(module, x)
+    with model.trace(x):
+        outputs = [layer.output for layer in model.layers]
+        with model.output.sum().backward():
+            found = {}.save()
+            for number in range(5, -1, -1):
+                if number % 2:
+                    found[number] = outputs[number].grad
+    assert sorted(found) == [1, 3, 5]
+    for number, gradient in found.items():
+        assert_same(gradient, expected[number])

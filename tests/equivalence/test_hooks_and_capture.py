@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import LanguageModel, NNsight, OutOfOrderError
+from nnsight_dsl import LanguageModel, NNsight, OutOfOrderError, WriteError
 from tests import models
 from tests.models import (
     BERT,
@@ -381,3 +381,57 @@ def test_skipped_layers_show_in_captured_hidden_states(gpt2: LanguageModel) -> N
     assert len(output.hidden_states) == 4
     assert_same(output.hidden_states[1], before)
     assert_same(output.hidden_states[2], before)
+
+
+def test_the_last_skip_holds_as_the_last_write_does(gpt2: LanguageModel) -> None:
+    with hooked(bare(GPT2), {"transformer.h.1": lambda out: torch.full_like(out, 2.0)}):
+        expected = bare(GPT2)(**encoded(LONG)).logits
+    with gpt2.trace(LONG):
+        hidden = gpt2.transformer.h[0].output
+        gpt2.transformer.h[1].skip(torch.zeros_like(hidden))
+        gpt2.transformer.h[1].skip(torch.full_like(hidden, 2.0))
+        logits = gpt2.output.logits.save()
+    assert_same(logits, expected)
+
+
+def test_a_skip_of_some_rows_stands_over_an_earlier_one_of_all(gpt2: LanguageModel) -> None:
+    with gpt2.trace() as tracer:
+        with tracer.invoke():
+            gpt2.transformer.h[1].skip(gpt2.transformer.h[0].output)
+        with tracer.invoke(FIRST):
+            gpt2.transformer.h[1].skip(gpt2.transformer.h[0].output * 3)
+            first = gpt2.transformer.h[2].input.save()
+        with tracer.invoke(SECOND):
+            second = gpt2.transformer.h[2].input.save()
+    assert_near(first, models.output_of(GPT2, FIRST, "transformer.h.0") * 3)
+    assert_near(second, models.output_of(GPT2, SECOND, "transformer.h.0"))
+
+
+def test_a_skip_of_some_rows_that_does_not_fit_is_refused_at_its_line(gpt2: LanguageModel) -> None:
+    with pytest.raises(WriteError, match=r"\(1, 2, 16\).*\(1, 3, 16\)") as caught:
+        with gpt2.trace() as tracer:
+            with tracer.invoke(FIRST):
+                gpt2.transformer.h[1].skip(gpt2.transformer.h[0].output[:, :2])
+            with tracer.invoke(SECOND):
+                logits = gpt2.output.logits.save()
+    function = test_a_skip_of_some_rows_that_does_not_fit_is_refused_at_its_line
+    assert caught.traceback[-1].lineno + 1 == function.__code__.co_firstlineno + 4
+
+
+def test_the_input_of_a_skipped_module_is_what_its_caller_gave(gpt2: LanguageModel) -> None:
+    with gpt2.trace(LONG):
+        given = gpt2.transformer.h[1].input.save()
+        gpt2.transformer.h[1].skip(given * 2)
+        logits = gpt2.output.logits.save()
+    assert_same(given, models.output_of(GPT2, LONG, "transformer.h.0"))
+    with hooked(bare(GPT2), {"transformer.h.1": lambda _out: given * 2}):
+        assert_same(logits, bare(GPT2)(**encoded(LONG)).logits)
+
+
+def test_the_whole_model_is_skipped(gpt2: LanguageModel) -> None:
+    with models.recorded(gpt2._module) as calls:
+        with gpt2.trace(LONG) as tracer:
+            gpt2.skip("nothing ran")
+            result = tracer.result.save()
+    assert result == "nothing ran"
+    assert not calls

@@ -1,5 +1,7 @@
 """Several invokes in one batch: each sees, and gets, what its prompt would have alone."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -705,3 +707,104 @@ def test_promptless_invokes_of_a_plain_module_run() -> None:
     assert_same(first, module[0](x))
     assert_same(again, module[0](x))
     assert_same(last, module(x))
+
+
+# objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    last: torch.Tensor
+    count: int = 3
+
+
+@dataclasses.dataclass
+class Outer:
+    hidden: torch.Tensor
+    inner: Inner
+
+
+class Passing(torch.nn.Module):
+    def forward(self, value):
+        return value
+
+
+class WithDataclass(torch.nn.Module):
+    """A model two of whose values are dataclasses, one in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = models.new_gpt2()
+        self.middle = Passing()
+        self.config = self.base.config
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        hidden = self.base.transformer(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids
+        ).last_hidden_state
+        value = self.middle(Outer(hidden, Inner(hidden[:, -1] * 1)))
+        return self.base.lm_head(value.hidden) + value.inner.last.sum(-1)[:, None, None]
+
+
+def test_an_invoke_has_its_rows_of_a_dataclass() -> None:
+    model = LanguageModel(WithDataclass(), tokenizer=models.tokenizer())
+    hidden = {prompt: _alone(GPT2, prompt, "transformer.ln_f") for prompt in (FIRST, SECOND)}
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            first = model.middle.output.save()
+        with tracer.invoke(SECOND):
+            second = model.middle.input.save()
+        with tracer.invoke():
+            both = model.middle.output.save()
+    assert_near(first.hidden, hidden[FIRST])
+    assert_near(first.inner.last, hidden[FIRST][:, -1])
+    assert_near(second.hidden, hidden[SECOND])
+    assert first.inner.count == 3
+    assert both.hidden.shape[0] == 2
+
+
+def test_a_dataclass_is_edited_in_its_rows() -> None:
+    model = LanguageModel(WithDataclass(), tokenizer=models.tokenizer())
+    hidden = {prompt: _alone(GPT2, prompt, "transformer.ln_f") for prompt in (FIRST, SECOND)}
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            model.middle.output.hidden[:, 0] = 0
+        with tracer.invoke(SECOND):
+            value = model.middle.output
+            value.hidden = value.hidden * 2
+            inner = dataclasses.replace(value.inner, last=value.inner.last * 0)
+            model.middle.output = dataclasses.replace(model.middle.output, inner=inner)
+        with tracer.invoke():
+            both = model.middle.output.save()
+    cleared = hidden[FIRST].clone()
+    cleared[:, 0] = 0
+    assert_near(both.hidden, torch.cat([cleared, hidden[SECOND] * 2]))
+    assert_near(both.inner.last[:1], hidden[FIRST][:, -1])
+    assert not both.inner.last[1:].any()
+
+
+def test_what_is_set_in_a_container_comes_before_a_later_write(gpt2: LanguageModel) -> None:
+    with gpt2.trace() as tracer:
+        with tracer.invoke(FIRST):
+            logits = gpt2.output.logits.save()
+        with tracer.invoke(SECOND):
+            output = gpt2.output
+            output.logits = output.logits * 0
+            again = gpt2.output.logits.save()
+            gpt2.output.logits = again + 1
+        with tracer.invoke():
+            both = gpt2.output.logits.save()
+    assert not again.any()
+    assert_same(both[1:], torch.ones_like(again))
+    assert_same(both[:1], logits)
+
+
+def test_an_object_of_another_kind_goes_whole_to_every_invoke(gpt2: LanguageModel) -> None:
+    """A key-value cache is one object that the model goes on with; docs/rows.md says so."""
+    with gpt2.trace() as tracer:
+        with tracer.invoke(FIRST):
+            first = [gpt2.output.past_key_values].save()
+        with tracer.invoke(SECOND):
+            second = [gpt2.output.past_key_values].save()
+    assert first[0] is second[0]
+    assert first[0].layers[0].keys.shape[0] == 2

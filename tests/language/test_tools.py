@@ -137,6 +137,12 @@ def test_pdbs_next_goes_on_behind_the_block(program: Path) -> None:
     assert 9 in stops[stops.index(8) :]
 
 
+def test_pdbs_next_goes_on_behind_a_block_it_was_stopped_in(program: Path) -> None:
+    program.write_text(program.read_text().replace("    e = 5", "    breakpoint()"))
+    stops, _ = debugged(program, "next\n" * 3 + "quit\n", at_breakpoint=True)
+    assert stops[-1] == 9
+
+
 def test_pdb_shows_nothing_of_ours_at_the_end_of_a_block(program: Path) -> None:
     commands = f"break {program}:8\ncontinue\n" + "next\n" * 9 + "quit\n"
     _, said = debugged(program, commands)
@@ -739,9 +745,10 @@ def test_a_function_of_an_earlier_cell_is_redefined(shell: InteractiveShell) -> 
 
 @pytest.mark.parametrize("magic", ["%%time", "%%capture said"])
 def test_a_cell_with_a_magic(shell: InteractiveShell, magic: str, capsys: Any) -> None:
-    text = f"{magic}\nh = None\nwith model.trace(x):\n    h = layers[1].output.save()"
-    shell.run_cell(text).raise_error()
-    assert_same(shell.user_ns["h"], layer_output(1))
+    for layer in (1, 2):
+        text = f"{magic}\nh = None\nwith model.trace(x):\n    h = layers[{layer}].output.save()"
+        shell.run_cell(text).raise_error()
+        assert_same(shell.user_ns["h"], layer_output(layer))
 
 
 def test_an_error_in_a_cell_is_at_its_line(shell: InteractiveShell, capsys: Any) -> None:

@@ -270,8 +270,7 @@ def _share_names(
 def _program(unit: _Unit, origins: Origins, around: Surroundings) -> Program:
     _finish(unit, origins, around.class_name)
     _choose_params(unit, around.locals)
-    # in a class body and in exec, any name may or may not be bound when the block starts
-    functions = _functions(unit, origins, guard_all=not around.is_function and bool(around.locals))
+    functions = _functions(unit, origins)
     # under names of ours, since a user's block may well speak of a `block` of their own
     hidden = [
         one.with_changes(name=emit.name(f"{names.PREFIX}{one.name.value}")) for one in functions
@@ -324,16 +323,16 @@ def _choose_params(unit: _Unit, outer: frozenset[str]) -> None:
     unit.params = tuple(sorted(wanted))
 
 
-def _functions(unit: _Unit, origins: Origins, *, guard_all: bool) -> list[cst.FunctionDef]:
+def _functions(unit: _Unit, origins: Origins) -> list[cst.FunctionDef]:
     guards = []
     for name in unit.params:
-        if name in unit.names.bound or guard_all:
-            test = cst.Comparison(
-                emit.name(name), [cst.ComparisonTarget(cst.Is(), emit.name(names.MISSING_NAME))]
-            )
-            guard = cst.If(test, cst.SimpleStatementSuite([cst.Del(emit.name(name))]))
-            origins.keep(guard, unit.origin.start())
-            guards.append(guard)
+        # a name around the block need not be bound yet: then it is not bound in the block either
+        test = cst.Comparison(
+            emit.name(name), [cst.ComparisonTarget(cst.Is(), emit.name(names.MISSING_NAME))]
+        )
+        guard = cst.If(test, cst.SimpleStatementSuite([cst.Del(emit.name(name))]))
+        origins.keep(guard, unit.origin.start())
+        guards.append(guard)
     function = unit.function.with_changes(
         params=emit.function("block", unit.params, []).params,
         body=emit.block([*guards, *emit.statements_of(unit.function.body)]),
@@ -341,7 +340,7 @@ def _functions(unit: _Unit, origins: Origins, *, guard_all: bool) -> list[cst.Fu
     origins.keep(function, unit.origin)
     found = [function]
     for child in unit.children:
-        found.extend(_functions(child, origins, guard_all=guard_all))
+        found.extend(_functions(child, origins))
     return found
 
 
@@ -442,7 +441,7 @@ def _renamed(code: CodeType, name: str) -> CodeType:
 
 
 _STATE_CALLS = frozenset(
-    {"no_grad", "enable_grad", "set_grad_enabled", "inference_mode", "autocast"}
+    "no_grad enable_grad set_grad_enabled inference_mode autocast sdpa_kernel".split()
 )
 
 

@@ -148,6 +148,9 @@ def _is_known(node: ast.expr, paths: set[str]) -> bool:
         return function.id in _BUILTINS and hasattr(builtins, function.id)
     if not isinstance(function, ast.Attribute) or function.attr in _REQUESTING:
         return False
+    if function.attr.startswith("set_"):
+        # torch.set_grad_enabled(False) and the like set what has to be kept from the model
+        return False
     return function.attr in _METHODS or _starts_outside(function, paths)
 
 

@@ -10,14 +10,21 @@ becomes:
     _nns_steps_0 = yield ("steps", tracer.iter[1:3])
     try:
         while (yield ("step", _nns_steps_0)):
-            step = _nns_steps_0.value
-            logits.append(model.lm_head.output)
+            try:
+                step = _nns_steps_0.value
+                logits.append(model.lm_head.output)
+            except _nns_steps_0.over:
+                pass
     finally:
         _nns_steps_0.close()
 
 The header asks for the step to begin, so that n steps run n bodies. `with tracer.iter[1:3] as
 step:` and `with tracer.all():` mean the same loop. `close` puts the machine back to the step it
 was at before, when the loop is left by `break` or by an exception too.
+
+`over` is raised where a round waits for what can no longer come. In a run with one forward of the
+root, round k stands for the k-th visit to each location, and one of them may have more visits
+than another: the loop ends with the one that has the fewest.
 """
 
 from __future__ import annotations
@@ -106,17 +113,18 @@ class Steps(RequestPass):
                     emit.attribute(emit.name(steps), "value"),
                 )
             )
+        over = emit.attribute(emit.name(steps), "over")
+        ended = cst.ExceptHandler(emit.block([]), over)
+        whole_round = cst.Try(emit.block([*bound, *body]), [ended])
         loop = cst.While(
-            emit.request(requests.STEP, emit.name(steps)),
-            emit.block([*bound, *body]),
-            orelse,
+            emit.request(requests.STEP, emit.name(steps)), emit.block([whole_round]), orelse
         )
         close = emit.statement(emit.call(emit.attribute(emit.name(steps), "close")))
         guarded = cst.Try(emit.block([loop]), finalbody=cst.Finally(emit.block([close])))
         header = self.origins.span_of(spec) or self.origins.span_of(origin)
-        for node in (head, *bound, loop.test, close):
+        for node in (head, *bound, loop.test, close, ended, over):
             self.origins.keep(node, header)
-        for whole in (loop, guarded):
+        for whole in (loop, whole_round, guarded):
             self.origins.keep(whole, self.origins.span_of(origin))
         return [head, guarded]
 

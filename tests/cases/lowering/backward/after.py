@@ -9,6 +9,7 @@ def block(gradient):
 
 
 def block_0(hidden):
+    if hidden is _nns_missing: del hidden
     gradient = (yield ("read", hidden, "grad"))
     yield ("element", 0, (yield ("read", hidden, "grad")), hidden, "grad", _nns_key[:])
     yield ("end",)

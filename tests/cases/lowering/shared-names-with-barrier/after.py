@@ -6,6 +6,7 @@ def block():
 
 
 def block_0(barrier):
+    if barrier is _nns_missing: del barrier
     for layer in model.h:
         h = (yield ("read", layer, "output"))
         yield ("bind", "h", h)
@@ -14,6 +15,7 @@ def block_0(barrier):
 
 
 def block_1(barrier):
+    if barrier is _nns_missing: del barrier
     for layer in model.h:
         barrier()
         h = yield ("name", "h")

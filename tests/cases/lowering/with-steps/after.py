@@ -2,8 +2,11 @@ def block():
     _nns_steps_0 = yield ("steps", tracer.iter[1:3])
     try:
         while (yield ("step", _nns_steps_0)):
-            step = _nns_steps_0.value
-            logits.append((yield ("read", model.lm_head, "output")))
+            try:
+                step = _nns_steps_0.value
+                logits.append((yield ("read", model.lm_head, "output")))
+            except _nns_steps_0.over:
+                pass
     finally:
         _nns_steps_0.close()
     yield ("end",)

@@ -11,45 +11,16 @@ machine: compare the ratios, not the microseconds.
 from __future__ import annotations
 
 import argparse
-import gc
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from parts import LAYERS, Stack, compare, machine
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from nnsight_dsl import NNsight
-
-LAYERS = 12
-
-
-class Layer(nn.Module):
-    """A small MLP block, fast enough for the overhead to show."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, width)
-        self.down = nn.Linear(width, width)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.down(torch.relu(self.up(hidden)))
-
-
-class Stack(nn.Module):
-    """A residual stack of such blocks."""
-
-    def __init__(self, layers: int, width: int = 32) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(width) for _ in range(layers))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return hidden
 
 
 class Hooks:
@@ -135,27 +106,6 @@ class Blocks:
                 model.layers[i].output = model.layers[i].output * 2
 
 
-def once(function: Callable[[], object]) -> float:
-    """Return the microseconds that one call takes."""
-    begin = time.perf_counter_ns()
-    function()
-    return (time.perf_counter_ns() - begin) / 1_000
-
-
-def compare(functions: list[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Time the functions in turns."""
-    for function in functions:
-        for _ in range(5):
-            function()
-    gc.collect()
-    gc.disable()
-    try:
-        times = [[once(function) for function in functions] for _ in range(rounds)]
-    finally:
-        gc.enable()
-    return [list(column) for column in zip(*times, strict=True)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1_000)
@@ -185,7 +135,7 @@ def main() -> None:
     console = Console(width=100)
     console.print(table)
     console.print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}; "
+        f"{machine()}; "
         f"median of {rounds} rounds; the blocks stand in a plain script (second entry and later)"
     )
 

@@ -1,0 +1,229 @@
+"""Batches: the inputs of several invokes as the arguments of one call.
+
+    with tracer.invoke("the cat"):                                   # 2 tokens
+    with tracer.invoke(input_ids=ids, pixel_values=image):           # 7 tokens and an image
+
+becomes one call with `input_ids` of shape [2, 7], an `attention_mask` that says where the first
+prompt begins, and `pixel_values` of shape [1, 3, 8, 8]. There are three kinds of arguments:
+
+- *sequences* have one item for each token of the prompt. They are padded on the side that the
+  architecture takes its prompts from.
+- what an encoder-decoder's *decoder* is given has lengths of its own, and is padded on the right.
+- *others*: tensors are joined along their first axis, as images are, which belong to placeholders
+  among the tokens in the order in which they come; anything else has to be the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nnsight_dsl.runtime.errors import BatchingError
+
+SEQUENCES = (
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "position_ids",
+    "labels",
+)
+"""Arguments with one item for each token of the prompt."""
+
+DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
+"""Arguments with one item for each token that the decoder of an encoder-decoder is given."""
+
+INPUTS = frozenset(SEQUENCES + DECODED)
+
+_IDS = ("input_ids", "decoder_input_ids")
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
+Rows = list[torch.Tensor]
+"""One sequence of an input, row by row; the rows may differ in length."""
+
+
+def rows_of(value: Any) -> Rows:
+    """Split a sequence into rows: a tensor, a list of ints or a list of lists."""
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError("the input has no tokens; give at least one")
+        if isinstance(value[0], int):
+            value = [value]
+        return [torch.as_tensor(row) for row in value]
+    tensor = torch.as_tensor(value)
+    return list(tensor if tensor.ndim > 1 else tensor[None])
+
+
+def prompt_of(sequences: Mapping[str, Rows]) -> Rows:
+    """Return the rows of an input's prompt, as token ids or embeddings.
+
+    Raises:
+        TypeError: it has neither.
+    """
+    for key in ("input_ids", "inputs_embeds"):
+        if key in sequences:
+            return sequences[key]
+    raise TypeError(
+        "this input has neither token ids nor embeddings; give a text, input_ids= or "
+        "inputs_embeds=, or wrap a model that takes anything else in NNsight"
+    )
+
+
+def padded(
+    inputs: Sequence[Mapping[str, Rows]],
+    prompts: Sequence[Rows],
+    pad_id: int,
+    *,
+    left: bool,
+) -> dict[str, torch.Tensor]:
+    """Make one batch of the sequences of several inputs.
+
+    Raises:
+        BatchingError: an argument has not one item for each token, or is of another kind for
+            another input.
+    """
+    longest = max(len(row) for prompt in prompts for row in prompt)
+    is_whole = len(inputs) == 1 and min(map(len, prompts[0])) == longest
+    merged: dict[str, torch.Tensor] = {}
+    for key in sorted({"attention_mask"}.union(*inputs), key=SEQUENCES.index):
+        rows: Rows = []
+        for one, prompt in zip(inputs, prompts, strict=True):
+            own = one[key] if key in one else [_unsaid(key, row) for row in prompt]
+            if not is_whole and [len(row) for row in own] != [len(row) for row in prompt]:
+                raise BatchingError(
+                    f"{key} has not one item for each token of its prompt, so nothing says how to "
+                    "pad it; trace the prompts one by one, or give it to the trace"
+                )
+            rows.extend(own)
+        merged[key] = torch.stack(
+            rows if is_whole else [_pad(key, row, longest, pad_id, left=left) for row in rows]
+        )
+    return merged
+
+
+def padded_for_decoder(
+    inputs: Sequence[Mapping[str, Rows]], pad_id: int, *, is_continued: bool
+) -> dict[str, torch.Tensor]:
+    """Make one batch of what the decoder is given, padded on the right, where it never looks.
+
+    Args:
+        inputs: for each input, its arguments for the decoder.
+        pad_id: what token ids are padded with.
+        is_continued: whether the decoder goes on writing where these end.
+
+    Raises:
+        BatchingError: only some have an argument, or they are of unequal length and continued.
+    """
+    merged: dict[str, torch.Tensor] = {}
+    for key in sorted(set().union(*inputs), key=DECODED.index):
+        if any(key not in one for one in inputs):
+            raise BatchingError(
+                f"{key} is given to some invokes and not to others, and one batch has it for all "
+                "rows or for none; give it to each invoke, or trace them one by one"
+            )
+        rows = [row for one in inputs for row in one[key]]
+        longest = max(map(len, rows))
+        if is_continued and min(map(len, rows)) < longest:
+            raise BatchingError(
+                f"{key} of unequal length would be continued after its padding; give the same "
+                "number of tokens to each invoke, or generate one by one"
+            )
+        merged[key] = torch.stack([_pad(key, row, longest, pad_id, left=False) for row in rows])
+    return merged
+
+
+def joined(
+    inputs: Sequence[Mapping[str, Any]], counts: Sequence[int], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make one argument each of those that are no sequences.
+
+    Args:
+        inputs: for each input, its arguments that are no sequences.
+        counts: rows of each input.
+        options: arguments that were given for all inputs together.
+
+    Raises:
+        BatchingError: they cannot be joined, or have as many items as there are rows, of other
+            inputs.
+    """
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in inputs for key in one):
+        values = [_tensor_of(one[key]) if key in one else None for one in inputs]
+        given = [value for value in values if value is not None]
+        if not given:
+            merged[key] = None
+            continue
+        if key in options:
+            given.insert(0, options[key])
+        if len(given) == 1:
+            merged[key] = given[0]
+        elif key not in options and _are_rows(given):
+            merged[key] = torch.cat(given)
+        elif all(_is_same(value, given[0]) for value in given):
+            merged[key] = given[0]
+        else:
+            raise BatchingError(
+                f"{key} is {_brief(given[0])} for one invoke and {_brief(given[-1])} for another, "
+                "and one batch has one; give it to the trace, or trace them one by one"
+            )
+        lengths = [len(v) if v is not None and _are_rows([v]) else 0 for v in values]
+        if sum(lengths) == sum(counts) and lengths != list(counts) and len(inputs) > 1:
+            raise BatchingError(
+                f"{key} has as many items as the batch has rows, {sum(counts)}, but not one for "
+                "each row, so nothing would say whose they are; trace the prompts one by one"
+            )
+    return merged
+
+
+def _unsaid(key: str, row: torch.Tensor) -> torch.Tensor:
+    """Return what a sequence is for a prompt that was given without it."""
+    if key in ("input_ids", "inputs_embeds"):
+        raise BatchingError(
+            "one invoke gives token ids and another one embeddings, and one batch has either; "
+            "give embeddings to all of them, or trace them one by one"
+        )
+    if key == "position_ids":
+        return torch.arange(len(row), device=row.device)
+    fill = {"labels": -100, "attention_mask": 1}.get(key, 0)
+    return torch.full((len(row),), fill, device=row.device)
+
+
+def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -> torch.Tensor:
+    missing = length - len(row)
+    if not missing:
+        return row
+    fill = pad_id if key in _IDS else -100 if key == "labels" else 0
+    if key == "labels" and left:
+        # alone, the first token is not predicted; here, it would be from the padding
+        missing, row = missing + 1, row[1:]
+    padding = row.new_full((missing, *row.shape[1:]), fill)
+    return torch.cat([padding, row] if left else [row, padding])
+
+
+def _tensor_of(value: Any) -> Any:
+    is_array = hasattr(value, "__array__") and not isinstance(value, torch.Tensor)
+    return torch.as_tensor(value) if is_array else value
+
+
+def _are_rows(values: Iterable[Any]) -> bool:
+    """Tell whether these are tensors that can stand one below the other."""
+    shapes = {
+        value.shape[1:] if isinstance(value, torch.Tensor) and value.ndim else None
+        for value in values
+    }
+    return len(shapes) == 1 and None not in shapes
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return one is other
+    return bool(one is other or one == other)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)

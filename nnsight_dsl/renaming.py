@@ -1,0 +1,157 @@
+"""Aliases of modules: other names under which envoys reach them.
+
+    rename = {
+        "mlp": "feedforward",                     # wherever a module is called mlp
+        "attn.c_proj": "out",                     # wherever there is such a path: h[0].out
+        "transformer.h": "layers",                # the same; this one leads from the root only
+        ".transformer": ["model", "backbone"],    # with a leading dot from the root only
+    }
+
+The own names go on working. A key that fits nowhere is no error, so that one mapping can serve
+several architectures; the alias is then unknown, and the error for it says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+_LINE = re.compile(r"^(?P<indent> *)\((?P<name>[^()\s]+)\): ")
+_SEVERAL = re.compile(r"^(\d+)-\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Alias:
+    """One name, and the path that it stands for."""
+
+    name: str
+    path: tuple[str, ...]
+    is_from_root: bool
+
+    def leads_from(self, module: nn.Module, *, is_root: bool) -> bool:
+        return (is_root or not self.is_from_root) and _has_path(module, self.path)
+
+
+class Renaming:
+    """The aliases of one model.
+
+    Args:
+        rename: aliases by path, see above.
+        root: the model.
+        envoy_type: class of what the aliases become attributes of.
+
+    Raises:
+        ValueError: an alias could not be reached, or would stand for two modules.
+    """
+
+    def __init__(
+        self, rename: Mapping[str, str | Sequence[str]], root: nn.Module, envoy_type: type
+    ) -> None:
+        self._aliases: list[_Alias] = []
+        for key, names in rename.items():
+            path = tuple(key.removeprefix(".").split("."))
+            for name in [names] if isinstance(names, str) else names:
+                if not name.isidentifier():
+                    raise ValueError(
+                        f"the alias {name!r} of {key!r} is no single name; an alias is written "
+                        "model.alias, so give it a name without dots"
+                    )
+                if hasattr(envoy_type, name) or hasattr(nn.Module, name):
+                    raise ValueError(
+                        f"the alias {name!r} of {key!r} is the name of something that every "
+                        "module has here; choose another"
+                    )
+                self._aliases.append(_Alias(name, path, key.startswith(".")))
+        if self._aliases:
+            for place, module in root.named_modules(remove_duplicate=False):
+                self._check_clashes(module, place)
+
+    def _check_clashes(self, module: nn.Module, place: str) -> None:
+        found: dict[str, tuple[str, ...]] = {}
+        where = place or "the model"
+        for alias in self._aliases:
+            if not alias.leads_from(module, is_root=not place):
+                continue
+            if alias.path == (alias.name,):
+                continue
+            if alias.name in module._modules:
+                raise ValueError(
+                    f"the alias {alias.name!r} of {'.'.join(alias.path)!r} is the name of another "
+                    f"module in {where}; choose another"
+                )
+            if found.setdefault(alias.name, alias.path) != alias.path:
+                raise ValueError(
+                    f"the alias {alias.name!r} stands for {'.'.join(found[alias.name])!r} and "
+                    f"for {'.'.join(alias.path)!r} in {where}; choose another for one of them"
+                )
+
+    def path_of(self, module: nn.Module, name: str, *, is_root: bool) -> tuple[str, ...] | None:
+        """Return the path below a module that an alias stands for."""
+        for alias in self._aliases:
+            if alias.name == name and alias.leads_from(module, is_root=is_root):
+                return alias.path
+        return None
+
+    def names_in(self, module: nn.Module, *, is_root: bool) -> Iterator[str]:
+        """Iterate over the aliases that can be used on a module."""
+        for alias in self._aliases:
+            if alias.leads_from(module, is_root=is_root):
+                yield alias.name
+
+    def keys_of(self, name: str) -> list[str]:
+        """Return the paths that an alias may stand for, whether they exist or not."""
+        return [".".join(alias.path) for alias in self._aliases if alias.name == name]
+
+    def printed(self, module: nn.Module, *, is_root: bool) -> str:
+        """Return the text of a module, with its aliases beside the names: `(mlp | feedforward)`.
+
+        An alias that is used further up is shown with where it is used: `(h | model.layers)`.
+        """
+        lines = []
+        # the names on the way to a line, with their indents
+        stack: list[tuple[int, str]] = []
+        for line in repr(module).split("\n"):
+            match = _LINE.match(line)
+            if match is None:
+                lines.append(line)
+                continue
+            indent, name = len(match["indent"]), match["name"]
+            while stack and stack[-1][0] >= indent:
+                stack.pop()
+            several = _SEVERAL.match(name)
+            stack.append((indent, several[1] if several else name))
+            shown = " | ".join(
+                [name, *self._shown(module, tuple(part for _, part in stack), is_root=is_root)]
+            )
+            lines.append(f"{match['indent']}({shown}): {line[match.end() :]}")
+        return "\n".join(lines)
+
+    def _shown(self, top: nn.Module, path: tuple[str, ...], *, is_root: bool) -> Iterator[str]:
+        for alias in self._aliases:
+            above = path[: len(path) - len(alias.path)]
+            if path[len(above) :] != alias.path or alias.path == (alias.name,):
+                continue
+            module = _at(top, above)
+            if module is None or not alias.leads_from(module, is_root=is_root and not above):
+                continue
+            if len(alias.path) == 1:
+                yield alias.name
+            else:
+                where = above[-2:] or (("model",) if is_root else ())
+                yield ".".join([*where, alias.name])
+
+
+def _at(module: nn.Module, path: Sequence[str]) -> nn.Module | None:
+    found: nn.Module | None = module
+    for name in path:
+        if found is None:
+            return None
+        found = found._modules.get(name)
+    return found
+
+
+def _has_path(module: nn.Module, path: Sequence[str]) -> bool:
+    return _at(module, path) is not None

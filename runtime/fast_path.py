@@ -1,0 +1,44 @@
+"""The fast path of torch's own transformer layers, which runs are kept off.
+
+`torch.nn.TransformerEncoderLayer` and its like compute all in one call where no hook is registered,
+so that the modules inside them are never called. For the length of a run that looks at such a
+module they call them one by one, as hooks make them do. The switch is one for the process, and runs
+of several models may overlap: it is put back when the last of them is over.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import torch
+from torch import nn
+
+_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+_lock = Lock()
+_users = 0
+_was_on = False
+
+
+def has_fast_path(module: nn.Module) -> bool:
+    """Tell whether a module may compute all in one call."""
+    return isinstance(module, _LAYERS)
+
+
+def leave_fast_path() -> None:
+    """Begin a run that is kept off the fast path; `return_to_fast_path` ends it."""
+    global _users, _was_on
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _was_on = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+
+
+def return_to_fast_path() -> None:
+    """End a run that was kept off the fast path."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            torch.backends.mha.set_fastpath_enabled(_was_on)

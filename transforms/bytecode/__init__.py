@@ -1,0 +1,1 @@
+"""Operations inside a function: found in its bytecode, and tapped there."""

@@ -1,0 +1,58 @@
+"""Checks that tapped code is sound, without running it."""
+
+from __future__ import annotations
+
+import dis
+from types import CodeType
+
+from bytecode import Bytecode, Instr
+
+from .stack import greatest_depth
+
+
+def faults_in(tapped: CodeType, original: CodeType) -> list[str]:
+    """List what is wrong with tapped code.
+
+    Looked at: the depth of the stack on every path, against what the code object asks for; whether
+    Python's own disassembler reads it; whether each of the original instructions is still there
+    with its position, in order; and whether no position is new.
+    """
+    found: list[str] = []
+    entries = Bytecode.from_code(tapped, conserve_exception_block_stackdepth=True)
+    try:
+        depth = greatest_depth(entries)
+    except ValueError as error:
+        found.append(str(error))
+    else:
+        if depth > tapped.co_stacksize:
+            found.append(f"{depth} values lie on a stack of {tapped.co_stacksize}")
+    list(dis.get_instructions(tapped))
+    before = Bytecode.from_code(original, conserve_exception_block_stackdepth=True)
+    known = {entry.location for entry in before if isinstance(entry, Instr)}
+    new = {entry.location for entry in entries if isinstance(entry, Instr)} - known
+    if new:
+        found.append(f"positions that the original does not have: {new}")
+    if tapped.co_flags != original.co_flags:
+        found.append(f"flags {tapped.co_flags:#x} instead of {original.co_flags:#x}")
+    if _lines(tapped) != _lines(original):
+        found.append("the lines are not those of the original, in order")
+    for name in ("co_varnames", "co_cellvars", "co_freevars", "co_argcount", "co_firstlineno"):
+        if getattr(tapped, name) != getattr(original, name):
+            found.append(f"{name} differs")
+    inner = [value for value in tapped.co_consts if isinstance(value, CodeType)]
+    inner_before = [value for value in original.co_consts if isinstance(value, CodeType)]
+    if [code.co_name for code in inner] != [code.co_name for code in inner_before]:
+        found.append("the functions inside are not those of the original")
+    else:
+        for one, other in zip(inner, inner_before, strict=True):
+            found.extend(faults_in(one, other))
+    return found
+
+
+def _lines(code: CodeType) -> list[int | None]:
+    """Return the lines that the code goes through, each stretch once."""
+    lines: list[int | None] = []
+    for _, _, line in code.co_lines():
+        if not lines or lines[-1] != line:
+            lines.append(line)
+    return lines
