@@ -40,10 +40,10 @@ class Editor:
         """Wait for the diagnostics of a version of the file."""
         while True:
             message = self.receive()
-            if message.get("method") == "textDocument/publishDiagnostics":
-                if message["params"].get("version") == version:
-                    found: list[dict[str, Any]] = message["params"]["diagnostics"]
-                    return found
+            is_about = message.get("method") == "textDocument/publishDiagnostics"
+            if is_about and message["params"].get("version") == version:
+                found: list[dict[str, Any]] = message["params"]["diagnostics"]
+                return found
 
     def receive(self) -> dict[str, Any]:
         stdout = self._process.stdout
