@@ -25,7 +25,7 @@ from .tree import Conditions, Tree
 
 SKIP = "skip"
 _NOT_MODULES = frozenset({"generator", "tracer"})
-_SOURCE = "source"
+SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,4 +356,4 @@ def is_below(path: Path, above: Path) -> bool:
 
 def is_module(path: Path) -> bool:
     """Tell whether a path is one of a module: not of a generation, a run, or an operation."""
-    return not path or (path[0] not in _NOT_MODULES and _SOURCE not in path)
+    return not path or (path[0] not in _NOT_MODULES and SOURCE not in path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.runtime.operations import function_inside
 from nnsight_dsl.scan import faked
+from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
 from .knowledge import Module, Structure
 from .settings import SettingsError
@@ -61,9 +63,7 @@ def recorded_factory(reference: str) -> Structure:
     if isinstance(made, tuple):
         made, *rest = made
         given = tuple(rest), {}
-    aliases: frozenset[str] = frozenset()
     if isinstance(made, Envoy):
-        aliases = frozenset(_aliases(made))
         made = made._module
     if not isinstance(made, nn.Module):
         raise SettingsError(
@@ -72,14 +72,11 @@ def recorded_factory(reference: str) -> Structure:
         )
     if given is None and hasattr(made, "config"):
         given = _token_input(made)
-    structure = recorded(made, *given) if given is not None else Structure(_modules(made))
-    structure.aliases = aliases
+    if given is None:
+        structure = Structure(_modules(made), needs_input=_needs_input(made))
+    else:
+        structure = recorded(made, *given)
     return structure
-
-
-def _aliases(wrapper: Envoy) -> Iterator[str]:
-    for aliases in getattr(wrapper, "_rename", {}).values():
-        yield from [aliases] if isinstance(aliases, str) else aliases
 
 
 def _token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -107,7 +104,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
                 output = run(*args, **kwargs)
     except Exception:
         # cannot tell: what this model does depends on more than shapes
-        return Structure(modules)
+        return Structure(modules, needs_input=_needs_input(module))
     finally:
         for handle in handles:
             handle.remove()
@@ -122,8 +119,9 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             one.was_tuple,
             tuple(record.visits.get(path, ())),
             record.last_use(seen[0], returned) if seen else None,
+            one.operations,
         )
-    return Structure(found, is_ordered=True)
+    return Structure(found, is_ordered=True, needs_input=_needs_input(module))
 
 
 class _Record(TorchDispatchMode):
@@ -204,8 +202,28 @@ def _modules(module: nn.Module) -> dict[str, Module]:
             tuple(name for name, child in each._modules.items() if child is not None),
             tuple(sorted({*by_class[cls], *stored, *_COMMON})),
             was_tuple=was_tuple,
+            operations=_operations(each),
         )
     return found
+
+
+def _needs_input(module: nn.Module) -> bool:
+    """Tell whether a forward has an argument without a default; of transformers' all need one."""
+    if hasattr(module, "config"):
+        return True
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(one.default is one.empty and one.kind not in fixed for one in list(parameters)[1:])
+
+
+def _operations(module: nn.Module) -> tuple[str, ...]:
+    """List the operations in a module's forward, by all names that they go by."""
+    function = function_inside(Envoy(module, "", None))
+    if function is None:
+        return ()
+    found = operations_of(function.__code__)
+    # the first of several values of a local goes by two names
+    return (*found, *(f"{name}_0" for name, one in found.items() if one.kind == LOCAL))
 
 
 _COMMON = tuple(name for name in dir(nn.Module) if not name.startswith("__"))

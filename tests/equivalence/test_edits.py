@@ -395,7 +395,7 @@ def test_names_that_an_edit_saves_are_not_the_blocks(gpt2):
 
 def test_an_edit_that_fails_says_where_it_stands(gpt2):
     with gpt2.edit() as edited:
-        gpt2.transformer.h[20].output[:] = 0
+        gpt2.transformer.h[20].output[:] = 0  # noqa: NNS201
     with pytest.raises(IndexError, match="number 20") as caught:
         with edited.trace(LONG):
             pass

@@ -327,7 +327,7 @@ def test_each_invoke_has_a_loop_of_its_own_length():
                     first.append(gpt2.transformer.h[1].output)
             with tracer.invoke("the cat"):
                 second = [].save()
-                for _ in tracer.iter[1:7]:
+                for _ in tracer.iter[1:7]:  # noqa: NNS501
                     second.append(gpt2.transformer.h[1].output)
     for found, wanted in zip([*first, *second], [*expected[:3], *expected[1:3]], strict=True):
         models.assert_near(found, wanted)
