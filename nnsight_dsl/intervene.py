@@ -34,6 +34,7 @@ from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
+from nnsight_dsl.transforms.parsing import PARSING
 from nnsight_dsl.transforms.program import Program, Running
 
 _Params = ParamSpec("_Params")
@@ -124,8 +125,9 @@ class Intervention(Generic[_Params, _Result]):
         if self._lowered is None:
             from nnsight_dsl.transforms.source.pipeline import lower_function
 
-            node, lines = _definition(self._function)
-            self._lowered = lower_function(node, _around(self._function, lines))
+            with PARSING:
+                node, lines = _definition(self._function)
+                self._lowered = lower_function(node, _around(self._function, lines))
         return self._lowered
 
     def explain(self) -> str:

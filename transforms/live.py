@@ -25,6 +25,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import BlockNotFoundError, BlockUseError
+from .parsing import PARSING
 
 if TYPE_CHECKING:
     from .program import Program
@@ -54,14 +55,18 @@ def _entry(frame: FrameType) -> _Entry:
     key = (id(frame.f_code), frame.f_lasti)
     entry = _programs.get(key)
     if entry is None:
-        node, item, lines = _find_statement(frame)
-        # libcst is imported where a block is lowered, and only there
-        from .source.pipeline import lower_block
-
-        program = lower_block(node, item, _surroundings(frame, node, lines))
-        entry = (frame.f_code, program, node.items[item].optional_vars)
-        _programs[key] = entry
+        with PARSING:
+            entry = _programs[key] = _new_entry(frame)
     return entry
+
+
+def _new_entry(frame: FrameType) -> _Entry:
+    node, item, lines = _find_statement(frame)
+    # libcst is imported where a block is lowered, and only there
+    from .source.pipeline import lower_block
+
+    program = lower_block(node, item, _surroundings(frame, node, lines))
+    return frame.f_code, program, node.items[item].optional_vars
 
 
 def _find_statement(frame: FrameType) -> tuple[ast.With, int, list[str]]:
