@@ -30,6 +30,7 @@ from .ambient import top_saved_hooks
 from .errors import OutOfOrderError, PathError
 from .locations import Place, name_of
 from .machine import Machine, current_machine
+from .offers import skipped_output
 from .replays import INPUTS, is_computed_again, offered_unchanged
 from .taps import Tap
 
@@ -359,7 +360,7 @@ class OperationTap(Tap):
         is_entered = self.inside is not None and not self.skips
         self._open.append((outer, (args, kwargs) if driver.watchers else None, is_entered))
         if self.skips:
-            value = driver.skipped_output(self, _called, function, args, kwargs)
+            value = skipped_output(self, _called, function, args, kwargs, driver.factor)
             return functools.partial(_given, value)
         spot: Spot = self.place._module
         if self.inside is not None:
