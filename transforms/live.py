@@ -65,8 +65,7 @@ def _new_entry(frame: FrameType) -> _Entry:
         from .source.pipeline import lower_block
 
         program = lower_block(node, item, _surroundings(frame, node, lines))
-        entry = (frame.f_code, program, node.items[item].optional_vars)
-        _programs[key] = entry
+        entry = _programs[key] = (frame.f_code, program, node.items[item].optional_vars)
     return entry
 
 
