@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-
 from torch import nn
 
 from nnsight_dsl.transforms.bytecode.functions import innermost
