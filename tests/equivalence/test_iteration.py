@@ -160,7 +160,7 @@ def test_loops_in_one_another_end_with_the_inner_location(model, x, visits):
 def test_a_loop_of_an_intervention_ends_there_too(model, x, visits):
     @intervene
     def collect(model, tracer, into):
-        for number in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             into.append((model.twice.output, model.often.output))
         into.append("after")
 
