@@ -183,7 +183,8 @@ class Machine:
             return False
         start = access.node.lineno, access.node.col_offset
         return not any(
-            stop <= start and conditions.cover(access.conditions) for stop, conditions in self._stops
+            stop <= start and conditions.cover(access.conditions)
+            for stop, conditions in self._stops
         )
 
     def tracers(self) -> set[str]:

@@ -23,7 +23,7 @@ from torch import nn
 from nnsight_dsl import errors
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import traceback_at
-from nnsight_dsl.transforms.parsing import PARSING
+from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
 
 from .accesses import Path
@@ -147,8 +147,7 @@ def _parsed(program: Program) -> ast.Module | None:
     text = program.source
     is_indented = text[:1] in (" ", "\t")
     try:
-        with PARSING:
-            tree = ast.parse(f"if 1:\n{text}" if is_indented else text)
+        tree = one_at_a_time(ast.parse)(f"if 1:\n{text}" if is_indented else text)
     except (SyntaxError, RecursionError, MemoryError):
         # a statement that begins in the middle of a line: the block runs unchecked
         return None
