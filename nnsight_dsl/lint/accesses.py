@@ -181,9 +181,10 @@ class Machine:
         """Tell whether a failure at an access is one: it is reached, and nobody waits for it."""
         if access.conditions.is_deferred or access.conditions.is_handled:
             return False
-        end = _end(access.node)
+        start = access.node.lineno, access.node.col_offset
         return not any(
-            stop <= end and conditions.cover(access.conditions) for stop, conditions in self._stops
+            stop <= start and conditions.cover(access.conditions)
+            for stop, conditions in self._stops
         )
 
     def tracers(self) -> set[str]:

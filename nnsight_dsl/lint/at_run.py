@@ -154,6 +154,10 @@ def _parsed(program: Program) -> ast.Module | None:
     body = tree.body
     if is_indented and isinstance(body[0], ast.If):
         body = body[0].body
+    if isinstance(body[0], ast.FunctionDef):
+        # the text begins behind the decorator, by which the function is known for a block
+        intervene = ast.copy_location(ast.Name("intervene", ast.Load()), body[0])
+        body[0].decorator_list = [intervene]
     module = ast.Module(body, [])
     ast.increment_lineno(module, program.line - (2 if is_indented else 1))
     return module

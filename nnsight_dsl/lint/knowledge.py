@@ -29,6 +29,7 @@ class Module:
         visits: when its calls began and ended, counted over all modules.
         last_use: when its first output was last used, None if that is the model's own output.
         operations: names of the operations in its forward, empty where they are not known.
+        idle: those of them whose lines did not run.
     """
 
     children: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Module:
     visits: tuple[tuple[int, int], ...] = ()
     last_use: int | None = None
     operations: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -162,6 +164,7 @@ def structure_of(found: Mapping[str, Any]) -> Structure:
             visits=tuple((begin, end) for begin, end in one["visits"]),
             last_use=one["last_use"],
             operations=tuple(one["operations"]),
+            idle=tuple(one["idle"]),
         )
         for path, one in found["modules"].items()
     }

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -100,7 +102,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             run: Callable[..., Any] = faked(module)
-            with record:
+            with record, record.lines:
                 output = run(*args, **kwargs)
     except Exception:
         # cannot tell: what this model does depends on more than shapes
@@ -120,8 +122,57 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             tuple(record.visits.get(path, ())),
             record.last_use(seen[0], returned) if seen else None,
             one.operations,
+            record.lines.idle(module.get_submodule(path)) if seen else (),
         )
     return Structure(found, is_ordered=True, needs_input=_needs_input(module))
+
+
+class _Lines:
+    """Which lines of the forwards of a model run, module by module."""
+
+    def __init__(self) -> None:
+        self._functions: dict[nn.Module, FunctionType] = {}
+        self._codes: set[CodeType] = set()
+        self._ran: dict[tuple[int, CodeType], set[int]] = {}
+        self._outer: Any = None
+
+    def watch(self, module: nn.Module) -> None:
+        """Note the lines of a module's forward."""
+        function = function_inside(Envoy(module, "", None))
+        if function is not None:
+            self._functions[module] = function
+            self._codes.add(function.__code__)
+
+    def __enter__(self) -> None:
+        self._outer = sys.gettrace()
+        sys.settrace(self._at_call)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._outer)
+
+    def idle(self, module: nn.Module) -> tuple[str, ...]:
+        """List the operations of which no line has run."""
+        function = self._functions.get(module)
+        ran = None if function is None else self._ran.get((id(module), function.__code__))
+        if function is None or not ran:
+            return ()
+        return tuple(
+            name
+            for name, one in operations_of(function.__code__).items()
+            if ran.isdisjoint(range(one.line, (one.end_line or one.line) + 1))
+        )
+
+    def _at_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code not in self._codes or not frame.f_code.co_argcount:
+            return None
+        owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+        ran = self._ran.setdefault((id(owner), frame.f_code), set())
+
+        def at_line(frame: FrameType, event: str, arg: Any) -> Any:
+            ran.add(frame.f_lineno)
+            return at_line
+
+        return at_line
 
 
 class _Record(TorchDispatchMode):
@@ -129,6 +180,7 @@ class _Record(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.lines = _Lines()
         self.visits: dict[str, list[tuple[int, int]]] = {}
         self.outputs: dict[str, list[Any]] = {}
         self._begun: dict[str, list[int]] = {}
@@ -137,6 +189,7 @@ class _Record(TorchDispatchMode):
 
     def watch(self, path: str, module: nn.Module) -> list[Any]:
         """Note the calls of a module."""
+        self.lines.watch(module)
 
         def before(_module: nn.Module, _args: Any) -> None:
             self._begun.setdefault(path, []).append(self._tick())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors
+from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors, intervene
 from nnsight_dsl.lint import at_run
 from nnsight_dsl.lint.at_run import LintWarning
 from tests import models
@@ -108,6 +108,24 @@ CERTAIN = {
         "        inner = model.transformer.h[0].mlp.output\n",
     ),
 }
+
+
+def test_an_intervention_that_runs_alone_is_checked(model, calls):
+    text = (
+        "@intervene\n"
+        "def inner(model, layer):\n"
+        "    outer = model.transformer.h[layer].output\n"
+        "    return model.transformer.h[layer].mlp.output\n\n"
+        "@intervene\n"
+        "def late(model):\n"
+        "    outer = model.transformer.h[1].output\n"
+        "    return model.transformer.h[1].input\n"
+    )
+    late = run(text, intervene=intervene)["late"]
+    with pytest.raises(errors.OutOfOrderError, match="NNS103") as caught:
+        late.run(model, PROMPT)
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].lineno == 9
+    assert calls == []
 
 
 @pytest.mark.parametrize("name", CERTAIN)

@@ -101,6 +101,47 @@ def test_the_last_use_of_a_value_is_known():
     assert by_path[""].last_use is None  # the caller has it
 
 
+class Branching(nn.Module):
+    """Takes one branch of two, as its second argument says."""
+
+    def __init__(self, takes_first: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.second = nn.Linear(2, 2)
+        self.takes_first = takes_first
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.takes_first:
+            x = self.first(x)
+        else:
+            x = self.second(
+                x,
+            )
+        return x
+
+
+def test_operations_in_a_branch_that_does_not_run_are_known():
+    both = nn.Sequential(Branching(True), Branching(False))
+    modules = recorded(both, (torch.ones(1, 2),), {}).modules
+    assert {"self_first_0", "self_second_0"} <= set(modules["0"].operations)
+    assert "self_second_0" in modules["0"].idle and "self_first_0" not in modules["0"].idle
+    assert "self_first_0" in modules["1"].idle and "self_second_0" not in modules["1"].idle
+
+
+def test_the_trace_function_that_stood_before_a_recording_stands_after_it():
+    def mine(*_: Any) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(mine)
+    try:
+        recorded(Chain(), (torch.ones(1, 2),), {})
+        found = sys.gettrace()
+    finally:
+        sys.settrace(before)
+    assert found is mine
+
+
 class DataDependent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -35,10 +35,12 @@ def check(file: File) -> Iterator[Finding]:
             structure = file.structure(access.model)
             if structure is None or not machine.may_fail(access):
                 continue
-            absent = _absent(structure, access)
-            if absent is not None:
-                place, name = absent
-                known = structure.modules[place].operations
+            found = operation_of(structure, access)
+            if found is None:
+                continue
+            place, name = found
+            known = structure.modules[place].operations
+            if known and name not in known:
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
                 advice = (
                     f"did you mean {' or '.join(map(repr, near))}?"
@@ -52,14 +54,11 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _absent(structure: Structure, access: Access) -> tuple[str, str] | None:
-    """Return the module and the name of an operation that its forward does not have."""
+def operation_of(structure: Structure, access: Access) -> tuple[str, str] | None:
+    """Return the module and the name of the operation that an access goes to first."""
     path = access.path or ()
     if SOURCE not in path or path.index(SOURCE) + 1 >= len(path):
         return None
     position = path.index(SOURCE)
     place, name = structure.place(path[:position]), path[position + 1]
-    if place is None or not isinstance(name, str):
-        return None
-    known = structure.modules[place].operations
-    return (place, name) if known and name not in known else None
+    return (place, name) if place is not None and isinstance(name, str) else None
