@@ -312,7 +312,9 @@ class OperationTap(Tap):
         above.inside.add(self)
 
     def remove(self) -> None:
-        """Nothing is left behind: a function is tapped only while it runs."""
+        """Keep what was seen; a function is tapped only while it runs, so nothing is left there."""
+        if self.inside is not None:
+            self.inside.finish()
 
     def expect(self, port: str) -> None:
         """Get ready for requests of a port."""
