@@ -30,6 +30,7 @@ from transformers import BertConfig, LlamaConfig
 from transformers.models.bert.modeling_bert import BertPooler
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
+from nnsight_dsl import LanguageModel, PathError
 from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_code
 from nnsight_dsl.transforms.bytecode.operations import (
     CALL,
@@ -41,6 +42,7 @@ from nnsight_dsl.transforms.bytecode.operations import (
 )
 from nnsight_dsl.transforms.bytecode.taps import tapped_code
 from nnsight_dsl.transforms.bytecode.verify import faults_in
+from tests import models
 from tests.equivalence.forwards import FUNCTIONS, MODELLING, MODELS, MODULES, listed
 
 LISTED_FLOOR = 300
@@ -150,6 +152,8 @@ def _run(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def _run_module(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
     plain = _run(module, args, kwargs)
+    leaves = [leaf for leaf in _pytree.tree_leaves(plain) if isinstance(leaf, torch.Tensor)]
+    assert leaves, f"{name} returns no tensor"
     for way in WAYS:
         with _all_tapped(module, way):
             found = _run(module, args, kwargs)
@@ -330,6 +334,25 @@ def test_a_name_that_ends_in_an_underscore_keeps_it() -> None:
 
     names = "scale_ _ x_clamp_min_0 x_clamp_min__0 and_0 __1 return_0".split()
     assert list(operations_of(forward.__code__)) == names
+
+
+def test_a_local_named_by_an_underscore_is_read() -> None:
+    plain = models.new_llama(attn_implementation="eager")
+    expected = plain(**models.encoded(models.LONG), output_attentions=True).attentions[1]
+    model = LanguageModel(
+        models.new_llama(attn_implementation="eager"), tokenizer=models.tokenizer()
+    )
+    layer = model.model.layers[1]
+    with model.trace(models.LONG):
+        # hidden_states, _ = self.self_attn(...)
+        weights = layer.source._.output.save()
+    assert _identical(weights, expected)
+    with model.trace(models.LONG):
+        weights = layer.source["_"].output.save()
+    assert _identical(weights, expected)
+    assert not hasattr(layer.source, "_no_such_local")
+    with pytest.raises(PathError, match="has no operation '_no_such_local'"):
+        layer.source["_no_such_local"]
 
 
 def _definition(code: CodeType) -> ast.FunctionDef:
