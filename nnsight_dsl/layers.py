@@ -52,6 +52,10 @@ _Term = tuple[_Key, int, tuple[str, torch.Tensor] | None]
 """A tensor, the number of the addition that takes it, and where it can be had."""
 
 
+class _NoLayerError(Exception):
+    """Ends a run whose layers take something else than a tensor first."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """What one layer adds to the residual stream.
@@ -119,7 +123,7 @@ def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:
         layers = [model.get(f"{path}.{name}" if path else name) for name in members]
         try:
             runs = _run(model, layers, input, kwargs, is_deep=False)
-        except NotCalledError:
+        except (NotCalledError, _NoLayerError):
             continue
         if not all(run.keeps_shape for run in runs):
             continue
@@ -330,7 +334,7 @@ def _run(
 
     def enter(value: Any) -> None:
         if not isinstance(value, torch.Tensor):
-            raise NotCalledError("the first input of the layer is no tensor")
+            raise _NoLayerError
         sizes.append(value.numel())
         starts.append(len(recorder.events))
         begun.append((value.detach().clone(), _key(value)))

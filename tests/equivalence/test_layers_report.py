@@ -121,11 +121,12 @@ def test_the_named_locations_add_up_in_another_trace(name: str) -> None:
         (one, first), (other, second) = parts(found.attention), parts(found.mlp)
         at_attention, at_mlp = model.get(one), model.get(other)
         # other words than the report's run had
-        with model.trace(models.token_ids("ten trees sat on".replace("trees", "tree"))):
+        with model.trace(models.token_ids("ten tree sat on")):
             before = layer.input.clone().save()
             attention = element(at_attention.output, first).clone().save()
             mlp = element(at_mlp.output, second).clone().save()
-            after = layer.output.clone().save()
+            returned = layer.output
+            after = element(returned, 0 if isinstance(returned, tuple) else None).clone().save()
         assert attention.abs().max() > 1e-3 and mlp.abs().max() > 1e-3
         torch.testing.assert_close(before + attention + mlp, after, rtol=1e-5, atol=1e-5)
 
@@ -206,9 +207,7 @@ def test_a_sum_that_does_not_hold_has_no_locations() -> None:
             hidden = hidden + self.mlp(hidden)
             return hidden * 2
 
-    module = nn.Sequential(nn.ModuleDict(), nn.Identity())
-    module = nn.Sequential(Doubled(), Doubled())
-    report = layers_report(NNsight(module), torch.randn(2, 3, 4))
+    report = layers_report(NNsight(nn.Sequential(Doubled(), Doubled())), torch.randn(2, 3, 4))
     assert [layer.path for layer in report.layers] == ["0", "1"]
     for layer in report.layers:
         assert (layer.attention, layer.mlp, layer.holds) == (None, None, False)
@@ -281,6 +280,25 @@ def test_it_prints_as_a_plain_table() -> None:
         "transformer.h.0.attn.output[0]",
         "transformer.h.0.mlp.output",
     ]
+
+
+def test_a_prompt_is_an_input_as_for_a_trace() -> None:
+    report = layers_report(models.wrapped(models.GPT2), models.SHORT)
+    assert [layer.holds for layer in report.layers] == [True, True, True]
+
+
+def test_modules_that_take_no_tensor_are_no_layers() -> None:
+    class OfPair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Linear(4, 4)
+
+        def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> Any:
+            return pair[0] + self.mlp(pair[1]), pair[1]
+
+    model = NNsight(nn.Sequential(OfPair(), OfPair()))
+    with pytest.raises(ValueError, match="has no list of modules of one class"):
+        layers_report(model, (torch.randn(2, 4), torch.randn(2, 4)))
 
 
 def test_a_model_without_layers_is_refused() -> None:
