@@ -252,23 +252,19 @@ class _LayerRun:
 
     def _split(self, key: _Key, before: int) -> Iterator[_Term]:
         """Take apart what is itself a sum, as that of a parallel attention and MLP."""
-        where = self._location(key, before)
-        made = self._made(key, before)
-        is_module = where is not None and ".source." not in where[0]
-        if made is not None and not is_module and _is_addition(self.events[made]):
-            for operand in self.events[made].operands:
-                yield from self._split(operand, made)
+        added = module = -1
+        for number, event in enumerate(self.events[:before]):
+            if any(key == made for made, _ in event.results.values()):
+                if _is_addition(event):
+                    added = number
+                elif not isinstance(event.place, OperationPlace):
+                    module = number
+        if added > module:
+            # also in place: the sum then has the memory of its first operand
+            for operand in self.events[added].operands:
+                yield from self._split(operand, added)
         else:
-            yield key, before, where
-
-    def _made(self, key: _Key, before: int) -> int | None:
-        """Return the last event that made a value and was given another one."""
-        for number in reversed(range(before)):
-            event = self.events[number]
-            is_result = any(key == made for made, _ in event.results.values())
-            if is_result and event.operands and key not in event.operands:
-                return number
-        return None
+            yield key, before, self._location(key, before)
 
     def _location(self, key: _Key, before: int) -> tuple[str, torch.Tensor] | None:
         """Return where a value can be had, and the value: of a module, else of an operation."""

@@ -253,6 +253,18 @@ def test_additions_in_place_are_followed() -> None:
     assert report.layers[1].mlp == "1.mlp.output"
 
 
+def test_contributions_that_are_summed_in_place_are_taken_apart() -> None:
+    module = built(
+        "FalconForCausalLM", "FalconConfig", vocab_size=len(models.WORDS), hidden_size=16,
+        num_hidden_layers=2, num_attention_heads=2,
+        bos_token_id=models.EOS, eos_token_id=models.EOS, pad_token_id=models.PAD,
+    )  # fmt: skip
+    found = layers_report(NNsight(module), ids()).layers[1]
+    assert found.holds
+    assert found.attention == "transformer.h.1.self_attention.output[0]"
+    assert found.mlp == "transformer.h.1.mlp.output"
+
+
 def test_a_scaled_contribution_is_an_operation() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
