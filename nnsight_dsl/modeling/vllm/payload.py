@@ -218,14 +218,10 @@ def _program_of(code: bytes) -> Program:
 def _globals_of(part: Part) -> dict[str, Any]:
     """Collect the globals that a program reads; those that are not there are builtins."""
     program = part.program
-    wanted = {*program.params, *_roots(program)}
+    wanted = {*program.params, *_roots(program)} - part.names.keys()
     for one in program.all_programs():
         wanted |= _global_names(one.code)
-    found = {
-        name: part.user_globals[name]
-        for name in wanted
-        if name in part.user_globals and name not in part.names
-    }
+    found = {name: part.user_globals[name] for name in wanted if name in part.user_globals}
     return {**found, "__name__": part.user_globals.get("__name__", "<nnsight_dsl>")}
 
 
