@@ -10,13 +10,8 @@ from .conftest import FACTS
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 FACT_LIST = json.loads((FACTS / "facts.json").read_text())
-PROMPTS = [
-    wording.format(fact["subject"])
-    for fact, wording in zip(
-        FACT_LIST[:32], ["{} is in the city of", "{} stands in", "{} can be found in the city of"] * 11,
-        strict=False,
-    )
-]  # fmt: skip
+WORDINGS = ["{} is in the city of", "{} stands in", "{} can be found in the city of"]
+PROMPTS = [WORDINGS[i % 3].format(FACT_LIST[i]["subject"]) for i in range(32)]
 STEPS = [1 + number % 5 for number in range(32)]
 
 
@@ -64,9 +59,7 @@ def test_a_plain_request_is_as_before_after_one_that_writes(gpt2):
                 gpt2.transformer.h[1].output[:] = 0
         after = gpt2.trace(prompt, trace=False, max_tokens=6, logprobs=5, **GREEDY)
         assert after.outputs[0].token_ids == before.outputs[0].token_ids
-        for one, other in zip(
-            after.outputs[0].logprobs, before.outputs[0].logprobs, strict=True
-        ):
+        for one, other in zip(after.outputs[0].logprobs, before.outputs[0].logprobs, strict=True):
             assert one.keys() == other.keys()
             for token in one:
                 assert abs(one[token].logprob - other[token].logprob) < 1e-4
@@ -85,7 +78,7 @@ def test_invokes_have_sampling_parameters_of_their_own(gpt2):
         with tracer.invoke(PROMPTS[0]):
             first = tracer.result.save()
         with tracer.invoke(PROMPTS[1], max_tokens=4, temperature=0.8, seed=3):
-            samples = list().save()
+            samples = [].save()
             with tracer.iter[:]:
                 samples.append(gpt2.samples.output.item())
             second = tracer.result.save()

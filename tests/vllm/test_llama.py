@@ -119,9 +119,7 @@ def test_steering_in_each_step(llama, hf_llama):
             llama.model.layers[1].output[:, -1] += 2 * direction
             logits.append(llama.logits.output)
         result = tracer.result.save()
-    with hf_llama.generate(
-        PROMPT, max_new_tokens=6, min_new_tokens=6, do_sample=False
-    ) as tracer:
+    with hf_llama.generate(PROMPT, max_new_tokens=6, min_new_tokens=6, do_sample=False) as tracer:
         expected = [].save()
         for _ in tracer.iter[:]:
             hf_llama.model.layers[1].output[:, -1] += 2 * direction

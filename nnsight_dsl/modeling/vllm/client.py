@@ -22,12 +22,13 @@ from nnsight_dsl.modeling.vllm.payload import (
     load_outcome,
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace
-from nnsight_dsl.modeling.vllm.run import compiled
+from nnsight_dsl.modeling.vllm.run import compiled, operation
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import BarrierError, BatchingError, EngineError, SharedNameError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.tracer import BarrierCall, Input, Tracer
 from nnsight_dsl.transforms.program import Program
@@ -162,13 +163,11 @@ class EngineTracer(Tracer):
     def _check_served(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> None:
-        """Refuse at the client what a compiled engine cannot offer.
+        """Refuse at the client what the engine cannot offer, as far as the text tells.
 
         Raises:
-            EngineError: the program addresses a module of a model that is compiled.
+            EngineError: a place is asked for that is not served, at the user's line.
         """
-        if not self._model._is_compiled:
-            return
         for one in program.all_programs():
             for state in one.states:
                 if state.root is None:
@@ -176,11 +175,19 @@ class EngineTracer(Tracer):
                 start = program.initial(state.root, user_globals, names, fall_back=True)
                 found = places_at(start, state.path) if isinstance(start, Place) else None
                 for place in found or ():
-                    if place._module is not None and not isinstance(place, EnginePlace):
-                        error = EngineError(compiled(name_of(place, state.port)))
-                        raise error.with_traceback(
-                            traceback_at(program.filename, state.line, program.name)
-                        )
+                    reason = self._unserved(place, state.port)
+                    if reason is not None:
+                        at = traceback_at(program.filename, state.line, program.name)
+                        raise EngineError(reason).with_traceback(at)
+
+    def _unserved(self, place: Place, port: str) -> str | None:
+        """Say why a place is not served, None if it is."""
+        if isinstance(place, OperationPlace):
+            return operation(place)
+        is_inside = place._module is not None and not isinstance(place, EnginePlace)
+        if self._model._is_compiled and is_inside:
+            return compiled(name_of(place, port))
+        return None
 
     def _run_without_block(self) -> Any:
         """Serve the prompt with the edits and interventions given; return its `RequestOutput`."""
@@ -224,9 +231,7 @@ class Requests:
             self._step_until_done({one.key: one for one in sent})
         except BaseException:
             self._engine.abort_request(list(ids))
-            self._engine.collective_rpc(
-                "nnsight_dsl_finish", args=(dict.fromkeys(ids),)
-            )
+            self._engine.collective_rpc("nnsight_dsl_finish", args=(dict.fromkeys(ids),))
             raise
         results = {one.key: pickle.dumps(one.output) for one in sent if parts or one.part}
         if not results:
@@ -265,9 +270,9 @@ def _params_of(
     options = {_WORDS.get(name, name): value for name, value in one.options.items()}
     if limit is not None:
         options.setdefault("max_tokens", limit)
-    prompt = {"prompt": one.prompt} if isinstance(one.prompt, str) else {
-        "prompt_token_ids": one.prompt
-    }
+    prompt = (
+        {"prompt": one.prompt} if isinstance(one.prompt, str) else {"prompt_token_ids": one.prompt}
+    )
     if not parts:
         return SamplingParams(**options), prompt
     if options.get("n", 1) != 1:

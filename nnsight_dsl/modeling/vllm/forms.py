@@ -223,7 +223,7 @@ _MAIN = ("hidden_states", "x", None)
 
 def _argument_at(module: Any, names: tuple[str | None, ...], args: Any, kwargs: Any) -> Any:
     """Find where the first of some arguments stands in `(args, kwargs)`."""
-    known = _parameters(type(module))
+    known = _parameters(_class_of(module))
     for name in names:
         if name is None:
             return (0, 0) if args else ((1, next(iter(kwargs))) if kwargs else None)
@@ -232,6 +232,11 @@ def _argument_at(module: Any, names: tuple[str | None, ...], args: Any, kwargs: 
         if name in known and known.index(name) < len(args):
             return (0, known.index(name))
     return None
+
+
+def _class_of(module: Any) -> type:
+    cls: type = module.__class__  # a tapped module's own
+    return cls
 
 
 @cache
@@ -252,7 +257,7 @@ def _output_form(module: Any, output: Any) -> str:
     if any(cls.__name__ == "LinearBase" for cls in type(module).__mro__):
         return _FIRST
     is_pair = isinstance(second, torch.Tensor) and second.shape == first.shape
-    if not is_pair or "residual" not in _parameters(type(module)):
+    if not is_pair or "residual" not in _parameters(_class_of(module)):
         return _WHOLE
     return _SUM if module._modules else _FIRST
 

@@ -11,18 +11,22 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from typing import Any
 
 from nnsight_dsl.runtime.errors import EngineError
 
 
-class _OutOfTime(EngineError):
-    """Raised out of nowhere, so it brings its own text."""
+class OutOfTime(BaseException):
+    """Raised out of nowhere, and past `except Exception`; at the client it is an EngineError."""
 
-    def __init__(self) -> None:
-        super().__init__(
+    def __str__(self) -> str:
+        return (
             "a block ran on without asking for a value until its time was over; end its loop, or "
             "give it more time with VLLM(..., block_seconds=...)"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EngineError, (str(self),)
 
 
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -68,6 +72,7 @@ class Limit:
                     continue
                 left = self._until - time.monotonic()
                 if left <= 0:
-                    self._until = None
-                    _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(_OutOfTime))
+                    # once more, should the block swallow it
+                    self._until = time.monotonic() + self._seconds
+                    _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
             time.sleep(min(max(left, 0.0), self._seconds) or 0.01)

@@ -135,12 +135,13 @@ class VLLM(EngineRoot):
         origin: Any = self._origin
         if origin is not None:
             # another wrapper of the same model, with edits of its own
-            return origin._serve(sent, parts, function)
+            origin._serve(sent, parts, function)
+            return
         self.dispatch()
         if self._requests is None:
             raise AssertionError("the engine has not been started")
         limit = 1 if function == "trace" else None
-        return self._requests.serve(sent, parts, self._rename, limit)
+        self._requests.serve(sent, parts, self._rename, limit)
 
 
 def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
@@ -179,6 +180,7 @@ def _built(engine_args: Mapping[str, Any]) -> nn.Module:
         ) from error
     from vllm.config import set_current_vllm_config
     from vllm.distributed import parallel_state
+    from vllm.model_executor.layers import rotary_embedding
     from vllm.model_executor.model_loader.utils import initialize_model
 
     # the arguments of the engine are those of a configuration, but for what only `LLM` takes
@@ -197,12 +199,17 @@ def _built(engine_args: Mapping[str, Any]) -> nn.Module:
                 backend="gloo",
             )
             parallel_state.initialize_model_parallel(1, 1)
+        # rotary embeddings are shared by whoever asks for the same ones: these are for nobody else
+        shared, kept = rotary_embedding._ROPE_DICT, {**rotary_embedding._ROPE_DICT}
+        shared.clear()
         try:
             with torch.device("meta"):
                 module: nn.Module = initialize_model(
                     vllm_config=config, model_config=config.model_config
                 )
         finally:
+            shared.clear()
+            shared.update(kept)
             if is_ours:
                 parallel_state.destroy_model_parallel()
                 parallel_state.destroy_distributed_environment()

@@ -94,7 +94,7 @@ def _pickled(value: Any, *, to_cpu: bool = False) -> bytes:
 
     reference = _Reference()
 
-    class ReferringPickler(Pickler):  # type: ignore[misc]
+    class ReferringPickler(Pickler):
         def persistent_id(self, obj: Any) -> Any:
             return reference.of(obj)
 

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling.base import NNsight
-from nnsight_dsl.ports import Ports
+from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.transforms import requests
 
 _NAMES = ("logits", "samples")
 
 
-class EnginePlace(Ports):
+class EnginePlace(Place):
     """`model.logits` or `model.samples`.
 
     The module behind it is a stand-in, which is never called: the engine offers the values itself.
@@ -35,11 +35,24 @@ class EnginePlace(Ports):
     def __repr__(self) -> str:
         return f"<{self._path} of the engine>"
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "output":
-            self._write(name, value)
-        else:
-            super().__setattr__(name, value)
+    @property
+    def output(self) -> Any:
+        """The value of the engine's step; assign to it to replace that.
+
+        Raises:
+            NotRunningError: no model is running.
+        """
+        return self._machine().request((requests.READ, self, "output"))
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._machine().request((requests.WRITE, value, self, "output"))
+
+    def _machine(self) -> Machine:
+        machine = current_machine()
+        if machine is None:
+            raise complaints.outside(f"{self._path}.output")
+        return machine
 
     def _absence(self) -> str:
         return "the engine has sampled no token for this prompt"
@@ -105,4 +118,3 @@ class EngineRoot(NNsight):
         if item in _NAMES:
             return self._places[str(item)]
         return super()._descend(item)
-

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.limits import OutOfTime
 from nnsight_dsl.modeling.vllm.payload import (
     Outcome,
     Part,
@@ -28,13 +29,15 @@ from nnsight_dsl.modeling.vllm.payload import (
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
 from nnsight_dsl.mounts import explain_helpers, tensor_save
-from nnsight_dsl.runtime.driver import Driver, Offer
-from nnsight_dsl.runtime.errors import EngineError, RunAborted
+from nnsight_dsl.runtime.driver import Driver, Offer, _phase_of
+from nnsight_dsl.runtime.errors import EngineError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machine import Machine, set_current, unplain
+from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
+from nnsight_dsl.runtime.values import misfit
 from nnsight_dsl.tracer import Input, Tracer
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
@@ -71,22 +74,25 @@ class RequestDriver(Driver):
 
     def __init__(self, root: EngineRoot, engine: Engine) -> None:
         super().__init__(root, root)
+        # steps are told by the engine, not by a tap on the root
+        self.stepping = None
         self.engine = engine
         self.missed = ""
 
     def _new_tap(self, place: Place) -> Tap:
-        if place._module is None and not isinstance(place, Tracer):
-            raise EngineError(
-                f"{place._path} is an operation inside a forward, which is not offered in an "
-                "engine yet; read the output or the input of a module"
-            )
+        if isinstance(place, OperationPlace):
+            raise EngineError(operation(place))
         is_module = place._module is not None and not isinstance(place, EnginePlace)
         if is_module and self.engine.is_compiled:
             raise EngineError(compiled(name_of(place, "output")))
         return RequestTap(place, self, is_stepping=False)
 
+    def _tap_all(self) -> None:
+        if not self.engine.is_compiled:
+            super()._tap_all()
+
     def _seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        if self.missed:
+        if self.missed and not isinstance(offer.tap.place, EnginePlace):
             raise EngineError(self.missed)
         return offer.value.seen(port)
 
@@ -176,7 +182,7 @@ class Run:
             return result
         except RunAborted:
             self._close()
-        except Exception as error:
+        except (Exception, OutOfTime) as error:
             clean(error)
             self._fail(error)
         finally:
@@ -240,7 +246,8 @@ class Run:
             module, fresh = tap.place._module, set[int]()
             inputs = Portion(module, (args, kwargs), span, fresh, INPUTS).seen("inputs")
             seen = Portion(module, output, span, fresh, OUTPUT).seen("output")
-            self._guarded(lambda driver: driver.watch(tap, *inputs, seen))
+            given, named = inputs
+            self._guarded(lambda driver: driver.watch(tap, given, named, seen))
 
     def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
@@ -311,9 +318,6 @@ class _Row:
         return self.row
 
     def put(self, port: str, new: Any) -> None:
-        from nnsight_dsl.runtime.errors import WriteError
-        from nnsight_dsl.runtime.values import misfit
-
         difference = misfit(self.row, new)
         if difference is not None:
             raise WriteError(f"the value written is {difference}; make it fit")
@@ -325,6 +329,14 @@ def compiled(location: str) -> str:
     return (
         f"{location} lies inside a model that the engine has compiled, where no value is offered; "
         "make the engine with VLLM(..., enforce_eager=True)"
+    )
+
+
+def operation(place: Place) -> str:
+    """Say why an operation inside a forward is refused."""
+    return (
+        f"{place._path} is an operation inside a forward, which is not offered in an engine yet; "
+        "read the output or the input of a module"
     )
 
 
@@ -363,6 +375,4 @@ def _expect(driver: Driver, machine: Machine) -> None:
 
 
 def _phase(request: Request | None) -> str | None:
-    from nnsight_dsl.runtime.driver import _phase_of
-
     return None if request is None else _phase_of(request)
