@@ -43,6 +43,7 @@ lint: $(VENV)/.installed-lint
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/entry.py
+	$(BIN)/python benchmarks/operations.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -28,6 +28,7 @@ from nnsight_dsl.transforms.live import (
     names_around,
     set_names,
 )
+from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
 
 _EXIT = """
@@ -49,26 +50,27 @@ _exits: dict[tuple[int, int], tuple[CodeType, Callable[..., bool]]] = {}
 
 
 def _exit_at(frame: FrameType) -> Callable[..., bool]:
-    code = frame.f_code
-    found = _exits.get((id(code), frame.f_lasti))
-    if found is None:
-        line = frame.f_lineno
-        tree = ast.parse(_EXIT)
-        # the whole of the line, of which a traceback marks no part
-        text = linecache.getline(code.co_filename, line).rstrip().encode()
-        start, end = len(text) - len(text.lstrip()), len(text)
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.stmt, ast.expr, ast.arg)):
-                node.lineno = node.end_lineno = line
-                node.col_offset, node.end_col_offset = start, end
-        namespace: dict[str, Any] = {}
-        exec(compile(tree, code.co_filename, "exec"), namespace)
-        function: FunctionType = namespace["exit"]
-        function.__code__ = function.__code__.replace(
-            co_name=code.co_name, co_qualname=code.co_name
-        )
-        found = _exits[id(code), frame.f_lasti] = (code, function)
+    found = _exits.get((id(frame.f_code), frame.f_lasti)) or _new_exit(frame)
     return found[1]
+
+
+@one_at_a_time
+def _new_exit(frame: FrameType) -> tuple[CodeType, Callable[..., bool]]:
+    code, line = frame.f_code, frame.f_lineno
+    tree = ast.parse(_EXIT)
+    # the whole of the line, of which a traceback marks no part
+    text = linecache.getline(code.co_filename, line).rstrip().encode()
+    start, end = len(text) - len(text.lstrip()), len(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.stmt, ast.expr, ast.arg)):
+            node.lineno = node.end_lineno = line
+            node.col_offset, node.end_col_offset = start, end
+    namespace: dict[str, Any] = {}
+    exec(compile(tree, code.co_filename, "exec"), namespace)
+    function: FunctionType = namespace["exit"]
+    function.__code__ = function.__code__.replace(co_name=code.co_name, co_qualname=code.co_name)
+    found = _exits[id(code), frame.f_lasti] = (code, function)
+    return found
 
 
 class OuterNames(dict[str, Any]):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.block import Block
 from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class KeptEdit:
     @property
     def is_for_each_step(self) -> bool:
         """Whether a generation makes the edit in each of its steps."""
-        tree = ast.parse(self.program.lowered)
+        tree = one_at_a_time(ast.parse)(self.program.lowered)
         return not any(
             (isinstance(node, ast.Constant) and node.value == requests.STEPS)
             or (isinstance(node, ast.Attribute) and node.attr == "next")

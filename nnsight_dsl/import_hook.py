@@ -27,6 +27,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import nnsight_dsl
+from nnsight_dsl.transforms.parsing import one_at_a_time
 
 FORMAT = 1
 """To be raised whenever rewritten modules change in form."""
@@ -51,6 +52,7 @@ def _own_cache() -> Iterator[None]:
             _bootstrap_external.cache_from_source = _cache_from_source
 
 
+@one_at_a_time
 def compile_module(source: str, filename: str) -> CodeType:
     """Compile a module, or a script, with all its blocks lowered.
 

@@ -34,6 +34,7 @@ from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
+from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
 
 _Params = ParamSpec("_Params")
@@ -122,10 +123,7 @@ class Intervention(Generic[_Params, _Result]):
             UnsupportedSyntaxError: it holds a construct that no program can express.
         """
         if self._lowered is None:
-            from nnsight_dsl.transforms.source.pipeline import lower_function
-
-            node, lines = _definition(self._function)
-            self._lowered = lower_function(node, _around(self._function, lines))
+            self._lowered = _lowered(self._function)
         return self._lowered
 
     def explain(self) -> str:
@@ -251,6 +249,18 @@ def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Re
     return Intervention(function)
 
 
+_parse = one_at_a_time(ast.parse)
+
+
+@one_at_a_time
+def _lowered(function: Callable[..., Any]) -> Program:
+    from nnsight_dsl.transforms.source.pipeline import lower_function
+
+    node, lines = _definition(function)
+    return lower_function(node, _around(function, lines))
+
+
+@one_at_a_time
 def _definition(function: Callable[..., Any]) -> tuple[ast.FunctionDef, list[str]]:
     """Find a function's definition in its file, and return it with the file's lines."""
     import executing
@@ -325,15 +335,15 @@ def _rebuilt(
     }
     for key, value in captured.items():
         namespace[key] = importlib.import_module(value) if isinstance(value, _ModuleName) else value
-    tree = ast.parse(source, filename)
+    tree = _parse(source, filename)
     definition = tree.body[0]
     if isinstance(definition, ast.FunctionDef):
         # the decorators have done their work; their lines stay, so that positions are right
         definition.decorator_list = []
-    exec(compile(tree, filename, "exec"), namespace)
+    exec(one_at_a_time(compile)(tree, filename, "exec"), namespace)
     function = namespace[name]
     first = function.__code__.co_firstlineno
-    decorated = ast.parse(source).body[0]
+    decorated = _parse(source).body[0]
     if isinstance(decorated, ast.FunctionDef) and decorated.decorator_list:
         first = min(one.lineno for one in decorated.decorator_list)
     function.__code__ = function.__code__.replace(co_firstlineno=first)

@@ -140,16 +140,17 @@ class Source(Place):
         return self._named(item) if isinstance(item, str) else None
 
     def __getattr__(self, name: str) -> SourceOperation:
-        if name.startswith("_"):
+        # whoever looks for a protocol or for a private field does not mean an operation
+        if name.startswith("_") and ("_parent" not in self.__dict__ or name not in self):
             raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: str) -> SourceOperation:
         self._check()
         found = self._named(name)
         if found is None:
             raise no_such_operation(self._path.removesuffix(".source"), name, self._known() or ())
         return found
-
-    def __getitem__(self, name: str) -> SourceOperation:
-        return self.__getattr__(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known() or ())

@@ -26,7 +26,8 @@ from .tracebacks import clean, traceback_at
 
 if TYPE_CHECKING:
     from .barriers import Barrier
-    from .driver import Driver, Suspect
+    from .driver import Driver
+    from .offers import Suspect
     from .steps import Steps
     from .taps import Tap
 
@@ -48,7 +49,7 @@ def _action(request: Request) -> str:
 def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exception:
     """The value has gone by."""
     location = location_of(request)
-    if driver.is_stepped and driver._has_ended:
+    if driver.is_stepped and driver.has_ended:
         return GenerationEndedError(
             f"{location} was asked for after the generation had ended (it took {driver.step + 1} "
             "steps); read it inside the loop over steps, or in another invoke"

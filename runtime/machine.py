@@ -296,11 +296,18 @@ class Machine:
         frame = self._running.gi_frame
         return self.program.line if frame is None else frame.f_lineno
 
-    def finish(self) -> None:
-        """Take the names that may leave from the waiting generator, and end it."""
+    def finish(self, *, is_stopped: bool) -> None:
+        """Take the names that may leave from the waiting generator, and end it.
+
+        Args:
+            is_stopped: whether it ends before its last statement.
+        """
         left = self.program.names_left(self._running)
         # a builder's names are judged when the run is over: its invokes may still save them
         self.names = left if self.is_builder else self.leaving(left)
+        if is_stopped:
+            self.close()
+            return
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger

@@ -29,7 +29,8 @@ from nnsight_dsl.transforms.bytecode.taps import tapped_code
 from .ambient import top_saved_hooks
 from .errors import OutOfOrderError, PathError
 from .locations import Place, name_of
-from .machine import Machine, current_machine
+from .machine import Machine, _current
+from .offers import skipped_output
 from .replays import INPUTS, is_computed_again, offered_unchanged
 from .taps import Tap
 
@@ -311,7 +312,9 @@ class OperationTap(Tap):
         above.inside.add(self)
 
     def remove(self) -> None:
-        """Nothing is left behind: a function is tapped only while it runs."""
+        """Keep what was seen; a function is tapped only while it runs, so nothing is left there."""
+        if self.inside is not None:
+            self.inside.finish()
 
     def expect(self, port: str) -> None:
         """Get ready for requests of a port."""
@@ -359,7 +362,7 @@ class OperationTap(Tap):
         is_entered = self.inside is not None and not self.skips
         self._open.append((outer, (args, kwargs) if driver.watchers else None, is_entered))
         if self.skips:
-            value = driver.skipped_output(self, _called, function, args, kwargs)
+            value = skipped_output(self, _called, function, args, kwargs, driver.factor)
             return functools.partial(_given, value)
         spot: Spot = self.place._module
         if self.inside is not None:
@@ -371,6 +374,15 @@ class OperationTap(Tap):
     def after(self, value: Any) -> Any:
         """Offer the result; return the value to go on with."""
         if not self._is_seen():
+            return value
+        driver = self.driver
+        if not (self.waiting or self.is_around or driver.is_stepped or driver.visit_waiters):
+            # nobody is to be told: counting is all there is to do, at half the price
+            self.done_step = self.begun
+            self.begun += 1
+            self.done += 1
+            if driver.watchers:
+                driver.watch(self, (value,), {}, value)
             return value
         inputs: Any = ((value,), {})
         if self.is_around and self._open:
@@ -397,9 +409,9 @@ class OperationTap(Tap):
         driver = self.driver
         return (
             driver.thread == get_ident()
-            and current_machine() is None
+            and _current.get() is None
             and not driver.is_in_backward
-            and (top_saved_hooks(True) is None or not is_computed_again())
+            and (not driver.has_grad or top_saved_hooks(True) is None or not is_computed_again())
         )
 
 

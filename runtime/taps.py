@@ -33,6 +33,7 @@ from nnsight_dsl.transforms.names import TAPPED
 from .ambient import top_saved_hooks
 from .locations import Place, name_of
 from .machine import Machine, current_machine
+from .offers import Skip, skipped_output
 from .replays import (
     INPUTS,
     OUTPUT,
@@ -43,7 +44,7 @@ from .replays import (
 )
 
 if TYPE_CHECKING:
-    from .driver import Driver, Skip
+    from .driver import Driver
     from .operations import Inside
 
 _CAPTURING = "transformers.utils.output_capturing"
@@ -166,7 +167,7 @@ class Tap:
             if self.inside is not None:
                 call = self.inside.called(call)
             if self.skips:
-                output = driver.skipped_output(self, call, module, args, kwargs)
+                output = skipped_output(self, call, module, args, kwargs, driver.factor)
                 if in_regions is not None and self.skipped_by is not None:
                     in_regions.skipped(output)
                 output = self._offered(output)

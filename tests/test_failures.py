@@ -497,9 +497,9 @@ def test_block_entered_without_with(net):
 
 
 def test_block_without_source(net):
-    text = "with net.trace(X):\n    kept = net.first.output.save()\n"
+    code = compile("with net.trace(X):\n    kept = net.first.output.save()\n", "<nowhere>", "exec")
     with pytest.raises(errors.BlockNotFoundError) as caught:
-        exec(compile(text, "<nowhere>", "exec"), {"net": net, "X": X})
+        exec(code, {"net": net, "X": X})
     last = traceback.extract_tb(caught.value.__traceback__)[-1]
     assert (last.filename, last.lineno) == ("<nowhere>", 1)
     assert_explained(caught.value, "'<nowhere>'", "line 1", "linecache")

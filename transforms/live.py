@@ -25,6 +25,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import BlockNotFoundError, BlockUseError
+from .parsing import one_at_a_time
 
 if TYPE_CHECKING:
     from .program import Program
@@ -51,6 +52,11 @@ def find_block(frame: FrameType) -> Program:
 
 
 def _entry(frame: FrameType) -> _Entry:
+    return _programs.get((id(frame.f_code), frame.f_lasti)) or _new_entry(frame)
+
+
+@one_at_a_time
+def _new_entry(frame: FrameType) -> _Entry:
     key = (id(frame.f_code), frame.f_lasti)
     entry = _programs.get(key)
     if entry is None:
@@ -59,8 +65,7 @@ def _entry(frame: FrameType) -> _Entry:
         from .source.pipeline import lower_block
 
         program = lower_block(node, item, _surroundings(frame, node, lines))
-        entry = (frame.f_code, program, node.items[item].optional_vars)
-        _programs[key] = entry
+        entry = _programs[key] = (frame.f_code, program, node.items[item].optional_vars)
     return entry
 
 
@@ -288,9 +293,8 @@ def bind_target(frame: FrameType, offset: int, value: object) -> None:
         # a tuple, an attribute or an item: assigned by Python itself, in a copy of the namespace
         name = "_nns_target"
         assign = ast.Assign([target], ast.copy_location(ast.Name(name, ast.Load()), target))
-        code = compile(
-            ast.Module([ast.copy_location(assign, target)], []), frame.f_code.co_filename, "exec"
-        )
+        tree = ast.Module([ast.copy_location(assign, target)], [])
+        code = one_at_a_time(compile)(tree, frame.f_code.co_filename, "exec")
         before = {**frame.f_locals}
         namespace = {**before, name: value}
         exec(code, frame.f_globals, namespace)

@@ -25,7 +25,7 @@ from .tree import Conditions, Tree
 
 SKIP = "skip"
 _NOT_MODULES = frozenset({"generator", "tracer"})
-_SOURCE = "source"
+SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +181,10 @@ class Machine:
         """Tell whether a failure at an access is one: it is reached, and nobody waits for it."""
         if access.conditions.is_deferred or access.conditions.is_handled:
             return False
-        end = _end(access.node)
+        start = access.node.lineno, access.node.col_offset
         return not any(
-            stop <= end and conditions.cover(access.conditions) for stop, conditions in self._stops
+            stop <= start and conditions.cover(access.conditions)
+            for stop, conditions in self._stops
         )
 
     def tracers(self) -> set[str]:
@@ -356,4 +357,4 @@ def is_below(path: Path, above: Path) -> bool:
 
 def is_module(path: Path) -> bool:
     """Tell whether a path is one of a module: not of a generation, a run, or an operation."""
-    return not path or (path[0] not in _NOT_MODULES and _SOURCE not in path)
+    return not path or (path[0] not in _NOT_MODULES and SOURCE not in path)

@@ -96,9 +96,10 @@ class File:
             owner = opener.value if isinstance(opener, ast.Attribute) else None
             is_tracers = isinstance(owner, ast.Name) and owner.id == block.parent.tracer
             return block.parent.is_run and is_tracers
-        machine, model = self._machines[block], self._models[block]
+        model = self._models[block]
         return block.kind in OPENING_CALLS and any(
-            access.model == model and machine.is_of_module(access) for access in machine.accesses
+            access.is_known and access.model == model and access.port != "grad"
+            for access in self._machines[block].accesses
         )
 
     def _model_of(self, block: Block) -> ModelKey | None:
@@ -134,7 +135,7 @@ class File:
     def _own_names(self) -> frozenset[str]:
         """Collect names that this file may give to modules: by renaming, or by assignment."""
         found: set[str] = set()
-        for node in ast.walk(self.tree.module):
+        for node in self.tree.walk(self.tree.module):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 found.add(node.attr)
             elif isinstance(node, ast.Call):

@@ -49,11 +49,11 @@ class Bindings:
             link = self._tree.link(node)
         if any(
             isinstance(one, ast.NamedExpr) and name.id in bound_by(one.target)
-            for one in ast.walk(node)
+            for one in self._tree.walk(node)
         ):
             return UNCLEAR
         while link is not None:
-            before = self._before(link.parent, link.field, link.index, name.id)
+            before = self._before(link.parent, link.field, link.position, name.id)
             if before is not None:
                 return before
             node = link.parent
@@ -86,7 +86,7 @@ class Bindings:
         found = self._counts.get(node)
         if found is None:
             found = self._counts[node] = Counter(
-                name for below in ast.walk(node) for name in bound_by(below)
+                name for below in self._tree.walk(node) for name in bound_by(below)
             )
         return found
 

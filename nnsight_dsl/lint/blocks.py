@@ -39,6 +39,7 @@ class Block:
     tree: Tree
     parent: Block | None = None
     children: list[Block] = field(default_factory=list)
+    _nodes: list[ast.AST] | None = None
 
     @property
     def is_run(self) -> bool:
@@ -61,17 +62,19 @@ class Block:
         for child in self.children:
             yield from child.all_blocks()
 
-    def nodes(self) -> Iterator[ast.AST]:
-        """Iterate over the nodes of this block, without those of the blocks inside it."""
-        inner = {child.node for child in self.children}
-        todo: list[ast.AST] = list(reversed(self.body))
-        while todo:
-            node = todo.pop()
-            yield node
-            if node in inner and isinstance(node, ast.With):
-                todo.extend(item.context_expr for item in node.items)
-            else:
-                todo.extend(reversed(list(ast.iter_child_nodes(node))))
+    def nodes(self) -> list[ast.AST]:
+        """Return the nodes of this block, without those of the blocks inside it."""
+        if self._nodes is None:
+            hidden: set[ast.AST] = set()
+            for child in self.children:
+                hidden.update(*map(self.tree.walk, child.body))
+            self._nodes = [
+                node
+                for statement in self.body
+                for node in self.tree.walk(statement)
+                if node not in hidden
+            ]
+        return self._nodes
 
     def function(self) -> ast.AST:
         """Return the function, or the module, that the block stands in."""
@@ -83,19 +86,15 @@ class Block:
 def blocks_of(tree: Tree) -> list[Block]:
     """Find the outermost blocks of a file, with the blocks in them."""
     found: list[Block] = []
-    # a stack of what to look at, with the block it stands in
-    todo: list[tuple[ast.AST, Block | None]] = [(tree.module, None)]
-    while todo:
-        node, around = todo.pop()
-        block = _block_at(node, tree)
-        if block is not None:
-            block.parent = around
-            (found if around is None else around.children).append(block)
-            headers = [item.context_expr for item in getattr(node, "items", ())]
-            todo.extend((one, block) for one in reversed(block.body))
-            todo.extend((one, around) for one in reversed(headers))
-        else:
-            todo.extend((one, around) for one in reversed(list(ast.iter_child_nodes(node))))
+    by_node: dict[ast.AST, Block] = {}
+    for node in tree.walk(tree.module):
+        if isinstance(node, (ast.With, ast.FunctionDef)):
+            block = _block_at(node, tree)
+            if block is not None:
+                by_node[node] = block
+                around = next((by_node[one] for one in tree.above(node) if one in by_node), None)
+                block.parent = around
+                (found if around is None else around.children).append(block)
     return found
 
 

@@ -28,6 +28,8 @@ class Module:
         was_tuple: whether it is a layer that returned a tuple before transformers 5.
         visits: when its calls began and ended, counted over all modules.
         last_use: when its first output was last used, None if that is the model's own output.
+        operations: names of the operations in its forward, empty where they are not known.
+        idle: those of them whose lines did not run.
     """
 
     children: tuple[str, ...] = ()
@@ -36,6 +38,8 @@ class Module:
     was_tuple: bool = False
     visits: tuple[tuple[int, int], ...] = ()
     last_use: int | None = None
+    operations: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -45,11 +49,13 @@ class Structure:
     Attributes:
         modules: the modules, by dotted path; the root is `""`.
         is_ordered: whether a run of the model was recorded.
+        needs_input: whether the model's forward has an argument that has to be given.
         aliases: names that stand for other modules, so that an unknown name means nothing.
     """
 
     modules: dict[str, Module] = field(default_factory=dict)
     is_ordered: bool = False
+    needs_input: bool = False
     aliases: frozenset[str] = frozenset()
 
     def places(self, path: Path) -> list[str] | None:
@@ -142,6 +148,7 @@ class Structure:
         """Return the structure as JSON holds it."""
         return {
             "is_ordered": self.is_ordered,
+            "needs_input": self.needs_input,
             "modules": {path: asdict(module) for path, module in self.modules.items()},
         }
 
@@ -156,10 +163,12 @@ def structure_of(found: Mapping[str, Any]) -> Structure:
             was_tuple=one["was_tuple"],
             visits=tuple((begin, end) for begin, end in one["visits"]),
             last_use=one["last_use"],
+            operations=tuple(one["operations"]),
+            idle=tuple(one["idle"]),
         )
         for path, one in found["modules"].items()
     }
-    return Structure(modules, found["is_ordered"])
+    return Structure(modules, found["is_ordered"], found["needs_input"])
 
 
 def _join(place: str, name: str) -> str:

@@ -22,7 +22,7 @@ from .folders import cache_folder, write_whole
 from .knowledge import Structure, structure_of
 from .settings import SettingsError
 
-_FORM = 1
+_FORM = 3
 """Number of the form in which structures are kept."""
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.runtime.operations import function_inside
 from nnsight_dsl.scan import faked
+from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
 from .knowledge import Module, Structure
 from .settings import SettingsError
@@ -61,9 +65,7 @@ def recorded_factory(reference: str) -> Structure:
     if isinstance(made, tuple):
         made, *rest = made
         given = tuple(rest), {}
-    aliases: frozenset[str] = frozenset()
     if isinstance(made, Envoy):
-        aliases = frozenset(_aliases(made))
         made = made._module
     if not isinstance(made, nn.Module):
         raise SettingsError(
@@ -72,14 +74,11 @@ def recorded_factory(reference: str) -> Structure:
         )
     if given is None and hasattr(made, "config"):
         given = _token_input(made)
-    structure = recorded(made, *given) if given is not None else Structure(_modules(made))
-    structure.aliases = aliases
+    if given is None:
+        structure = Structure(_modules(made), needs_input=_needs_input(made))
+    else:
+        structure = recorded(made, *given)
     return structure
-
-
-def _aliases(wrapper: Envoy) -> Iterator[str]:
-    for aliases in getattr(wrapper, "_rename", {}).values():
-        yield from [aliases] if isinstance(aliases, str) else aliases
 
 
 def _token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -103,11 +102,11 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             run: Callable[..., Any] = faked(module)
-            with record:
+            with record, record.lines:
                 output = run(*args, **kwargs)
     except Exception:
         # cannot tell: what this model does depends on more than shapes
-        return Structure(modules)
+        return Structure(modules, needs_input=_needs_input(module))
     finally:
         for handle in handles:
             handle.remove()
@@ -122,8 +121,58 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             one.was_tuple,
             tuple(record.visits.get(path, ())),
             record.last_use(seen[0], returned) if seen else None,
+            one.operations,
+            record.lines.idle(module.get_submodule(path)) if seen else (),
         )
-    return Structure(found, is_ordered=True)
+    return Structure(found, is_ordered=True, needs_input=_needs_input(module))
+
+
+class _Lines:
+    """Which lines of the forwards of a model run, module by module."""
+
+    def __init__(self) -> None:
+        self._functions: dict[nn.Module, FunctionType] = {}
+        self._codes: set[CodeType] = set()
+        self._ran: dict[tuple[int, CodeType], set[int]] = {}
+        self._outer: Any = None
+
+    def watch(self, module: nn.Module) -> None:
+        """Note the lines of a module's forward."""
+        function = function_inside(Envoy(module, "", None))
+        if function is not None:
+            self._functions[module] = function
+            self._codes.add(function.__code__)
+
+    def __enter__(self) -> None:
+        self._outer = sys.gettrace()
+        sys.settrace(self._at_call)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._outer)
+
+    def idle(self, module: nn.Module) -> tuple[str, ...]:
+        """List the operations of which no line has run."""
+        function = self._functions.get(module)
+        ran = None if function is None else self._ran.get((id(module), function.__code__))
+        if function is None or not ran:
+            return ()
+        return tuple(
+            name
+            for name, one in operations_of(function.__code__).items()
+            if ran.isdisjoint(range(one.line, (one.end_line or one.line) + 1))
+        )
+
+    def _at_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code not in self._codes or not frame.f_code.co_argcount:
+            return None
+        owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+        ran = self._ran.setdefault((id(owner), frame.f_code), set())
+
+        def at_line(frame: FrameType, event: str, arg: Any) -> Any:
+            ran.add(frame.f_lineno)
+            return at_line
+
+        return at_line
 
 
 class _Record(TorchDispatchMode):
@@ -131,6 +180,7 @@ class _Record(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.lines = _Lines()
         self.visits: dict[str, list[tuple[int, int]]] = {}
         self.outputs: dict[str, list[Any]] = {}
         self._begun: dict[str, list[int]] = {}
@@ -139,6 +189,7 @@ class _Record(TorchDispatchMode):
 
     def watch(self, path: str, module: nn.Module) -> list[Any]:
         """Note the calls of a module."""
+        self.lines.watch(module)
 
         def before(_module: nn.Module, _args: Any) -> None:
             self._begun.setdefault(path, []).append(self._tick())
@@ -204,8 +255,28 @@ def _modules(module: nn.Module) -> dict[str, Module]:
             tuple(name for name, child in each._modules.items() if child is not None),
             tuple(sorted({*by_class[cls], *stored, *_COMMON})),
             was_tuple=was_tuple,
+            operations=_operations(each),
         )
     return found
+
+
+def _needs_input(module: nn.Module) -> bool:
+    """Tell whether a forward has an argument without a default; of transformers' all need one."""
+    if hasattr(module, "config"):
+        return True
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(one.default is one.empty and one.kind not in fixed for one in list(parameters)[1:])
+
+
+def _operations(module: nn.Module) -> tuple[str, ...]:
+    """List the operations in a module's forward, by all names that they go by."""
+    function = function_inside(Envoy(module, "", None))
+    if function is None:
+        return ()
+    found = operations_of(function.__code__)
+    # the first of several values of a local goes by two names
+    return (*found, *(f"{name}_0" for name, one in found.items() if one.kind == LOCAL))
 
 
 _COMMON = tuple(name for name in dir(nn.Module) if not name.startswith("__"))

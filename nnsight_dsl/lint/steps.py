@@ -46,7 +46,9 @@ def step_loops(machine: Machine) -> list[StepLoop]:
             continue
         conditions = machine.conditions(node)
         is_open, first, last = _numbers(header)
-        may_break = any(isinstance(below, (ast.Break, ast.Return)) for below in ast.walk(node))
+        may_break = any(
+            isinstance(below, (ast.Break, ast.Return)) for below in machine.block.tree.walk(node)
+        )
         found.append(StepLoop(node, header, conditions, is_open, first, last, may_break))
     return sorted(found, key=lambda loop: (loop.node.lineno, loop.node.col_offset))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 _EXPECTING = frozenset(
@@ -17,13 +18,12 @@ _EXPECTING = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """Where a node stands: its parent, the parent's field, and the position in a list."""
 
     parent: ast.AST
     field: str
-    index: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,33 @@ class Tree:
         self.module = module
         self.lines = lines
         self._links: dict[ast.AST, Link] = {}
+        self._order: list[ast.AST] = []
+        self._first: dict[ast.AST, int] = {}
+        self._sizes: dict[ast.AST, int] = {}
         todo = [module]
         while todo:
             node = todo.pop()
-            for name, value in ast.iter_fields(node):
-                children = value if isinstance(value, list) else [value]
+            self._first[node] = len(self._order)
+            self._order.append(node)
+            below: list[ast.AST] = []
+            for name in node._fields:
+                value = getattr(node, name, None)
+                children = value if isinstance(value, list) else (value,)
                 for index, child in enumerate(children):
                     if isinstance(child, ast.AST) and not isinstance(child, _SHARED):
                         self._links[child] = Link(node, name, index)
-                        todo.append(child)
+                        below.append(child)
+            todo.extend(reversed(below))
+        self._sizes = dict.fromkeys(self._order, 1)
+        for node in reversed(self._order):
+            link = self._links.get(node)
+            if link is not None:
+                self._sizes[link.parent] += self._sizes[node]
+
+    def walk(self, node: ast.AST) -> list[ast.AST]:
+        """Return a node and all nodes below it, in the order of the text."""
+        first = self._first[node]
+        return self._order[first : first + self._sizes[node]]
 
     def link(self, node: ast.AST) -> Link | None:
         """Return where a node stands, None for the root."""
@@ -125,7 +143,9 @@ class Tree:
                 return
             siblings = getattr(link.parent, link.field)
             if isinstance(siblings, list):
-                yield from (one for one in siblings[link.index + 1 :] if isinstance(one, ast.stmt))
+                yield from (
+                    one for one in siblings[link.position + 1 :] if isinstance(one, ast.stmt)
+                )
             if isinstance(link.parent, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
                 return
             current = link.parent
@@ -139,7 +159,7 @@ _HANDLED = "handled"
 
 def _branch(link: Link) -> str | None:
     """Name the branch of its parent that a node stands in, None if it is evaluated with it."""
-    field, index = link.field, link.index
+    field, index = link.field, link.position
     match link.parent:
         case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While():
             return field if field in ("body", "orelse") else None

@@ -156,9 +156,8 @@ class NNsight(Envoy):
         return super().__call__(*args, hook=hook, **kwargs)
 
     def _refuse_clash(self, options: Mapping[str, Any]) -> None:
-        accepted = inspect.signature(type(self._module).forward).parameters
         for word in _OWN_OPTIONS:
-            if word in options and word in accepted:
+            if word in options and word in self._accepted():
                 raise TypeError(
                     f"{word!r} is an option of the trace and an argument of "
                     f"{type(self._module).__name__}.forward, so it is unclear which is meant; give "
@@ -167,11 +166,10 @@ class NNsight(Envoy):
 
     def _refuse_remote(self, options: dict[str, Any]) -> None:
         """Refuse what only remote execution knows, but not what is an argument of the model."""
-        accepted = inspect.signature(type(self._module).forward).parameters
         given = {
             word: options.pop(word)
             for word in _REMOTE_OPTIONS
-            if word in options and word not in accepted
+            if word in options and word not in self._accepted()
         }
         remote = given.pop("remote", False)
         if remote:
@@ -184,11 +182,15 @@ class NNsight(Envoy):
                 "out: a run on this machine is over when its block is"
             )
 
+    def _accepted(self) -> Mapping[str, inspect.Parameter]:
+        """Return the arguments of the module's forward."""
+        return inspect.signature(type(self._module).forward).parameters
+
     # what a kind of model defines
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
         """Tell whether the model can be called with some options and no input."""
-        parameters = inspect.signature(type(self._module).forward).parameters.values()
+        parameters = self._accepted().values()
         kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
         has_any = any(one.kind is kinds[0] for one in parameters)

@@ -188,8 +188,8 @@ def test_a_call_outside_of_a_block_is_a_call_of_the_module(model: LanguageModel)
 
 # names that are ours and the module's
 
-OURS = "all device edit get inputs input iter next output scan session skip trace".split()
-FREE = "path save source stop tokenizer generate generator result".split()
+OURS = "all device edit get inputs input iter next output scan session skip source trace".split()
+FREE = "path save stop tokenizer generate generator result".split()
 
 
 class Shadowing(nn.Module):

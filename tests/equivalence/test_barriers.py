@@ -77,7 +77,7 @@ def counting(model):
 def test_a_barrier_for_more_than_there_are_fails_where_it_is_waited_at(gpt2: LanguageModel) -> None:
     calls, handle = counting(gpt2)
     try:
-        with pytest.raises(BarrierError, match="1 of 3 invokes .* only 2") as caught:
+        with pytest.raises(BarrierError, match=r"1 of 3 invokes .* only 2") as caught:
             with gpt2.trace() as tracer:
                 barrier = tracer.barrier(3)
                 with tracer.invoke(FIRST):
@@ -96,7 +96,7 @@ def test_a_barrier_for_more_than_there_are_fails_where_it_is_waited_at(gpt2: Lan
 def test_a_barrier_fails_when_the_last_who_could_come_has_ended(gpt2: LanguageModel) -> None:
     calls, handle = counting(gpt2)
     try:
-        with pytest.raises(BarrierError, match="1 of 2 invokes .* only 1"):
+        with pytest.raises(BarrierError, match=r"1 of 2 invokes .* only 1"):
             with gpt2.trace() as tracer:
                 barrier = tracer.barrier(2)
                 with tracer.invoke(FIRST):

@@ -250,7 +250,6 @@ def test_the_visit_that_was_edited_is_edited_again(number):
 def test_nothing_is_left_on_the_module():
     model = new_model(is_checkpointed=True)
 
-
     def state():
         return {
             name: (set(one.__dict__), [*one._forward_hooks], [*one._forward_pre_hooks])

@@ -1,7 +1,10 @@
 """Threads and tasks that trace: runs that share modules take turns, others do not wait."""
 
 import asyncio
+import gc
+import linecache
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -286,3 +289,46 @@ def test_a_generation_in_a_trace_of_the_same_model_is_one_too():
             hidden = gpt2.transformer.h[0].output
             with gpt2.generate("the dog", max_new_tokens=2) as tracer:
                 tokens = tracer.result.save()
+
+
+def test_threads_lower_blocks_of_their_own_at_once(model, module, x):
+    """Python counts its depth in a syntax tree for all threads together, up to 3.12."""
+    blocks = 8
+    text = "".join(
+        f"with model.trace(x):\n"
+        f"    hidden = [layer.output * {number} for layer in model.layers[:2]]\n"
+        f"    found[{number}] = hidden[1] + {number}\n"
+        for number in range(blocks)
+    )
+    expected = [module.layers[1](module.layers[0](x)) * n + n for n in range(blocks)]
+    results = {}
+
+    def let_others_run(phase, info):
+        time.sleep(1e-6)
+
+    def work(thread, depth=0):
+        # the depth that Python counts begins with that of the stack
+        if depth < 10 * thread:
+            return work(thread, depth + 1)
+        filename = f"<blocks of thread {thread}>"
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+        found = {}
+        exec(compile(text, filename, "exec"), {"model": model, "x": x, "found": found})
+        results[thread] = [found[number] for number in range(blocks)]
+
+    # what lowering imports is imported first: pytest parses it, too
+    scaled(model, x, 1)
+    before, thresholds = set(linecache.cache), gc.get_threshold()
+    # a collection in the middle of a parse is where Python goes on with another thread
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(100)
+    try:
+        in_threads(4, work)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_others_run)
+        for name in set(linecache.cache) - before:
+            del linecache.cache[name]
+    assert len(results) == 4
+    for found in results.values():
+        assert_same(found, expected)

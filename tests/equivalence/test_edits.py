@@ -335,9 +335,7 @@ def test_an_edit_calls_an_intervention(gpt2):
         tokens = tracer.result.save()
     assert_same(logits, logits_with(lambda out: out * 3.0))
     with hooked(bare(GPT2), {"transformer.h.0": lambda out: out * 3.0}):
-        assert_same(
-            tokens, bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False)
-        )
+        assert_same(tokens, bare(GPT2).generate(**encoded(LONG), max_new_tokens=3, do_sample=False))
 
 
 def test_an_edit_that_loops_over_steps_is_made_in_those(gpt2):
@@ -397,7 +395,7 @@ def test_names_that_an_edit_saves_are_not_the_blocks(gpt2):
 
 def test_an_edit_that_fails_says_where_it_stands(gpt2):
     with gpt2.edit() as edited:
-        gpt2.transformer.h[20].output[:] = 0
+        gpt2.transformer.h[20].output[:] = 0  # noqa: NNS201
     with pytest.raises(IndexError, match="number 20") as caught:
         with edited.trace(LONG):
             pass

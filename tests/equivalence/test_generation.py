@@ -323,6 +323,7 @@ def test_code_after_an_open_with_block_runs(gpt2: LanguageModel) -> None:
     assert_same(result, _plain(GPT2))
 
 
+@pytest.mark.usefixtures("unlinted")
 def test_a_model_value_after_an_open_loop_is_refused(gpt2: LanguageModel) -> None:
     with pytest.raises(GenerationEndedError, match=str(STEPS)):
         with gpt2.generate(LONG, max_new_tokens=STEPS, do_sample=False) as tracer:

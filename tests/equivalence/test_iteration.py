@@ -160,7 +160,7 @@ def test_loops_in_one_another_end_with_the_inner_location(model, x, visits):
 def test_a_loop_of_an_intervention_ends_there_too(model, x, visits):
     @intervene
     def collect(model, tracer, into):
-        for number in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             into.append((model.twice.output, model.often.output))
         into.append("after")
 
@@ -327,7 +327,7 @@ def test_each_invoke_has_a_loop_of_its_own_length():
                     first.append(gpt2.transformer.h[1].output)
             with tracer.invoke("the cat"):
                 second = [].save()
-                for _ in tracer.iter[1:7]:
+                for _ in tracer.iter[1:7]:  # noqa: NNS501
                     second.append(gpt2.transformer.h[1].output)
     for found, wanted in zip([*first, *second], [*expected[:3], *expected[1:3]], strict=True):
         models.assert_near(found, wanted)

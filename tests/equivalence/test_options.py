@@ -156,3 +156,10 @@ def test_names_of_remote_execution_say_that_it_is_not_built(name: str) -> None:
 def test_a_key_of_remote_execution_says_that_it_is_not_built() -> None:
     with pytest.raises(AttributeError, match="set_default_api_key"):
         CONFIG.set_default_api_key("key")
+
+
+# names
+
+
+def test_transformers_model_is_language_model() -> None:
+    assert nnsight_dsl.TransformersModel is nnsight_dsl.LanguageModel

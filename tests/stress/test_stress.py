@@ -103,7 +103,7 @@ def test_five_hundred_runs_in_a_row_keep_nothing(model, module, x):
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # one object that a run leaves behind is 500 of them here, and no object is smaller than 16 bytes
+    # one object that a run leaves behind is 500 here, and none is smaller than 16 bytes
     assert len(gc.get_objects()) - objects < RUNS / 5
     assert after - before < RUNS * 16
 

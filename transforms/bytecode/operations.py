@@ -124,9 +124,12 @@ def _names(labels: Sequence[tuple[str, str]]) -> Sequence[str]:
     for kind, label in labels:
         number = counts[kind, label]
         counts[kind, label] += 1
-        stem = label.rstrip("_")
-        if kind not in (CALL, LOCAL) and times[CALL, stem]:
-            stem = f"{kind}_{stem}"
+        stem = label
+        if kind not in (CALL, LOCAL):
+            # `and_` has its underscore from being a keyword, `x.add_` and `_` mean theirs
+            stem = label.rstrip("_")
+            if times[CALL, stem]:
+                stem = f"{kind}_{stem}"
         name = stem if kind == LOCAL and number == 0 else f"{stem}_{number}"
         while kind != CALL and name in taken:
             name = f"{kind}_{name}"

@@ -39,14 +39,26 @@ def faults_in(tapped: CodeType, original: CodeType) -> list[str]:
     for name in ("co_varnames", "co_cellvars", "co_freevars", "co_argcount", "co_firstlineno"):
         if getattr(tapped, name) != getattr(original, name):
             found.append(f"{name} differs")
-    inner = [value for value in tapped.co_consts if isinstance(value, CodeType)]
-    inner_before = [value for value in original.co_consts if isinstance(value, CodeType)]
-    if [code.co_name for code in inner] != [code.co_name for code in inner_before]:
-        found.append("the functions inside are not those of the original")
-    else:
-        for one, other in zip(inner, inner_before, strict=True):
-            found.extend(faults_in(one, other))
+    # what is only defined in code that is never reached may be missing
+    inside = {_identity(value): value for value in original.co_consts if _is_code(value)}
+    for value in tapped.co_consts:
+        if isinstance(value, CodeType):
+            before_it = inside.get(_identity(value))
+            if before_it is None:
+                found.append(f"{value.co_name} is no function inside of the original")
+            else:
+                found.extend(faults_in(value, before_it))
     return found
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, CodeType)
+
+
+def _identity(code: CodeType) -> tuple[object, ...]:
+    # the first position that is not the function's beginning
+    position = next((found for found in code.co_positions() if found[2]), None)
+    return code.co_name, code.co_firstlineno, position, code.co_varnames
 
 
 def _lines(code: CodeType) -> list[int | None]:

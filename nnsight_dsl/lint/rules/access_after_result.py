@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
+from ..steps import run_of
 
 CODE = "NNS104"
 SEVERITY = ERROR
@@ -30,6 +31,8 @@ SEVERITY = ERROR
 def check(file: File) -> Iterator[Finding]:
     """Look for an access of a module after one of the run's result."""
     for machine in file.machines():
+        run = run_of(machine.block)
+        is_stepped = run is not None and run.kind == "generate"
         ends = [one for one in machine.accesses if machine.is_result(one) and one.verb == "read"]
         for access in machine.accesses:
             if not machine.is_of_module(access) or not machine.may_fail(access):
@@ -41,6 +44,6 @@ def check(file: File) -> Iterator[Finding]:
                         f"{access.location} is asked for after the result of the run (line "
                         f"{end.node.lineno}), and comes before it; move this access up, or put it "
                         "in an invoke of its own",
-                        raises="OutOfOrderError",
+                        raises="GenerationEndedError" if is_stepped else "OutOfOrderError",
                     )
                     break

@@ -82,7 +82,7 @@ def _participants(file: File, run: Block, statement: ast.AST) -> int | None:
         counted += len(calls)
         known.update(call.func for call in calls)
     names = bound_by(statement.targets[0]) if isinstance(statement, ast.Assign) else frozenset()
-    for node in ast.walk(run.node):
+    for node in file.tree.walk(run.node):
         is_read = isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load)
         if is_read and node not in known:
             return None

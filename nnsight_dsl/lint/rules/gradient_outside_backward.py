@@ -23,6 +23,7 @@ import ast
 from collections.abc import Iterator
 
 from ..analysis import File
+from ..blocks import Block
 from ..diagnostics import ERROR, Finding
 from ..steps import run_of
 from ..values import called_method, read_of
@@ -35,7 +36,7 @@ def check(file: File) -> Iterator[Finding]:
     """Look for `.grad` of values just as they were read, where no backward pass was."""
     for machine in file.machines():
         run = run_of(machine.block)
-        if run is None or machine.block.kind == "backward" or _goes_back(run.node):
+        if run is None or machine.block.kind == "backward" or _goes_back(run):
             continue
         for access in machine.accesses:
             value = access.node.value
@@ -49,8 +50,8 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _goes_back(node: ast.AST) -> bool:
+def _goes_back(run: Block) -> bool:
     return any(
         isinstance(below, ast.Call) and called_method(below) in ("backward", "retain_grad")
-        for below in ast.walk(node)
+        for below in run.tree.walk(run.node)
     )

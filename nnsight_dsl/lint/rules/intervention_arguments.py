@@ -9,6 +9,7 @@ Wrong:
     def scale(model, layer: int, factor: float = 2.0):
         model.transformer.h[layer].output *= factor
 
+
     with model.trace("The Eiffel Tower is in"):
         scale(model, 1, facto=3.0)
 
@@ -17,6 +18,7 @@ Right:
     @intervene
     def scale(model, layer: int, factor: float = 2.0):
         model.transformer.h[layer].output *= factor
+
 
     with model.trace("The Eiffel Tower is in"):
         scale(model, 1, factor=3.0)
@@ -45,7 +47,7 @@ def check(file: File) -> Iterator[Finding]:
     known = _interventions(file)
     if not known:
         return
-    for node in ast.walk(file.tree.module):
+    for node in file.tree.walk(file.tree.module):
         if not isinstance(node, ast.Call):
             continue
         name, is_bind = _callee(node)
@@ -64,9 +66,9 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _interventions(file: File) -> dict[str, inspect.Signature]:
-    counts = Counter(name for node in ast.walk(file.tree.module) for name in bound_by(node))
+    counts = Counter(name for node in file.tree.walk(file.tree.module) for name in bound_by(node))
     found = {}
-    for node in ast.walk(file.tree.module):
+    for node in file.tree.walk(file.tree.module):
         if isinstance(node, ast.FunctionDef) and counts[node.name] == 1:
             link = file.tree.link(node)
             is_method = link is not None and isinstance(link.parent, ast.ClassDef)

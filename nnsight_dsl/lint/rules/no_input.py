@@ -1,7 +1,8 @@
 """A trace has neither an input nor an invoke with one.
 
 The model runs on what `trace` or `generate` is given, or on what the invokes inside are given.
-Without either there is nothing to run.
+Without either there is nothing to run, but for a module whose forward needs no argument. It is
+reported where the file shows that the model is a language model, or where the model is given.
 
 Wrong:
 
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
+from ..values import called_name
 
 CODE = "NNS401"
 SEVERITY = ERROR
@@ -32,6 +34,9 @@ _OPTIONS = frozenset(
     "validate".split()
 )
 """Keywords that are no input of any model."""
+_LANGUAGE_MODELS = frozenset({"LanguageModel", "TransformersModel"})
+_PARTS = frozenset({"lm_head", "embed_tokens", "wte", "transformer", "gpt_neox", "embed_out"})
+"""Modules that language models have."""
 
 
 def check(file: File) -> Iterator[Finding]:
@@ -47,7 +52,7 @@ def check(file: File) -> Iterator[Finding]:
             continue
         if not invokes and not any(machine.is_of_module(one) for one in machine.accesses):
             continue
-        if _opens_elsewhere(block):
+        if _opens_elsewhere(block) or not _needs_input(file, block):
             continue
         yield Finding(
             block.call,
@@ -55,6 +60,26 @@ def check(file: File) -> Iterator[Finding]:
             f"run; write {ast.unparse(block.call.func)}(input), or 'with tracer.invoke(input):' "
             "inside",
         )
+
+
+def _needs_input(file: File, block: Block) -> bool:
+    """Tell whether the model of a run is certain to need an input."""
+    model = file.model_of(block)
+    structure = file.structure(model)
+    if block.kind == "generate" or structure is not None:
+        return structure is None or structure.needs_input
+    if block.call is None or not isinstance(block.call.func, ast.Attribute):
+        return False
+    owner = block.call.func.value
+    binder = file.names.bindings.binder(owner) if isinstance(owner, ast.Name) else None
+    made = binder.value if isinstance(binder, ast.Assign) else None
+    if isinstance(made, ast.Call) and called_name(made) in _LANGUAGE_MODELS:
+        return True
+    return any(
+        access.model == model and access.path is not None and _PARTS & set(map(str, access.path))
+        for machine in file.machines()
+        for access in machine.accesses
+    )
 
 
 def may_have_input(call: ast.Call) -> bool:
@@ -67,5 +92,5 @@ def _opens_elsewhere(block: Block) -> bool:
     openers = {one.call.func for one in block.all_blocks() if one.call is not None}
     return any(
         isinstance(node, ast.Attribute) and node.attr == "invoke" and node not in openers
-        for node in ast.walk(block.node)
+        for node in block.tree.walk(block.node)
     )

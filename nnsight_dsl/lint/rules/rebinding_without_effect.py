@@ -73,14 +73,20 @@ def _is_without_effect(
     if conditions.is_deferred or any(isinstance(one, (ast.For, ast.While)) for one in loops):
         return False
     behind = end_of(node)
-    for below in ast.walk(function):
+    for below in machine.block.tree.walk(function):
         if isinstance(below, ast.Name) and below.id == name and isinstance(below.ctx, ast.Load):
             if end_of(below) > behind or function_of(machine, below) is not function:
                 return False
-        elif isinstance(below, (ast.Global, ast.Nonlocal)):
-            if name in below.names:
-                return False
+        elif _may_look(below, name):
+            return False
     return True
+
+
+def _may_look(node: ast.AST, name: str) -> bool:
+    """Tell whether a node may read a name without spelling it as one."""
+    if isinstance(node, (ast.Global, ast.Nonlocal)):
+        return name in node.names
+    return isinstance(node, ast.Call) and called_name(node) in _LOOKING
 
 
 def function_of(machine: Machine, node: ast.AST) -> ast.AST:

@@ -44,11 +44,11 @@ def check(file: File) -> Iterator[Finding]:
         if not assigned:
             continue
         kept = _kept(block)
-        following = list(file.tree.following(block.node))
+        assigned = {name: found for name, found in assigned.items() if name not in kept}
+        following = list(file.tree.following(block.node)) if assigned else []
         for name, statements in assigned.items():
-            if name in kept or not _is_used(file, name, following):
-                continue
-            yield _finding(name, statements)
+            if _is_used(file, name, following):
+                yield _finding(name, statements)
 
 
 def _finding(name: str, statements: list[ast.Assign]) -> Finding:
@@ -76,7 +76,7 @@ def _assigned(block: Block) -> dict[str, list[ast.Assign]]:
     """Return the names that are bound by nothing but assignments of known values."""
     assigned: dict[str, list[ast.Assign]] = {}
     plain_targets: set[ast.Name] = set()
-    for node in ast.walk(block.node):
+    for node in block.tree.walk(block.node):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]
             if isinstance(target, ast.Name) and is_known_expression(node.value):
@@ -87,7 +87,7 @@ def _assigned(block: Block) -> dict[str, list[ast.Assign]]:
 
 
 def _bound_otherwise(block: Block, known: set[ast.Name]) -> Iterator[str]:
-    for node in ast.walk(block.node):
+    for node in block.tree.walk(block.node):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node not in known:
             yield node.id
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -100,7 +100,7 @@ def _kept(block: Block) -> set[str]:
     """Collect the names that a save may be about, and those that may share its object."""
     kept: set[str] = set()
     shares: list[tuple[set[str], set[str]]] = []
-    for node in ast.walk(block.node):
+    for node in block.tree.walk(block.node):
         if isinstance(node, ast.Call) and called_name(node) not in _PLAIN_CALLS:
             is_keeping = called_name(node) in _KEEPING
             arguments = [*node.args, *(one.value for one in node.keywords)]
@@ -146,7 +146,7 @@ def _is_used(file: File, name: str, following: list[ast.stmt]) -> bool:
             return False
         if use == "reads":
             return not _reads_are_expected_to_fail(file, statement, name)
-        if any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(statement)):
+        if any(isinstance(one, ast.Name) and one.id == name for one in file.tree.walk(statement)):
             # bound on some way through the statement, perhaps
             return False
     return False
@@ -157,6 +157,6 @@ def _reads_are_expected_to_fail(file: File, statement: ast.stmt, name: str) -> b
         return True
     return any(
         file.tree.is_expected_to_fail(node)
-        for node in ast.walk(statement)
+        for node in file.tree.walk(statement)
         if isinstance(node, ast.Name) and node.id == name
     )

@@ -10,6 +10,7 @@ Wrong:
         with model.trace(prompt):
             return model.transformer.h[1].output
 
+
     hidden("The Eiffel Tower is in")
 
 Right:
@@ -18,6 +19,7 @@ Right:
         with model.trace(prompt):
             found = model.transformer.h[1].output.save()
         return found
+
 
     hidden("The Eiffel Tower is in")
 """
@@ -52,7 +54,7 @@ def check(file: File) -> Iterator[Finding]:
             column = len(text[: max((error.offset or 1) - 1, 0)].encode())
             node = ast.Pass(lineno=line, col_offset=column, end_lineno=line, end_col_offset=column)
             yield Finding(node, error.msg)
-    for other in ast.walk(file.tree.module):
+    for other in file.tree.walk(file.tree.module):
         if isinstance(other, ast.AsyncFunctionDef) and any(map(is_intervene, other.decorator_list)):
             yield Finding(
                 other,

@@ -29,8 +29,10 @@ Right:
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 
+from ..accesses import is_step_loop
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
@@ -72,20 +74,33 @@ def _findings(file: File, outermost: Block, run: Block) -> Iterator[Finding]:
 
 
 def _may_share(run: Block) -> bool:
-    """Tell whether an invoke reads a name that another one binds: most do not."""
-    bound: set[str] = set()
+    """Tell whether an invoke reads what another one binds repeatedly: lowering takes long."""
+    repeated: set[str] = set()
     for invoke in run.invokes:
-        names = [node for node in ast.walk(invoke.node) if isinstance(node, ast.Name)]
-        if any(isinstance(one.ctx, ast.Load) and one.id in bound for one in names):
+        names = [node for node in run.tree.walk(invoke.node) if isinstance(node, ast.Name)]
+        if any(isinstance(one.ctx, ast.Load) and one.id in repeated for one in names):
             return True
-        bound |= {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        bound = Counter(one.id for one in names if not isinstance(one.ctx, ast.Load))
+        for one in names:
+            is_bound = not isinstance(one.ctx, ast.Load)
+            if is_bound and (bound[one.id] > 1 or _is_in_loop(run, one)):
+                repeated.add(one.id)
+    return False
+
+
+def _is_in_loop(run: Block, node: ast.AST) -> bool:
+    for above in run.tree.above(node):
+        if above is run.node:
+            return False
+        if isinstance(above, (ast.For, ast.While)) or is_step_loop(above):
+            return True
     return False
 
 
 def _has_barrier(run: Block) -> bool:
     return any(
         isinstance(node, ast.Call) and called_method(node) == "barrier"
-        for node in ast.walk(run.node)
+        for node in run.tree.walk(run.node)
     )
 
 

@@ -103,5 +103,5 @@ def _is_used_elsewhere(machine: Machine, node: ast.stmt, name: ast.Name) -> bool
         and isinstance(below.ctx, ast.Load)
         and id(below) not in inside
         and has_same_value(machine, name, below)
-        for below in ast.walk(machine.block.function())
+        for below in machine.block.tree.walk(machine.block.function())
     )

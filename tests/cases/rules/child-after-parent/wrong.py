@@ -20,3 +20,11 @@ with model.trace() as tracer:
     with tracer.invoke("the cat"):
         hidden = block.output
         block.mlp.c_fc.output = hidden  #> NNS102 9
+
+# %% raises OutOfOrderError
+@intervene
+def inner(model):
+    outer = model.transformer.h[0].output
+    return model.transformer.h[0].mlp.output  #> NNS102 12
+
+inner.run(model, "the cat")

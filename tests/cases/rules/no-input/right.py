@@ -12,6 +12,19 @@ with model.generate(max_new_tokens=3) as tracer:
         with tracer.invoke(prompt):
             logits = model.lm_head.output.save()
 
+# %% a module that needs no input
+class Free(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self):
+        return self.layer(torch.ones(2))
+
+free = NNsight(Free())
+with free.trace():
+    hidden = free.layer.output.save()
+
 # %% something else that is called trace
 import contextlib
 
