@@ -38,8 +38,8 @@ _SPLIT = (
     "enable_chunked_prefill=False, or with max_num_batched_tokens for the longest prompt"
 )
 _PREEMPTED = (
-    "the engine ran out of cache, took this request out and computed it again, which its writes "
-    "cannot follow yet; give the engine more cache, or fewer requests at once"
+    "the engine ran out of cache, took a request out and computed it again, which the writes of "
+    "its block cannot follow yet; give the engine more cache, or fewer requests at once"
 )
 
 
@@ -187,11 +187,14 @@ class Engine:
             if run is None or run.is_over:
                 continue
             computed = int(batch.num_computed_tokens_cpu[row])
+            if computed < run.has_read and run.has_written:
+                run.fail(EngineError(_PREEMPTED))
+                continue
             if computed + count < self.runner.requests[request_id].num_tokens:
                 # a piece of the prompt that is not its last: nothing is sampled after it
                 continue
             again = max(run.has_read - computed, 0)
-            missed = _SPLIT if computed > run.has_read else _PREEMPTED if again else ""
+            missed = _SPLIT if computed > run.has_read else ""
             run.has_read = computed + count
             run.begin_step(missed)
             if not run.is_over:
@@ -231,7 +234,7 @@ class EngineTap:
         ]
         if not visits:
             return call(module, *args, **kwargs)
-        if any(slot.run.driver._own_calls for slot, _ in visits if slot.run.driver is not None):
+        if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
             raise EngineError(
                 "hook=True offers a call to other blocks, which an engine runs apart; call the "
                 "module without it"

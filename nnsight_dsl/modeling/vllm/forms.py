@@ -53,9 +53,12 @@ class Portion:
 
     A program is handed copies: kernels of the engine write into buffers that they have handed on,
     and a copy is a tensor with a version counter, which tells whether it was edited in place.
+
+    Attributes:
+        is_edited: whether the engine's value was changed.
     """
 
-    __slots__ = ("_fresh", "_is_inputs", "_module", "_seen", "_span", "_value")
+    __slots__ = ("_fresh", "_is_inputs", "_module", "_seen", "_span", "_value", "is_edited")
 
     def __init__(self, module: Any, value: Any, span: Span, fresh: set[int], phase: str) -> None:
         self._module = module
@@ -64,6 +67,7 @@ class Portion:
         self._fresh = fresh
         self._is_inputs = phase == "inputs"
         self._seen: tuple[str, Any, list[_Handed]] | None = None
+        self.is_edited = False
 
     def seen(self, port: str) -> Any:
         """Return what the request's programs see of a port."""
@@ -183,6 +187,7 @@ class Portion:
         transformers; a replacement is seen by the caller alone. Numbers of tokens and positions
         stand in buffers of the engine, which are never written to.
         """
+        self.is_edited = True
         whole = _leaf_at(self._value, where)
         if not (edited and whole.is_floating_point()) and id(whole) not in self._fresh:
             whole = whole.clone()

@@ -29,17 +29,18 @@ from nnsight_dsl.modeling.vllm.payload import (
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
 from nnsight_dsl.mounts import explain_helpers, tensor_save
-from nnsight_dsl.runtime.driver import Driver, Offer, _phase_of
+from nnsight_dsl.runtime.asking import phase_of
+from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import EngineError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machine import Machine, set_current, unplain
+from nnsight_dsl.runtime.offers import Offer, Writes
 from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values import misfit
 from nnsight_dsl.tracer import Input, Tracer
-from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class RequestDriver(Driver):
         super().__init__(root, root)
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
+        self.writes = PortionWrites()
         self.engine = engine
         self.missed = ""
 
@@ -91,17 +93,31 @@ class RequestDriver(Driver):
         if not self.engine.is_compiled:
             super()._tap_all()
 
-    def _seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Return what the request's programs see of the current offer.
+
+        Raises:
+            EngineError: part of it went by before it could be offered.
+        """
         if self.missed and not isinstance(offer.tap.place, EnginePlace):
             raise EngineError(self.missed)
         return offer.value.seen(port)
 
-    def _put(
-        self, machine: Machine, offer: Offer, place: Place, port: str, seen: Any, new: Any
+
+class PortionWrites(Writes):
+    """What is written goes into the portion that is offered, if it fits there."""
+
+    def put(
+        self,
+        machine: Machine,
+        offer: Offer,
+        location: tuple[Place, str],
+        seen: Any,
+        new: Any,
+        factor: int,
     ) -> None:
-        offer.value.put(port, new)
-        if self.log is not None:
-            self.log.add(name_of(place, port), machine.step, requests.WRITE, machine.line, new)
+        """Replace what the request's programs see of a port."""
+        offer.value.put(location[1], new)
 
 
 class Run:
@@ -112,6 +128,7 @@ class Run:
         driver: drives them.
         is_over: whether they have ended, by themselves or by a fault.
         has_read: positions of the request whose values have been offered.
+        has_written: whether a program has changed a value of a module.
     """
 
     def __init__(self, key: str, engine: Engine) -> None:
@@ -119,6 +136,7 @@ class Run:
         self.engine = engine
         self.is_over = False
         self.has_read = 0
+        self.has_written = False
         self.failure: BaseException | None = None
         self.driver: RequestDriver | None = None
         self._block: Machine | None = None
@@ -140,7 +158,7 @@ class Run:
             self._sizes = sizes_of(self._around)
         except Exception as error:
             clean(error)
-            self._fail(error)
+            self.fail(error)
             return
         self._guarded(self._begin)
 
@@ -166,7 +184,7 @@ class Run:
         driver._tap_ahead()
         for machine in list(driver.machines):
             if not machine.is_done and machine.pending is None:
-                driver._drive(machine, None)
+                driver.drive(machine, None)
 
     def _guarded(self, call: Callable[[RequestDriver], Any]) -> Any:
         """Do something with the driver; what goes wrong ends the programs, and nothing else."""
@@ -177,14 +195,14 @@ class Run:
         try:
             with self.engine.limit:
                 result = call(driver)
-            if driver._may_stop():
+            if driver.may_stop():
                 self._close()
             return result
         except RunAborted:
             self._close()
         except (Exception, OutOfTime) as error:
             clean(error)
-            self._fail(error)
+            self.fail(error)
         finally:
             set_current(outer)
         return None
@@ -231,9 +249,11 @@ class Run:
             # what a program that failed had written by then is not let in
             return before
         try:
-            return portion.finished()
+            after = portion.finished()
+            self.has_written = self.has_written or portion.is_edited
+            return after
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return before
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
@@ -290,7 +310,8 @@ class Run:
             explain_helpers(outcome.failure)
         return outcome
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the programs with an error."""
         self.failure = self.failure or error
         self._close()
 
@@ -375,4 +396,4 @@ def _expect(driver: Driver, machine: Machine) -> None:
 
 
 def _phase(request: Request | None) -> str | None:
-    return None if request is None else _phase_of(request)
+    return None if request is None else phase_of(request)
