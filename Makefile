@@ -1,5 +1,7 @@
 # make demo   install, then run the quickstart
 # make test   install, then run the tests
+# make test-vllm
+#             install vLLM for the CPU beside the rest, then run the tests with its engine
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
 # make lint   install, then check style, types and layers
@@ -12,16 +14,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-transforms lint bench clean
+.PHONY: demo test test-core test-vllm test-transforms lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
-test: test-core
+test: test-core test-vllm
 
 test-core: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/vllm
+
+test-vllm: $(VENV)/.installed-vllm
+	$(BIN)/python -m pytest tests/vllm
 
 # transforms/ needs no torch, so its tests run on a Python that no torch is installed for.
 SMALL := $(VENV)/transforms-$(notdir $(PYTHON))
@@ -62,6 +67,11 @@ $(VENV)/.installed: $(VENV)/.installed-torch $(INPUTS)
 
 $(VENV)/.installed-test $(VENV)/.installed-lint: $(VENV)/.installed-%: $(VENV)/.installed-torch $(INPUTS)
 	$(PIP) install -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# Without what its parts ask for: they disagree on versions that vLLM runs with all the same.
+$(VENV)/.installed-vllm: $(VENV)/.installed-test constraints-vllm.txt
+	$(PIP) install --no-deps -r constraints-vllm.txt
 	@touch $@
 
 $(SMALL)/.installed: constraints.txt

@@ -42,7 +42,7 @@ _HOMES = {
     "save": "nnsight_dsl.saving",
 }
 _ERRORS = (
-    "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError "
+    "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError EngineError "
     "FreedGraphError GenerationEndedError GradientError GradientOrderError InternalError "
     "InterventionArgumentError InterventionError InvokeError NestedRunError NoInputError "
     "NotCalledError NotRunningError OutOfOrderError PathError SharedNameError StaleEditError "

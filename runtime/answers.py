@@ -20,7 +20,7 @@ from .errors import InvokeError, OutOfOrderError, RunAborted, WriteError
 from .gradients import Backward
 from .locations import Place, name_of
 from .machine import Machine
-from .offers import Offer, Skip, seen_by
+from .offers import Offer, Skip
 from .replays import OUTPUT
 from .steps import PlainSteps, Steps, StepSpec
 from .values import with_element
@@ -43,7 +43,7 @@ def _read(driver: Driver, machine: Machine, request: Request) -> Any:
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)
-    seen = seen_by(machine, offer, port, driver.factor)
+    seen = driver.seen(machine, offer, port)
     if driver.log is not None:
         driver.log.add(name_of(place, port), machine.step, request[0], machine.line, seen)
     if machine.program.first_items and port == OUTPUT and isinstance(seen, torch.Tensor):
@@ -59,7 +59,7 @@ def _write(driver: Driver, machine: Machine, request: Request) -> Any:
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)
-    seen = seen_by(machine, offer, port, driver.factor)
+    seen = driver.seen(machine, offer, port)
     _put(driver, machine, offer, (place, port), seen, value)
     return None
 

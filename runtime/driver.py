@@ -25,7 +25,7 @@ from .fast_path import has_fast_path, leave_fast_path, return_to_fast_path
 from .instruments import Log
 from .locations import Place, ancestors
 from .machine import Machine, set_current
-from .offers import Offer, Writes, take_edits
+from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
@@ -469,6 +469,10 @@ class Driver:
             # what was set until now comes before what is asked for now
             take_edits(offer, self.factor)
         return offer
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Return what a machine sees of the current offer."""
+        return seen_by(machine, offer, port, self.factor)
 
     def park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""

@@ -83,6 +83,10 @@ class BatchingError(InterventionError, NotImplementedError):
     """Several inputs were given to a model that does not know how to make one batch of them."""
 
 
+class EngineError(InterventionError, ValueError):
+    """An engine was asked for what it cannot offer to a program."""
+
+
 class CarriedCallError(InterventionError, RuntimeError):
     """A call that was taken for plain asked for a model value; the block is carried from now on."""
 

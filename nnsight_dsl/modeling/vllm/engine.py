@@ -1,0 +1,260 @@
+"""The engine's side: what stands in a worker of vLLM, between its model runner and the requests.
+
+A model runner takes all requests of a step as one flat batch of tokens, runs the model once, picks
+each request's last position, computes logits and samples. Four of its methods are wrapped, on that
+one runner:
+
+| method           | what happens there                                                   |
+|------------------|----------------------------------------------------------------------|
+| `execute_model`  | programs of new requests start                                       |
+| `_model_forward` | each request learns its span of the flat batch; modules offer values |
+| `_sample`        | logits before, sampled tokens after                                  |
+
+A module carries a tap only while a request in the engine addresses it, and without programs each
+wrapper costs one look at an empty dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnsight_dsl.modeling.vllm.forms import Span
+from nnsight_dsl.modeling.vllm.limits import Limit
+from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
+from nnsight_dsl.modeling.vllm.places import EngineRoot
+from nnsight_dsl.modeling.vllm.run import RequestTap, Run
+from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
+from nnsight_dsl.runtime.taps import install_tap, remove_tap
+
+_SPLIT = (
+    "this prompt was computed in pieces, and a program needs it as a whole; make the engine with "
+    "enable_chunked_prefill=False, or with max_num_batched_tokens for the longest prompt"
+)
+_PREEMPTED = (
+    "the engine ran out of cache, took a request out and computed it again, which the writes of "
+    "its block cannot follow yet; give the engine more cache, or fewer requests at once"
+)
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request in the forward that runs."""
+
+    run: Run
+    span: Span
+
+
+class Engine:
+    """What a worker keeps of its requests' programs.
+
+    Attributes:
+        thread: where the model runs.
+        is_compiled: whether the model's modules are not called one by one.
+        slots: the requests whose values the forward that runs is to offer.
+        limit: how long a program may go on without asking for a value.
+    """
+
+    def __init__(self, runner: Any, seconds: float) -> None:
+        self.runner = runner
+        self.thread = get_ident()
+        self.slots: list[Slot] = []
+        self.limit = Limit(seconds)
+        self.is_compiled = bool(runner.compilation_config.mode)
+        self._runs: dict[str, Run] = {}
+        self._by_key: dict[str, Run] = {}
+        self._ids: dict[str, str] = {}
+        self._roots: dict[str, EngineRoot] = {}
+        self._taps: dict[int, EngineTap] = {}
+        self._scheduled: Any = None
+        self._sampling: list[tuple[int, Run]] = []
+        self.install()
+
+    def install(self) -> None:
+        """Wrap the runner's methods."""
+        runner = self.runner
+        for name in ("execute_model", "_model_forward", "_sample"):
+            if not hasattr(runner, name):
+                raise EngineError(
+                    f"the engine's {type(runner).__name__} has no {name}; use a version of vLLM "
+                    "that has, with the environment variable VLLM_USE_V2_MODEL_RUNNER=0"
+                )
+        execute, forward = runner.execute_model, runner._model_forward
+        sample = runner._sample
+
+        def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+            self._take_in(scheduled)
+            return execute(scheduled, *args, **kwargs)
+
+        def _model_forward(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(forward, args, kwargs) if self._runs else forward(*args, **kwargs)
+
+        def _sample(logits: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._sampling:
+                return sample(logits, *args, **kwargs)
+            return self._sampled(sample, logits, args, kwargs)
+
+        runner.execute_model = execute_model
+        runner._model_forward = _model_forward
+        runner._sample = _sample
+
+    # requests
+
+    def opened(self, payload: bytes) -> tuple[tuple[Any, ...], EngineRoot]:
+        """Unpack a payload, and find the envoy that its paths start from."""
+        data = opened(payload)
+        rename = rename_in(data)
+        root = self._roots.get(repr(rename))
+        if root is None:
+            root = self._roots[repr(rename)] = EngineRoot(self.runner.get_model(), rename=rename)
+        return data, root
+
+    def _take_in(self, scheduled: Any) -> None:
+        self._scheduled = scheduled
+        for request_id in scheduled.finished_req_ids:
+            self._runs.pop(request_id, None)
+        for new in scheduled.scheduled_new_reqs:
+            extra = getattr(new.sampling_params, "extra_args", None)
+            sent = extra.get(KEY) if extra else None
+            if sent is None or new.req_id in self._runs:
+                continue
+            run = Run(sent["key"], self)
+            self._runs[new.req_id] = self._by_key[run.key] = run
+            with torch.inference_mode():
+                run.start(sent["payload"])
+
+    def finish(self, key: str, result: Any) -> Any:
+        """End a request's programs, and return what they have left."""
+        run = self._by_key.pop(key, None)
+        if run is None:
+            return None
+        for request_id, one in list(self._runs.items()):
+            if one is run:
+                del self._runs[request_id]
+        with torch.inference_mode():
+            return run.finish(result)
+
+    def ended(self) -> list[str]:
+        """List the requests whose programs have ended early, by a fault or by `stop`."""
+        return [key for key, run in self._by_key.items() if run.is_over]
+
+    # the model
+
+    def add_tap(self, tap: RequestTap) -> None:
+        """Let a module offer its values to a request, too."""
+        module: nn.Module = tap.place._module
+        found = self._taps.get(id(module))
+        if found is None:
+            found = self._taps[id(module)] = EngineTap(self, module)
+            install_tap(found, module)  # type: ignore[arg-type]
+        found.taps[id(tap.driver)] = tap
+
+    def remove_tap(self, tap: RequestTap) -> None:
+        """Take a request off a module, and the tap with the last one."""
+        module: nn.Module = tap.place._module
+        found = self._taps.get(id(module))
+        if found is None:
+            return
+        found.taps.pop(id(tap.driver), None)
+        if not found.taps:
+            del self._taps[id(module)]
+            remove_tap(module)
+
+    def _forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.thread = get_ident()
+        self.slots = self._spans(_tokens_in(args, kwargs))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.slots = []
+
+    def _spans(self, total: int) -> list[Slot]:
+        """Find each program's tokens in the flat batch, and let its step begin."""
+        batch = self.runner.input_batch
+        slots: list[Slot] = []
+        self._sampling = []
+        start = 0
+        for row, request_id in enumerate(batch.req_ids):
+            count = self._scheduled.num_scheduled_tokens[request_id]
+            run = self._runs.get(request_id)
+            begin, start = start, start + count
+            if run is None or run.is_over:
+                continue
+            computed = int(batch.num_computed_tokens_cpu[row])
+            if computed < run.has_read and run.has_written:
+                run.fail(EngineError(_PREEMPTED))
+                continue
+            if computed + count < self.runner.requests[request_id].num_tokens:
+                # a piece of the prompt that is not its last: nothing is sampled after it
+                continue
+            again = max(run.has_read - computed, 0)
+            missed = _SPLIT if computed > run.has_read else ""
+            run.has_read = computed + count
+            run.begin_step(missed)
+            if not run.is_over:
+                slots.append(Slot(run, Span(begin + again, count - again, total)))
+                self._sampling.append((row, run))
+        return slots
+
+    def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
+        sampling, self._sampling = self._sampling, []
+        for row, run in sampling:
+            if logits is not None:
+                before = logits[row : row + 1]
+                before.copy_(run.offer_place("logits", before))
+        output = sample(logits, *args, **kwargs)
+        for row, run in sampling:
+            tokens = output.sampled_token_ids[row]
+            tokens.copy_(run.offer_place("samples", tokens))
+        return output
+
+
+class EngineTap:
+    """The tap on a module, for all requests that address it."""
+
+    __slots__ = ("driver", "module", "taps")
+
+    def __init__(self, engine: Engine, module: nn.Module) -> None:
+        self.driver = engine
+        self.module = module
+        self.taps: dict[int, RequestTap] = {}
+
+    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run one call of the module, and offer each request its part of the values."""
+        visits = [
+            (slot, tap)
+            for slot in self.driver.slots
+            if not slot.run.is_over and (tap := self.taps.get(id(slot.run.driver))) is not None
+        ]
+        if not visits:
+            return call(module, *args, **kwargs)
+        if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
+            raise EngineError(
+                "hook=True offers a call to other blocks, which an engine runs apart; call the "
+                "module without it"
+            )
+        fresh: set[int] = set()
+        given = (args, kwargs)
+        for slot, tap in visits:
+            slot.run.begin_visit(tap)
+            given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+        args, kwargs = given
+        output = call(module, *args, **kwargs)
+        for slot, tap in visits:
+            output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
+            slot.run.end_visit(tap, args, kwargs, output, slot.span)
+        return output
+
+
+def _tokens_in(args: Any, kwargs: Any) -> int:
+    """Return the length of the flat batch, padding included."""
+    for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args):
+        if isinstance(value, torch.Tensor):
+            return int(value.shape[0])
+    raise EngineError("the engine's forward has neither token ids nor embeddings")

@@ -1,0 +1,290 @@
+"""What the values of vLLM's modules are called elsewhere: the form in which a program sees them.
+
+vLLM runs all tokens of all requests as one flat axis, and its modules pass values on in ways of
+their own. A location is to mean what it means on the model of transformers, so a program sees
+
+* the tokens of its own request, as a batch of one: `[tokens, width]` is `[1, tokens, width]`;
+* `hidden + residual` where a decoder layer returns or takes the two apart, so that the addition
+  can be fused into the next norm. What is written goes to `hidden`, and the residual becomes 0,
+  so that the sum is exactly what was written;
+* the tensor alone where a linear layer returns it with a bias that somebody else is to add, and
+  where a norm returns the sum beside its output;
+* as `.input`, the hidden states, also of a call that takes the positions first.
+
+`.inputs` are all arguments as vLLM passes them, for the request's tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.runtime.errors import NotCalledError, WriteError
+from nnsight_dsl.runtime.values import misfit
+
+_SUM = "sum"
+_FIRST = "first"
+_WHOLE = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The tokens `start` to `start + count` of a flat batch of `total`."""
+
+    start: int
+    count: int
+    total: int
+
+    def part(self, leaf: Any) -> torch.Tensor | None:
+        """Return the request's part of a tensor, None of what has no axis of tokens."""
+        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == self.total:
+            return leaf.narrow(0, self.start, self.count)
+        return None
+
+
+class Portion:
+    """What one request is offered of a value, and how its edits get back.
+
+    A program is handed copies: kernels of the engine write into buffers that they have handed on,
+    and a copy is a tensor with a version counter, which tells whether it was edited in place.
+
+    Attributes:
+        is_edited: whether the engine's value was changed.
+    """
+
+    __slots__ = ("_fresh", "_is_inputs", "_module", "_seen", "_span", "_value", "is_edited")
+
+    def __init__(self, module: Any, value: Any, span: Span, fresh: set[int], phase: str) -> None:
+        self._module = module
+        self._value = value
+        self._span = span
+        self._fresh = fresh
+        self._is_inputs = phase == "inputs"
+        self._seen: tuple[str, Any, list[_Handed]] | None = None
+        self.is_edited = False
+
+    def seen(self, port: str) -> Any:
+        """Return what the request's programs see of a port."""
+        if self._seen is not None and self._seen[0] == port:
+            return self._seen[1]
+        self._take_edits()
+        handed: list[_Handed] = []
+        if port == "inputs" or not self._is_inputs:
+            form = _WHOLE if self._is_inputs else _output_form(self._module, self._value)
+            value = self._presented(self._value, form, handed)
+        else:
+            value = self._presented_input(handed)
+        self._seen = (port, value, handed)
+        return value
+
+    def put(self, port: str, new: Any) -> None:
+        """Replace what the programs see of a port.
+
+        Raises:
+            WriteError: it has another structure, shape, dtype or device than its place.
+        """
+        old = self.seen(port)
+        if new is old:
+            return
+        if port == "inputs":
+            args, kwargs = new
+            new = (tuple(args), dict(kwargs))
+        difference = misfit(old, new)
+        if difference is not None:
+            raise WriteError(
+                f"the value written is {difference}; make it fit, since the engine's kernels "
+                "take nothing else"
+            )
+        _, _, handed = self._seen or ("", None, [])
+        leaves = pytree.tree_leaves(new)
+        for one, leaf in zip(handed, leaves, strict=True):
+            if leaf is not one.seen and one.write is None and isinstance(leaf, torch.Tensor):
+                raise WriteError(
+                    "the value written stands where the engine has no value of this request's "
+                    "own; write a tensor that has one row for each of its tokens"
+                )
+            if leaf is not one.seen:
+                one.new = leaf
+        self._seen = (port, new, handed)
+
+    def finished(self) -> Any:
+        """Return the engine's value, with the edits of this request."""
+        self._take_edits()
+        return self._value
+
+    # to the program
+
+    def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
+        if form == _SUM:
+            return self._summed(value[0], value[1], (0,), (1,), handed)
+        if form == _FIRST:
+            return self._leaf(value[0], (0,), handed)
+        found, structure = pytree.tree_flatten(value)
+        seen = [self._leaf(leaf, number, handed) for number, leaf in enumerate(found)]
+        return pytree.tree_unflatten(seen, structure)
+
+    def _presented_input(self, handed: list[_Handed]) -> Any:
+        args, kwargs = self._value
+        main = _argument_at(self._module, _MAIN, args, kwargs)
+        if main is None:
+            raise NotCalledError("this call has no arguments, so it has no input; read '.inputs'")
+        residual = _argument_at(self._module, ("residual",), args, kwargs)
+        value = _at(self._value, main)
+        other = None if residual is None else _at(self._value, residual)
+        if other is not None and residual is not None:
+            return self._summed(value, other, main, residual, handed)
+        return self._leaf(value, main, handed)
+
+    def _leaf(self, leaf: Any, where: Any, handed: list[_Handed]) -> Any:
+        part = self._span.part(leaf)
+        if part is None:
+            handed.append(_Handed(leaf, None))
+            return leaf
+        seen = private(part.unsqueeze(0))
+        handed.append(_Handed(seen, lambda new, edited: self._write(where, new, edited)))
+        return seen
+
+    def _summed(
+        self, hidden: Any, residual: Any, where: Any, other: Any, handed: list[_Handed]
+    ) -> Any:
+        mine, rest = self._span.part(hidden), self._span.part(residual)
+        if mine is None or rest is None:
+            return self._leaf(hidden, where, handed)
+
+        def write(new: torch.Tensor, edited: bool) -> None:
+            self._write(where, new, False)
+            self._write(other, torch.zeros_like(new), False)
+
+        seen = private((mine + rest).unsqueeze(0))
+        handed.append(_Handed(seen, write))
+        return seen
+
+    # to the engine
+
+    def _take_edits(self) -> None:
+        if self._seen is None:
+            return
+        _, _, handed = self._seen
+        self._seen = None
+        for one in handed:
+            if one.write is None:
+                continue
+            if one.new is not None:
+                one.write(one.new, False)
+            elif one.seen._version != one.version:
+                one.write(one.seen, True)
+
+    def _write(self, where: Any, new: torch.Tensor, edited: bool) -> None:
+        """Put rows into a leaf of the value.
+
+        An edit in place shows wherever the engine goes on with the same tensor, as in
+        transformers; a replacement is seen by the caller alone. Numbers of tokens and positions
+        stand in buffers of the engine, which are never written to.
+        """
+        self.is_edited = True
+        whole = _leaf_at(self._value, where)
+        if not (edited and whole.is_floating_point()) and id(whole) not in self._fresh:
+            whole = whole.clone()
+            self._fresh.add(id(whole))
+            self._value = _with_leaf(self._value, where, whole)
+        part = self._span.part(whole)
+        if part is None:
+            raise AssertionError("a value has lost its axis of tokens")
+        if new.shape[1:] != part.shape:
+            raise WriteError(
+                f"a value of shape {tuple(part.unsqueeze(0).shape)} was given the shape "
+                f"{tuple(new.shape)} in place; keep its shape"
+            )
+        part.copy_(new[0])
+
+
+class _Handed:
+    """A leaf that a program was handed, and how to write it back; None where it cannot be."""
+
+    __slots__ = ("new", "seen", "version", "write")
+
+    def __init__(self, seen: Any, write: Callable[[Any, bool], None] | None) -> None:
+        self.seen = seen
+        self.write = write
+        self.new: Any = None
+        self.version = seen._version if write is not None else 0
+
+
+def private(part: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor into one that counts its versions, also in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return part.detach().clone()
+
+
+_MAIN = ("hidden_states", "x", None)
+"""Names of the argument that is a module's input, None for the first."""
+
+
+def _argument_at(module: Any, names: tuple[str | None, ...], args: Any, kwargs: Any) -> Any:
+    """Find where the first of some arguments stands in `(args, kwargs)`."""
+    known = _parameters(_class_of(module))
+    for name in names:
+        if name is None:
+            return (0, 0) if args else ((1, next(iter(kwargs))) if kwargs else None)
+        if name in kwargs:
+            return (1, name)
+        if name in known and known.index(name) < len(args):
+            return (0, known.index(name))
+    return None
+
+
+def _class_of(module: Any) -> type:
+    cls: type = module.__class__  # a tapped module's own
+    return cls
+
+
+@cache
+def _parameters(cls: type) -> tuple[str, ...]:
+    """List the parameters of a forward; an operation of vLLM's own has them in its native form."""
+    forward = getattr(cls, "forward_native", None) or getattr(cls, "forward", None)
+    if forward is None:
+        return ()
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _output_form(module: Any, output: Any) -> str:
+    if not isinstance(output, tuple) or len(output) != 2:
+        return _WHOLE
+    first, second = output
+    if not isinstance(first, torch.Tensor):
+        return _WHOLE
+    if any(cls.__name__ == "LinearBase" for cls in type(module).__mro__):
+        return _FIRST
+    is_pair = isinstance(second, torch.Tensor) and second.shape == first.shape
+    if not is_pair or "residual" not in _parameters(_class_of(module)):
+        return _WHOLE
+    return _SUM if module._modules else _FIRST
+
+
+def _at(value: Any, where: Any) -> Any:
+    for key in where:
+        value = value[key]
+    return value
+
+
+def _leaf_at(value: Any, where: Any) -> Any:
+    return pytree.tree_leaves(value)[where] if isinstance(where, int) else _at(value, where)
+
+
+def _with_leaf(value: Any, where: Any, new: Any) -> Any:
+    if isinstance(where, int):
+        leaves, structure = pytree.tree_flatten(value)
+        leaves[where] = new
+        return pytree.tree_unflatten(leaves, structure)
+    if not where:
+        return new
+    key, *rest = where
+    if isinstance(value, dict):
+        return {**value, key: _with_leaf(value[key], rest, new)}
+    return tuple(_with_leaf(one, rest, new) if i == key else one for i, one in enumerate(value))

