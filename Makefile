@@ -20,7 +20,7 @@ INPUTS := pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
-test: test-core test-vllm
+test: test-core
 
 test-core: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --ignore=tests/vllm
