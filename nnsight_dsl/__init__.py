@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nnsight_dsl.envoy import Envoy as Envoy
     from nnsight_dsl.import_hook import install_import_hook as install_import_hook
     from nnsight_dsl.intervene import intervene as intervene
+    from nnsight_dsl.layers import layers_report as layers_report
     from nnsight_dsl.modeling.base import NNsight as NNsight
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
     from nnsight_dsl.modeling.language import TransformersModel as TransformersModel
@@ -37,6 +38,7 @@ _HOMES = {
     "TransformersModel": "nnsight_dsl.modeling.language",
     "intervene": "nnsight_dsl.intervene",
     "install_import_hook": "nnsight_dsl.import_hook",
+    "layers_report": "nnsight_dsl.layers",
     "save": "nnsight_dsl.saving",
 }
 _ERRORS = (

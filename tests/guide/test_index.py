@@ -7,7 +7,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 INDEX = HERE.parents[1] / "docs" / "guide-index.md"
 SAMPLES = 100
-LEFT_OUT = ("`.source`", "vLLM", "remote execution")
+LEFT_OUT = ("vLLM", "remote execution")
 MARK = re.compile(r"# guide (\d+|table|notes)")
 ROW = re.compile(r"\| (\d+|table|notes) \| (\d+) \| ([^|]+) \| ([^|]+) \|")
 

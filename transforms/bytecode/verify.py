@@ -39,26 +39,22 @@ def faults_in(tapped: CodeType, original: CodeType) -> list[str]:
     for name in ("co_varnames", "co_cellvars", "co_freevars", "co_argcount", "co_firstlineno"):
         if getattr(tapped, name) != getattr(original, name):
             found.append(f"{name} differs")
-    # what is only defined in code that is never reached may be missing
-    inside = {_identity(value): value for value in original.co_consts if _is_code(value)}
-    for value in tapped.co_consts:
-        if isinstance(value, CodeType):
-            before_it = inside.get(_identity(value))
-            if before_it is None:
-                found.append(f"{value.co_name} is no function inside of the original")
-            else:
-                found.extend(faults_in(value, before_it))
+    inner, inner_before = _codes_loaded(entries), _codes_loaded(before)
+    if [code.co_name for code in inner] != [code.co_name for code in inner_before]:
+        found.append("the functions inside are not those of the original")
+    else:
+        for one, other in zip(inner, inner_before, strict=True):
+            found.extend(faults_in(one, other))
     return found
 
 
-def _is_code(value: object) -> bool:
-    return isinstance(value, CodeType)
+def _codes_loaded(entries: Bytecode) -> list[CodeType]:
+    """List the functions inside where they are loaded.
 
-
-def _identity(code: CodeType) -> tuple[object, ...]:
-    # the first position that is not the function's beginning
-    position = next((found for found in code.co_positions() if found[2]), None)
-    return code.co_name, code.co_firstlineno, position, code.co_varnames
+    The constants are no measure: those of code that the compiler has left out stay among them.
+    """
+    loaded = [entry.arg for entry in entries if isinstance(entry, Instr)]
+    return [arg for arg in loaded if isinstance(arg, CodeType)]
 
 
 def _lines(code: CodeType) -> list[int | None]:
