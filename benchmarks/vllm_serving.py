@@ -2,10 +2,10 @@
 
     python benchmarks/vllm_serving.py [path of a model]
 
-One workload, 64 prompts of 16 new tokens each, in one run: by the bare engine; with our worker and no
-program; with the last token of one layer read in every step of every request; with one layer steered;
-and with hooks written by hand that do the same for the whole batch. Each is served in turn, five
-times, and the best time counts; what is told is requests in a second, and the ratio.
+One workload, 64 prompts of 16 new tokens each, in one run: by the bare engine; with our worker and
+no program; with the last token of one layer read in every step of every request; with one layer
+steered; and with hooks written by hand that do the same for the whole batch. Each is served in
+turn, five times, and the best time counts; what is told is requests in a second, and the ratio.
 """
 
 from __future__ import annotations

@@ -220,12 +220,8 @@ class Run:
         self._guarded(lambda driver: driver.begin_step())
 
     def begin_visit(self, tap: RequestTap) -> None:
-        """A module is called."""
-
-        def begin(driver: RequestDriver) -> None:
-            tap.index = tap.begin()
-
-        self._guarded(begin)
+        """A module is called; no program is advanced by that alone."""
+        tap.index = tap.begin()
 
     def offer(self, tap: RequestTap, phase: str, value: Any, span: Span, fresh: set[int]) -> Any:
         """Offer a value of the engine's; return the one to go on with."""
