@@ -62,7 +62,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def net() -> Iterator[NNsight]:
+def parts() -> Iterator[NNsight]:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(4)
         yield NNsight(Net().eval())
@@ -92,64 +92,64 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_operation_is_read(net: NNsight, name: str) -> None:
-    expected = by_hand(net._module.first, X)[name]
-    with net.trace(X):
-        found = getattr(net.first.source, name).output.clone().save()
+def test_each_operation_is_read(parts: NNsight, name: str) -> None:
+    expected = by_hand(parts._module.first, X)[name]
+    with parts.trace(X):
+        found = getattr(parts.first.source, name).output.clone().save()
     # the in-place sum goes on in the tensor that was there before
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_operation_is_replaced(net: NNsight, name: str) -> None:
-    value = by_hand(net._module.first, X)[name]
+def test_each_operation_is_replaced(parts: NNsight, name: str) -> None:
+    value = by_hand(parts._module.first, X)[name]
     new = torch.full_like(value, 0.5)
-    expected = by_hand(net._module.first, X, **{name: new.clone()})["return_0"]
-    with net.trace(X):
-        getattr(net.first.source, name).output = new.clone()
-        found = net.first.output.save()
+    expected = by_hand(parts._module.first, X, **{name: new.clone()})["return_0"]
+    with parts.trace(X):
+        getattr(parts.first.source, name).output = new.clone()
+        found = parts.first.output.save()
     assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["self_up_0", "getitem_0", "torch_sigmoid_0", "helper_0", "add_0"])
-def test_operations_are_skipped(net: NNsight, name: str) -> None:
-    value = by_hand(net._module.first, X)[name]
+def test_operations_are_skipped(parts: NNsight, name: str) -> None:
+    value = by_hand(parts._module.first, X)[name]
     new = torch.full_like(value, 0.25)
-    expected = by_hand(net._module.first, X, **{name: new.clone()})["return_0"]
-    with net.trace(X):
-        getattr(net.first.source, name).skip(new.clone())
-        found = net.first.output.save()
+    expected = by_hand(parts._module.first, X, **{name: new.clone()})["return_0"]
+    with parts.trace(X):
+        getattr(parts.first.source, name).skip(new.clone())
+        found = parts.first.output.save()
     assert torch.equal(found, expected)
 
 
-def test_a_skipped_operation_is_not_done(net: NNsight) -> None:
+def test_a_skipped_operation_is_not_done(parts: NNsight) -> None:
     calls: list[int] = []
-    handle = net._module.first.up.register_forward_hook(lambda *_: calls.append(1))
-    with net.trace(X):
-        net.first.source.self_up_0.skip(X)
-        net.first.output.save()
+    handle = parts._module.first.up.register_forward_hook(lambda *_: calls.append(1))
+    with parts.trace(X):
+        parts.first.source.self_up_0.skip(X)
+        parts.first.output.save()
     handle.remove()
     assert calls == []
 
 
-def test_arguments_are_read_and_replaced(net: NNsight) -> None:
-    part = net._module.first
+def test_arguments_are_read_and_replaced(parts: NNsight) -> None:
+    part = parts._module.first
     values = by_hand(part, X)
-    with net.trace(X):
-        given = net.first.source.helper_0.inputs.save()
-        net.first.source.helper_0.inputs = (given[0], {"weight": 2.0})
-        found = net.first.source.helper_0.output.clone().save()
+    with parts.trace(X):
+        given = parts.first.source.helper_0.inputs.save()
+        parts.first.source.helper_0.inputs = (given[0], {"weight": 2.0})
+        found = parts.first.source.helper_0.output.clone().save()
     args, kwargs = given
     assert torch.equal(args[0], values["hidden"])
     assert kwargs == {"weight": 3.0}
     assert torch.equal(found, helper(values["hidden"], weight=2.0))
 
 
-def test_the_operands_of_an_operator_are_its_inputs(net: NNsight) -> None:
-    values = by_hand(net._module.first, X)
-    with net.trace(X):
-        given = net.first.source.add_0.inputs.save()
-        first = net.second.source.self_up_0.input.save()
+def test_the_operands_of_an_operator_are_its_inputs(parts: NNsight) -> None:
+    values = by_hand(parts._module.first, X)
+    with parts.trace(X):
+        given = parts.first.source.add_0.inputs.save()
+        first = parts.second.source.self_up_0.input.save()
     (left, right), kwargs = given
     assert torch.equal(left, X)
     assert torch.equal(right, values["matmul_0"])
@@ -157,21 +157,21 @@ def test_the_operands_of_an_operator_are_its_inputs(net: NNsight) -> None:
     assert torch.equal(first, values["return_0"])
 
 
-def test_an_edit_in_place_reaches_what_comes_after(net: NNsight) -> None:
+def test_an_edit_in_place_reaches_what_comes_after(parts: NNsight) -> None:
     gone = torch.zeros(2, 4)
-    expected = by_hand(net._module.first, X, self_up_0=gone)["return_0"]
-    with net.trace(X):
-        net.first.source.self_up_0.output[:] = 0
-        found = net.first.output.save()
+    expected = by_hand(parts._module.first, X, self_up_0=gone)["return_0"]
+    with parts.trace(X):
+        parts.first.source.self_up_0.output[:] = 0
+        found = parts.first.output.save()
     assert torch.equal(found, expected)
 
 
-def test_the_inside_of_a_called_function(net: NNsight) -> None:
-    hidden = by_hand(net._module.first, X)["hidden"]
-    with net.trace(X):
-        centred = net.first.source.helper_0.source.centred.output.save()
-        net.first.source.helper_0.source.mul_0.output *= 2
-        found = net.first.source.mixed.output.clone().save()
+def test_the_inside_of_a_called_function(parts: NNsight) -> None:
+    hidden = by_hand(parts._module.first, X)["hidden"]
+    with parts.trace(X):
+        centred = parts.first.source.helper_0.source.centred.output.save()
+        parts.first.source.helper_0.source.mul_0.output *= 2
+        found = parts.first.source.mixed.output.clone().save()
     assert torch.equal(centred, hidden - hidden.mean())
     assert torch.equal(found, helper(hidden, weight=3.0) * 2)
 
@@ -186,35 +186,35 @@ def test_the_inside_of_torchs_own_functions() -> None:
     assert torch.equal(found, functional.layer_norm(X, (4,)))
 
 
-def test_only_the_module_that_is_asked_for_is_tapped(net: NNsight) -> None:
-    first, second = net._module.first, net._module.second
+def test_only_the_module_that_is_asked_for_is_tapped(parts: NNsight) -> None:
+    first, second = parts._module.first, parts._module.second
     seen: list[tuple[bool, bool]] = []
 
     def look(*_: Any) -> None:
         seen.append(("forward" in first.__dict__, "forward" in second.__dict__))
 
     handles = [part.up.register_forward_hook(look) for part in (first, second)]
-    with net.trace(X):
-        net.first.source.helper_0.output.save()
+    with parts.trace(X):
+        parts.first.source.helper_0.output.save()
     for handle in handles:
         handle.remove()
     assert seen == [(True, False), (False, False)]
     assert first.forward.__func__ is Part.forward
 
 
-def test_nothing_is_left_behind_by_a_run_that_fails(net: NNsight) -> None:
-    before = {**net._module.first.__dict__}
+def test_nothing_is_left_behind_by_a_run_that_fails(parts: NNsight) -> None:
+    before = {**parts._module.first.__dict__}
     with pytest.raises(RuntimeError):
-        with net.trace(X):
-            net.first.source.hidden.output = torch.ones(3, 7)
-    assert net._module.first.__dict__ == before
-    assert torch.equal(net._module.first(X), by_hand(net._module.first, X)["return_0"])
+        with parts.trace(X):
+            parts.first.source.hidden.output = torch.ones(3, 7)
+    assert parts._module.first.__dict__ == before
+    assert torch.equal(parts._module.first(X), by_hand(parts._module.first, X)["return_0"])
 
 
-def test_names_that_other_releases_give_to_locals(net: NNsight) -> None:
-    with net.trace(X):
-        found = net.first.source.mixed_0.output.clone().save()
-    assert torch.equal(found, by_hand(net._module.first, X)["mixed"])
+def test_names_that_other_releases_give_to_locals(parts: NNsight) -> None:
+    with parts.trace(X):
+        found = parts.first.source.mixed_0.output.clone().save()
+    assert torch.equal(found, by_hand(parts._module.first, X)["mixed"])
 
 
 def test_operations_of_a_module_that_is_called_twice() -> None:
@@ -357,21 +357,21 @@ def test_edits_of_operations_stay_with_the_edited_model(city: LanguageModel) -> 
     assert plain.abs().max() > 0
 
 
-def test_a_forward_that_accelerate_has_wrapped(net: NNsight) -> None:
+def test_a_forward_that_accelerate_has_wrapped(parts: NNsight) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     class Doubling(ModelHook):
         def post_forward(self, module: nn.Module, output: Any) -> Any:
             return output * 2
 
-    part = net._module.first
+    part = parts._module.first
     expected = by_hand(part, X)
     add_hook_to_module(part, Doubling())
     before = {**part.__dict__}
     try:
-        with net.trace(X):
-            inner = net.first.source.add_0.output.save()
-            outer = net.first.output.save()
+        with parts.trace(X):
+            inner = parts.first.source.add_0.output.save()
+            outer = parts.first.output.save()
         assert part.__dict__ == before
     finally:
         remove_hook_from_module(part)
@@ -382,59 +382,59 @@ def test_a_forward_that_accelerate_has_wrapped(net: NNsight) -> None:
 # what goes wrong
 
 
-def test_a_name_that_does_not_exist_has_its_nearest(net: NNsight) -> None:
+def test_a_name_that_does_not_exist_has_its_nearest(parts: NNsight) -> None:
     with pytest.raises(
         PathError, match="first has no operation 'helper_1'; did you mean 'helper_0'"
     ):
-        with net.trace(X):
-            net.first.source.helper_1.output.save()
+        with parts.trace(X):
+            parts.first.source.helper_1.output.save()
 
 
-def test_a_name_that_does_not_exist_inside_of_a_called_function(net: NNsight) -> None:
+def test_a_name_that_does_not_exist_inside_of_a_called_function(parts: NNsight) -> None:
     with pytest.raises(PathError, match=r"helper_0 \(helper\) has no operation 'centre'"):
-        with net.trace(X):
-            net.first.source.helper_0.source.centre.output.save()
+        with parts.trace(X):
+            parts.first.source.helper_0.source.centre.output.save()
 
 
-def test_a_module_in_a_source_has_a_source_of_its_own(net: NNsight) -> None:
+def test_a_module_in_a_source_has_a_source_of_its_own(parts: NNsight) -> None:
     with pytest.raises(PathError, match=r"write model\.first\.up\.source"):
-        with net.trace(X):
-            net.first.source.self_up_0.source.F_linear_0.output.save()
+        with parts.trace(X):
+            parts.first.source.self_up_0.source.F_linear_0.output.save()
 
 
-def test_a_function_in_c_has_no_inside(net: NNsight) -> None:
+def test_a_function_in_c_has_no_inside(parts: NNsight) -> None:
     with pytest.raises(PathError, match="C function and has no operations inside"):
-        with net.trace(X):
-            net.first.source.torch_sigmoid_0.source.exp_0.output.save()
+        with parts.trace(X):
+            parts.first.source.torch_sigmoid_0.source.exp_0.output.save()
 
 
-def test_an_operation_in_a_branch_that_is_not_taken(net: NNsight) -> None:
+def test_an_operation_in_a_branch_that_is_not_taken(parts: NNsight) -> None:
     with pytest.raises(NotCalledError, match="was not done: it stands in a branch"):
-        with net.trace(X):
-            net.first.source.torch_flip_0.output.save()
+        with parts.trace(X):
+            parts.first.source.torch_flip_0.output.save()
 
 
 @pytest.mark.usefixtures("unlinted")
-def test_an_operation_that_has_passed(net: NNsight) -> None:
+def test_an_operation_that_has_passed(parts: NNsight) -> None:
     with pytest.raises(OutOfOrderError):
-        with net.trace(X):
-            net.first.source.helper_0.output.save()
-            net.first.source.hidden.output.save()
+        with parts.trace(X):
+            parts.first.source.helper_0.output.save()
+            parts.first.source.hidden.output.save()
 
 
-def test_an_operation_that_is_not_expected_in_a_call_that_runs(net: NNsight) -> None:
+def test_an_operation_that_is_not_expected_in_a_call_that_runs(parts: NNsight) -> None:
     with pytest.raises(OutOfOrderError, match="already running, and was not expected"):
-        with net.trace(X):
-            net.first.up.output.save()
-            part = next(iter([net])).first
+        with parts.trace(X):
+            parts.first.up.output.save()
+            part = next(iter([parts])).first
             part.source.helper_0.output.save()
 
 
-def test_an_attribute_that_an_operation_does_not_have(net: NNsight) -> None:
+def test_an_attribute_that_an_operation_does_not_have(parts: NNsight) -> None:
     with pytest.raises(PathError, match="has no attribute 'outputs'"):
-        net.first.source.helper_0.outputs
+        parts.first.source.helper_0.outputs
     with pytest.raises(AttributeError, match="cannot be set"):
-        net.first.source.helper_0.weight = 1
+        parts.first.source.helper_0.weight = 1
 
 
 def test_an_edit_in_a_checkpointed_part_is_refused() -> None:
@@ -460,34 +460,34 @@ def test_an_edit_in_a_checkpointed_part_is_refused() -> None:
 # printing
 
 
-def test_a_source_is_printed_beside_its_text(net: NNsight) -> None:
-    lines = str(net.first.source).splitlines()
+def test_a_source_is_printed_beside_its_text(parts: NNsight) -> None:
+    lines = str(parts.first.source).splitlines()
     (line,) = (one for one in lines if one.startswith("torch_sigmoid_0 "))
     assert "->" in line
     (first,) = (one for one in lines if one.startswith("getitem_0 "))
     assert first.endswith("gate = torch.sigmoid(hidden[:, :2])")
-    assert "\x1b" not in str(net.first.source)
+    assert "\x1b" not in str(parts.first.source)
 
 
-def test_a_source_marks_what_the_last_run_did_not_do(net: NNsight) -> None:
-    assert "not done" not in str(net.first.source)
-    with net.trace(X):
-        net.first.source.hidden.output.save()
-    marked = [one.split()[0] for one in str(net.first.source).splitlines() if "(not done)" in one]
+def test_a_source_marks_what_the_last_run_did_not_do(parts: NNsight) -> None:
+    assert "not done" not in str(parts.first.source)
+    with parts.trace(X):
+        parts.first.source.hidden.output.save()
+    marked = [one.split()[0] for one in str(parts.first.source).splitlines() if "(not done)" in one]
     assert marked == ["torch_flip_0", "hidden_1"]
 
 
-def test_one_operation_is_printed_in_its_context(net: NNsight) -> None:
-    text = str(net.first.source.helper_0)
+def test_one_operation_is_printed_in_its_context(parts: NNsight) -> None:
+    text = str(parts.first.source.helper_0)
     assert text.startswith("first.source.helper_0:")
     (marked,) = (one for one in text.splitlines() if one.startswith("-->"))
     assert marked.endswith("mixed = helper(hidden, weight=self.scale)")
 
 
-def test_names_of_operations_are_listed(net: NNsight) -> None:
-    assert [name for name in net.first.source if name in NAMES] == NAMES
-    assert "helper_0" in net.first.source
-    assert "helper_0" in dir(net.first.source)
+def test_names_of_operations_are_listed(parts: NNsight) -> None:
+    assert [name for name in parts.first.source if name in NAMES] == NAMES
+    assert "helper_0" in parts.first.source
+    assert "helper_0" in dir(parts.first.source)
 
 
 def test_a_forward_without_text_has_its_operations() -> None:
@@ -504,9 +504,9 @@ def test_a_forward_without_text_has_its_operations() -> None:
     assert "torch_exp_0" in str(model.source)
 
 
-def test_what_a_run_has_seen_is_kept_with_the_module(net: NNsight) -> None:
-    with net.trace(X):
-        net.first.source.helper_0.source.centred.output.save()
-    spot = spot_of(net._module.first, ("helper_0",))
+def test_what_a_run_has_seen_is_kept_with_the_module(parts: NNsight) -> None:
+    with parts.trace(X):
+        parts.first.source.helper_0.source.centred.output.save()
+    spot = spot_of(parts._module.first, ("helper_0",))
     assert spot.function is helper
     assert spot.ran["centred"]

@@ -25,7 +25,7 @@ from nnsight_dsl.transforms.requests import PORTS
 from tests.language import elsewhere
 from tests.language.reference import Reference, kept, without_save
 
-EXAMPLES = 1500
+EXAMPLES = 1200
 LONG = 5000
 ENOUGH = 20
 
