@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
+from nnsight_dsl.fit import fit_of
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
@@ -28,29 +27,19 @@ from nnsight_dsl.runtime.errors import (
     SharedNameError,
 )
 from nnsight_dsl.runtime.instruments import Log, Served
-from nnsight_dsl.runtime.locations import Place, places_at
-from nnsight_dsl.runtime.machine import Machine, current_machine, is_known_unplain
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
-from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.scan import faked
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.names import MISSING, OUTER
+from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight
-
-_KNOWN_PLAIN = (
-    Place, torch.Tensor, torch.dtype, torch.device, torch.Size, int, float, complex, str, bytes,
-    range, slice, type(None), type(...),
-    types.BuiltinFunctionType,
-)  # fmt: skip
-_CONTAINERS = (list, tuple, dict, set, frozenset)
-_MOST_ITEMS = 64
-"""How many items of a container are looked at before a block is taken for plain."""
 
 _VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
@@ -62,8 +51,6 @@ _CANNOT_TELL = (
     NotImplementedError,
 )
 """What fails on fake tensors alone."""
-
-_PLAIN_MODULES = ("torch", "math", "operator", "itertools", "numpy")
 
 
 @dataclass(slots=True)
@@ -99,6 +86,10 @@ class Batch:
     counts: tuple[int, ...]
 
 
+_ALL_ROWS = Input(())
+"""What runs on the rows of all inputs, and on none of its own."""
+
+
 class BarrierCall:
     """What `tracer.barrier(n)` returns: call it in each of the `n` invokes that take part."""
 
@@ -127,6 +118,18 @@ class Tracer(Block, Place):
     _path = "tracer"
     _parent = None
 
+    # what holds for most traces stands on the class, so that making a tracer is cheap
+    _driver: Driver | None = None
+    _has_barrier = False
+    _order: Any = None
+    _result: Any = None
+    _leaves_all = False
+    _is_scan = False
+    _is_validated = False
+    _outer_now: Any = None
+    _log: Log | None = None
+    _interventions: tuple[Any, ...] = ()
+
     def __init__(
         self, model: NNsight, function: str, given: Input, options: dict[str, Any]
     ) -> None:
@@ -134,22 +137,15 @@ class Tracer(Block, Place):
         self._function = function
         self._given = given
         self._options = options
-        self._driver: Driver | None = None
         self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
-        self._has_barrier = False
-        self._order: Any = None
-        self._result: Any = None
-        self._leaves_all = False
-        self._is_scan = False
         self._beside: list[Machine] = []
-        self._outer_now: Any = None
-        self._all_rows = Input(())
-        self._log = Log() if options.pop("log", False) else None
-        # either word asks for the same: a run on fake tensors before the real one
-        flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
-        self._is_validated = any(flags)
-        self._interventions: tuple[Any, ...] = tuple(options.pop("interventions", ()))
+        if options:
+            self._log = Log() if options.pop("log", False) else None
+            # either word asks for the same: a run on fake tensors before the real one
+            flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
+            self._is_validated = any(flags)
+            self._interventions = tuple(options.pop("interventions", ()))
 
     # for the user
 
@@ -310,15 +306,21 @@ class Tracer(Block, Place):
     ) -> tuple[dict[str, Any], BaseException | None]:
         if not self._is_scan:
             self._model._prepare()
-        with Turn(self._model._family):
-            driver = self._new_driver()
-            driver.is_partial = self._is_scan and driver.is_stepped
-            self._driver = driver
-            driver.log = self._log
+        with self._model._family:
+            driver = self._driver = self._new_driver()
+            if self._is_scan and driver.is_stepped:
+                driver.is_partial = True
+            if self._log is not None:
+                driver.log = self._log
             machine = self._machine_of(program, user_globals, names)
-            self._start_beside(driver)
+            if self._model._edits or self._interventions:
+                self._start_beside(driver)
             try:
-                if (self._given or self._runs_empty()) and not program.has_invokes:
+                if not program.children or not program.has_invokes:
+                    is_alone = self._given or self._runs_empty()
+                else:
+                    is_alone = False
+                if is_alone:
                     self._invokes.append((machine, self._given))
                     self._run_model(driver)
                 else:
@@ -332,7 +334,7 @@ class Tracer(Block, Place):
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
             # what runs beside the blocks has names of its own, which are not the user's here
-            if other not in self._beside:
+            if other.names and other not in self._beside:
                 left.update(other.names)
         # the user may keep the tracer; what the blocks saved is the user's alone from here on
         self._invokes = []
@@ -391,12 +393,14 @@ class Tracer(Block, Place):
         return self._function == "trace" and self._model._runs_empty(self._options)
 
     def _new_driver(self) -> Driver:
-        is_generation = self._function == "generate"
-        return Driver(self._model, self._model._stepping() if is_generation else None)
+        model = self._model
+        return Driver(model, model._stepping() if self._function == "generate" else None)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
-        inputs = [one for _, one in self._invokes if one and one is not self._given]
+        inputs = [
+            one for _, one in self._invokes if one is not self._given and (one.args or one.kwargs)
+        ]
         if given and inputs:
             raise InvokeError(
                 "this trace has an input of its own, and invokes with inputs inside; give the "
@@ -408,28 +412,34 @@ class Tracer(Block, Place):
         if not inputs:
             raise complaints.no_input()
         batch = self._model._batch(inputs, self._function, self._options)
-        total = sum(batch.counts)
-        start = 0
-        for one, count in zip(inputs, batch.counts, strict=True):
-            one.rows = Rows(start, count, total) if len(inputs) > 1 else None
-            start += count
+        if len(inputs) > 1:
+            total = sum(batch.counts)
+            start = 0
+            for one, count in zip(inputs, batch.counts, strict=True):
+                one.rows = Rows(start, count, total)
+                start += count
+        else:
+            inputs[0].rows = None
         driver.factor = self._model._rows_per_row(batch.kwargs)
         return self._run_on(driver, batch.args, batch.kwargs)
 
     def _run_on(self, driver: Driver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand all machines to the driver, and run the model."""
-        for order, (machine, one) in enumerate(self._invokes):
-            machine.order = order
+        is_plain = True
+        for machine, one in self._invokes:
             machine.rows = one.rows
-            driver.machines.append(machine)
-            self._check_sharing(machine)
-            self._expect(driver, machine)
-        is_plain = all(machine.is_plain for machine in driver.machines)
+            driver.add(machine)
+            if machine.program.fetched:
+                self._check_sharing(machine)
+            is_plain = is_plain and machine.is_plain
         if self._order is not None:
             driver.expect_anything()
             driver.watchers.append(self._order)
-        with nullcontext() if is_plain else tensor_save():
+        if is_plain:
             result = driver.run(self._called(), args, kwargs)
+        else:
+            with tensor_save():
+                result = driver.run(self._called(), args, kwargs)
         if self._order is not None and driver.failure is None:
             self._order.finish()
         if driver.failure is not None:
@@ -467,18 +477,6 @@ class Tracer(Block, Place):
                 "its own"
             )
 
-    def _expect(self, driver: Driver, machine: Machine) -> None:
-        """Tell the driver which places a block can ask for, as far as its text tells."""
-        if not machine.is_plain:
-            driver.expect_anything()
-        for state in machine.program.states:
-            start = machine.seen_name(state.root) if state.root is not None else None
-            found = places_at(start, state.path) if isinstance(start, Place) else None
-            if found is None:
-                driver.expect_anything()
-            else:
-                driver.expect((place, state.port) for place in found)
-
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""
         model = self._model
@@ -487,7 +485,7 @@ class Tracer(Block, Place):
             batch = model._batch([self._given], self._function, self._options)
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
-        with Turn(model._family):
+        with model._family:
             driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
@@ -498,7 +496,7 @@ class Tracer(Block, Place):
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
-        with Turn(self._model._family):
+        with self._model._family:
             driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
@@ -513,11 +511,11 @@ class Tracer(Block, Place):
             def start(edit: KeptEdit = edit) -> Machine:
                 return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
 
-            self._invokes.append((start(), self._all_rows))
+            self._invokes.append((start(), _ALL_ROWS))
             if driver.is_stepped and edit.is_for_each_step:
                 driver.each_step.append(start)
         for one in self._interventions:
-            self._invokes.append((self._started(self._machine_beside(one)), self._all_rows))
+            self._invokes.append((self._started(self._machine_beside(one)), _ALL_ROWS))
 
     def _machine_beside(self, intervention: Any) -> Machine:
         """Start an intervention that runs beside the block, before it and on all rows."""
@@ -527,27 +525,28 @@ class Tracer(Block, Place):
     def _machine_of(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> Machine:
-        def value_of(name: str) -> Any:
-            # names of an enclosing function that are no parameters are not read by the block
-            return program.initial(name, user_globals, names, fall_back=True)
-
-        is_plain = (
-            program.plain is not None
-            and not is_known_unplain(program)
-            and all(_is_known_plain(value_of(name)) for name in program.plain.roots)
-            and all(_is_known_path(value_of(name)) for name in program.plain.paths)
-        )
-        roots = {state.root for state in program.states if state.root is not None}
+        fit = fit_of(self._model, self._model._fits, program, user_globals, names)
+        seen = fit.seen
+        is_usual = self._outer_now is None
+        if fit.roots:
+            seen = {**seen}
+            for name in fit.roots:
+                seen[name] = program.initial(name, user_globals, names, fall_back=True)
         machine = Machine(
             program,
             user_globals,
             names,
             self._saved,
-            INJECTED if self._outer_now is None else {**INJECTED, OUTER: self._outer_now},
-            is_plain=is_plain,
-            seen_names={name: value_of(name) for name in roots},
+            INJECTED if is_usual else {**INJECTED, OUTER: self._outer_now},
+            is_plain=fit.is_plain,
+            seen_names=seen,
+            function=fit.function if is_usual else None,
         )
-        machine.leaves_all = self._leaves_all
+        if self._leaves_all:
+            machine.leaves_all = True
+        machine.expected = fit.expected
+        machine.fixtures = fit.fixtures
+        machine.is_closed = fit.is_closed
         return machine
 
     def _started(self, machine: Machine) -> Machine:
@@ -571,24 +570,6 @@ def _without_aliasing(value: Any) -> Any:
     if kind in (list, tuple, set):
         return kind(_without_aliasing(item) for item in value)
     return value
-
-
-def _is_known_plain(value: Any) -> bool:
-    if isinstance(value, _CONTAINERS):
-        # an object in a container may have operators and properties of its own
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(items) <= _MOST_ITEMS and all(isinstance(one, _KNOWN_PLAIN) for one in items)
-    if isinstance(value, _KNOWN_PLAIN):
-        return True
-    if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] in _PLAIN_MODULES
-    return isinstance(value, type) and value.__module__ == "builtins" and value is not MISSING
-
-
-def _is_known_path(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return _is_known_plain(value)
-    return isinstance(value, Place)
 
 
 class ScanTracer(Tracer):

@@ -11,6 +11,7 @@ from torch import nn
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.fit import Fit
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machine import current_machine
@@ -43,7 +44,7 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_aliases", "_edits", "_family", "_linted", "_origin"})
+    _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
 
     def __init__(
         self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
@@ -52,6 +53,7 @@ class NNsight(Envoy):
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        self._fits: dict[Program, Fit] = {}
         self._linted: set[Program] = set()
         self._origin: NNsight | None = None
         self._aliases = Renaming(rename or {}, module, type(self))
@@ -133,18 +135,18 @@ class NNsight(Envoy):
         copy = type(self).__new__(type(self))
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
         edits = [*self._edits]
-        copy.__dict__.update(own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self)
+        copy.__dict__.update(
+            own, _below={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self
+        )
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
-        self._refuse_clash(options)
-        self._refuse_remote(options)
-        inputs = {
-            key: options.pop(key)
-            for key in list(options)
-            if key not in _OWN_OPTIONS and self._is_input(key, options)
-        }
-        given = Input(given.args, inputs)
+        if options:
+            self._refuse_clash(options)
+            self._refuse_remote(options)
+            for key in list(options):
+                if key not in _OWN_OPTIONS and self._is_input(key, options):
+                    given.kwargs[key] = options.pop(key)
         tracer = Tracer(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
 
