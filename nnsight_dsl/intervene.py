@@ -115,6 +115,11 @@ class Intervention(Generic[_Params, _Result]):
         return tracer._run_alone(self.bind(**own))
 
     @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the function, those included that are bound."""
+        return self._signature.parameters
+
+    @property
     def program(self) -> Program:
         """The program that the function's body is lowered to.
 

@@ -369,8 +369,8 @@ class Tracer(Block, Place):
         self._saved, self._log, self._is_scan = Saved(), None, True
         now = self._outer_now
         if now is not None:
-            self._outer_now = lambda name: _without_aliasing(now(name))
-        copies = {name: _without_aliasing(value) for name, value in names.items()}
+            self._outer_now = lambda name: without_aliasing(now(name))
+        copies = {name: without_aliasing(value) for name, value in names.items()}
         try:
             _, failure = self._run_once(program, user_globals, copies)
         except BaseException as error:
@@ -561,13 +561,13 @@ class Tracer(Block, Place):
         self._invokes.append((self._machine_of(program, user_globals, names), one))
 
 
-def _without_aliasing(value: Any) -> Any:
+def without_aliasing(value: Any) -> Any:
     """Copy a container, and those in it; return anything else as it is."""
     kind = type(value)
     if kind is dict:
-        return {key: _without_aliasing(item) for key, item in value.items()}
+        return {key: without_aliasing(item) for key, item in value.items()}
     if kind in (list, tuple, set):
-        return kind(_without_aliasing(item) for item in value)
+        return kind(without_aliasing(item) for item in value)
     return value
 
 

@@ -1,0 +1,300 @@
+"""Forks: programs that differ in little run as one batch, whose rows part where they must.
+
+Twelve programs patch the same prompt, each at another layer. Up to its own layer, each computes
+what the others compute. So the forward begins with one row, the *trunk*, that all machines see.
+Where the first write of a machine comes, a copy of the trunk's row is appended to the batch, and
+belongs to that machine from there on: its *branch*. Machines that write at other places part at
+other places, and the batch grows in steps:
+
+    layer          0    1    2    3
+    rows           1    2    3    3
+                   |    |    |    `- the last one takes the trunk over: nobody else needs it
+                   |    |    `- the second has parted
+                   |    `- the first has parted
+                   `- the trunk alone
+
+Two things have to be known beforehand, and each is found by a run on fake tensors. `Probe` finds
+where each machine writes first: writes are noted, not done, and values are handed out as copies, so
+that an edit in place is noticed, too. `Forking` without machines tells whether the model can be
+widened there: a forward that has fixed its number of rows before fails, and has to run as a plain
+batch.
+
+A part of a layer cannot be widened by itself, as its output is added to what went around it. So
+the place of a fork is a whole layer (an item of a list of modules): its input, or its output where
+that is what is written.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from .asking import key_of
+from .driver import Driver
+from .errors import InterventionError
+from .locations import Place, ancestors
+from .machine import Machine
+from .offers import Offer
+from .replays import INPUTS, OUTPUT
+from .rows import Rows, leaves_of
+from .taps import Tap
+from .values import port_value, with_port_value
+
+TRUNK = Rows(0, 1, 1)
+"""The rows of a machine before anything has parted."""
+
+_WRITES = frozenset({requests.WRITE, requests.ELEMENT, requests.SKIP})
+
+
+class CannotFork(Exception):
+    """Programs cannot share their prefix; the message says why. Control flow, never the user's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where rows part from the trunk.
+
+    Attributes:
+        place: the module.
+        phase: before its call, or after.
+    """
+
+    place: Place
+    phase: str
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What tells forks apart."""
+        return key_of(self.place), self.phase
+
+
+class Probe(Driver):
+    """A run on fake tensors that finds where each machine writes first, and changes nothing.
+
+    Attributes:
+        first_writes: by order of the machine, where it wrote first.
+        obstacle: why the machines cannot share rows, if something of theirs speaks against it.
+    """
+
+    def __init__(self, root: Place) -> None:
+        super().__init__(root)
+        self.first_writes: dict[int, Fork] = {}
+        self.obstacle: str | None = None
+        self._handed: list[tuple[Machine, Any, list[Any], list[int]]] = []
+        self._passed: list[tuple[weakref.ref[torch.Tensor], int]] = []
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Hand out a copy, so that the others do not see what is done to it."""
+        value = super().seen(machine, offer, port)
+        if machine.rows is None:
+            return value
+        copy = pytree.tree_map_only(torch.Tensor, torch.clone, value)
+        leaves = leaves_of(copy)
+        versions = [one._version if isinstance(one, torch.Tensor) else 0 for one in leaves]
+        self._handed.append((machine, copy, leaves, versions))
+        return copy
+
+    def offered(self, machine: Machine, request: Request) -> Offer | None:
+        """Note a write; let it go nowhere."""
+        offer = super().offered(machine, request)
+        if offer is None or request[0] not in _WRITES or machine.rows is None:
+            return offer
+        self._note(machine, offer)
+        nowhere = Tap(offer.tap.place, self, is_stepping=False)
+        return replace(offer, tap=nowhere, handed=[])
+
+    def _serve(self, offer: Offer) -> None:
+        before = len(self._handed)
+        super()._serve(offer)
+        for machine, copy, leaves, versions in self._handed[before:]:
+            if _is_changed(copy, leaves, versions):
+                self._note(machine, offer)
+            for leaf in leaves:
+                if isinstance(leaf, torch.Tensor):
+                    self._passed.append((weakref.ref(leaf), leaf._version))
+        del self._handed[before:]
+
+    def _note(self, machine: Machine, offer: Offer) -> None:
+        self.first_writes.setdefault(machine.order, _fork_for(offer))
+
+    def _close(self) -> None:
+        for reference, version in self._passed:
+            tensor = reference()
+            if tensor is not None and tensor._version != version:
+                self.obstacle = "a value is edited in place after its location has passed"
+        if self.watchers:
+            self.obstacle = "a cache is kept, which has the rows of one machine"
+        super()._close()
+
+
+def _is_changed(copy: Any, leaves: Sequence[Any], versions: Sequence[int]) -> bool:
+    now = leaves_of(copy)
+    return len(now) != len(leaves) or any(
+        one is not other or (isinstance(one, torch.Tensor) and one._version != version)
+        for one, other, version in zip(now, leaves, versions, strict=True)
+    )
+
+
+def _fork_for(offer: Offer) -> Fork:
+    """Find the place at which rows have to part for a write to what is offered."""
+    place = offer.tap.place
+    layer = place
+    for above in ancestors(place):
+        parent = above._parent
+        if parent is not None and isinstance(parent._module, (nn.ModuleList, nn.Sequential)):
+            layer = above
+    is_own_output = layer is place and offer.phase == OUTPUT
+    if layer._module is None:
+        raise CannotFork("an operation is written in a module that is no item of a list")
+    if is_own_output and isinstance(offer.value, torch.Tensor):
+        return Fork(layer, OUTPUT)
+    return Fork(layer, INPUTS)
+
+
+class Forking(Driver):
+    """A run whose batch grows by a row where a machine parts from the trunk.
+
+    Args:
+        root: place of the root module.
+        forks: where rows part, by the order of the machine they are for.
+        orders: of all machines that begin with the trunk; those without a fork stay with it.
+    """
+
+    def __init__(self, root: Place, forks: Mapping[int, Fork], orders: Iterable[int]) -> None:
+        super().__init__(root)
+        self.total = 1
+        self._due: dict[tuple[int, str], list[int]] = {}
+        self._places = {fork.key[0]: fork.place for fork in forks.values()}
+        for order, fork in forks.items():
+            self._due.setdefault(fork.key, []).append(order)
+        self._in_trunk = set(orders)
+
+    def has_parted_all(self) -> bool:
+        """Tell whether all rows have parted that were to."""
+        return not self._due
+
+    def _tap_ahead(self) -> None:
+        super()._tap_ahead()
+        for place in self._places.values():
+            self.tap_for(place)
+
+    def _new_tap(self, place: Place) -> Tap:
+        if place._module is not None and key_of(place) in self._places:
+            return _ForkTap(place, self, is_stepping=False)
+        return super()._new_tap(place)
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Hand out a value of its own to a machine that shares its row."""
+        value = super().seen(machine, offer, port)
+        if machine.rows is None or machine.order not in self._in_trunk or not self._is_shared():
+            return value
+        return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+    def offered(self, machine: Machine, request: Request) -> Offer | None:
+        """Refuse a write of a machine that has no row of its own yet."""
+        offer = super().offered(machine, request)
+        is_write = request[0] in _WRITES and machine.rows is not None
+        if offer is not None and is_write and machine.order in self._in_trunk and self._is_shared():
+            raise InterventionError(
+                "a program of this sweep writes at another place than on fake tensors; give "
+                "sweep(..., share=False) where chance or a value decides where it writes"
+            )
+        return offer
+
+    def _is_shared(self) -> bool:
+        return len(self._in_trunk) > 1
+
+    def widened(self, key: tuple[int, str], value: Any) -> Any:
+        """Let the machines part that are due at a place; return the value with their rows.
+
+        Args:
+            key: of the fork.
+            value: `(args, kwargs)` before the call, the output after it.
+        """
+        due = self._due.pop(key, None)
+        if due is None:
+            return value
+        self._in_trunk.difference_update(due)
+        # where nobody else needs the trunk, one of them has it for its branch
+        new = due if self._in_trunk else due[1:]
+        starts = dict.fromkeys(due, 0)
+        starts.update((order, self.total + number) for number, order in enumerate(new))
+        value = _expanded(value, key[1], self.total, len(new))
+        self.total += len(new)
+        for machine in self.machines:
+            if machine.rows is not None:
+                start = starts.get(machine.order, machine.rows.start)
+                machine.rows = Rows(start, 1, self.total)
+        return value
+
+
+class _ForkTap(Tap):
+    """The tap of a place at which rows part."""
+
+    __slots__ = ()
+
+    driver: Forking
+
+    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Widen the arguments before they are offered, and the output before it is."""
+        if self.begun:
+            return super().visit(call, module, args, kwargs)
+        driver, place = self.driver, key_of(self.place)
+        args, kwargs = driver.widened((place, INPUTS), (args, kwargs))
+
+        def widening(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return driver.widened((place, OUTPUT), call(module, *args, **kwargs))
+
+        return super().visit(widening, module, args, kwargs)
+
+
+def _expanded(value: Any, phase: str, total: int, added: int) -> Any:
+    """Append copies of the trunk's row to the tensors that have a row for each of the batch.
+
+    While there is but one row, everything has one: then only the stream itself is widened, which
+    is the first argument, and what has one row is broadcast to all.
+    """
+    if not added:
+        return value
+
+    def expanded(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 0 or tensor.shape[0] != total:
+            return tensor
+        copies = tensor.narrow(0, 0, 1).expand(added, *tensor.shape[1:])
+        return torch.cat([tensor, copies])
+
+    if total > 1:
+        return pytree.tree_map_only(torch.Tensor, expanded, value)
+    port = "input" if phase == INPUTS else OUTPUT
+    stream = port_value(value, port)
+    if not isinstance(stream, torch.Tensor) or stream.ndim == 0 or stream.shape[0] != 1:
+        raise CannotFork("what a layer is given has no single row to begin with")
+    return with_port_value(value, port, expanded(stream))
+
+
+def has_row_for_each(alone: Any, together: Any, total: int) -> bool:
+    """Tell whether a result that has one row for a batch of one has one for each of several."""
+    one, other = _tensors_of(alone), _tensors_of(together)
+    return len(one) == len(other) and all(
+        b.shape == (total, *a.shape[1:])
+        for a, b in zip(one, other, strict=True)
+        if a.ndim and a.shape[0] == 1
+    )
+
+
+def _tensors_of(result: Any) -> list[torch.Tensor]:
+    # what is deeper is a cache, whose layers have parted at different times
+    if isinstance(result, Mapping):
+        items = list(result.values())
+    else:
+        items = list(result) if isinstance(result, (tuple, list)) else [result]
+    return [one for one in items if isinstance(one, torch.Tensor)]
