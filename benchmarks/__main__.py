@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import contest, report, scaling
+from . import contest, report, scaling, sweeps
 from .parts import MODELS, machine
 from .results import Row
 
@@ -28,6 +28,7 @@ _JSON = contest.ROOT / "docs" / "benchmarks.json"
 QUESTIONS: dict[str, Callable[..., list[Row]]] = {
     "contest": contest.rows,
     "scaling": scaling.rows,
+    "sweeps": sweeps.rows,
 }
 
 

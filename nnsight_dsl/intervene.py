@@ -52,6 +52,7 @@ class Intervention(Generic[_Params, _Result]):
         self._bound = dict(bound or {})
         self._signature = inspect.signature(function)
         self._lowered: Program | None = None
+        self._unbound: Intervention[_Params, _Result] = self
         self._has_source = True
         self._refuse()
 
@@ -89,10 +90,9 @@ class Intervention(Generic[_Params, _Result]):
                 f"{', '.join(map(repr, self._signature.parameters))}"
             )
         self._check(arguments)
-        other: Intervention[..., _Result] = Intervention(
-            self._function, {**self._bound, **arguments}
-        )
-        other._lowered = self._lowered
+        # with what is known of the function, which is the same
+        other: Intervention[..., _Result] = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _bound={**self._bound, **arguments})
         return other
 
     def run(self, model: Any, *inputs: Any, generate: bool = False, **options: Any) -> Any:
@@ -120,6 +120,11 @@ class Intervention(Generic[_Params, _Result]):
         return self._signature.parameters
 
     @property
+    def bound(self) -> Mapping[str, Any]:
+        """The arguments that `bind` has given."""
+        return self._bound
+
+    @property
     def program(self) -> Program:
         """The program that the function's body is lowered to.
 
@@ -127,9 +132,10 @@ class Intervention(Generic[_Params, _Result]):
             BlockNotFoundError: the function has no source text.
             UnsupportedSyntaxError: it holds a construct that no program can express.
         """
-        if self._lowered is None:
-            self._lowered = _lowered(self._function)
-        return self._lowered
+        unbound = self._unbound
+        if unbound._lowered is None:
+            unbound._lowered = _lowered(self._function)
+        return unbound._lowered
 
     def explain(self) -> str:
         """Return the states of the program as a table; it is also what `print` shows."""

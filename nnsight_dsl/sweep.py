@@ -29,8 +29,20 @@ from torch.utils import _pytree as pytree
 
 from nnsight_dsl.intervene import Intervention
 from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.errors import BatchingError, InterventionArgumentError
-from nnsight_dsl.runtime.forks import TRUNK, CannotFork, Fork, Forking, Probe, has_row_for_each
+from nnsight_dsl.runtime.errors import (
+    BatchingError,
+    InterventionArgumentError,
+    InterventionError,
+)
+from nnsight_dsl.runtime.forks import (
+    TRUNK,
+    CannotFork,
+    Deviated,
+    Fork,
+    Forking,
+    Probe,
+    has_row_for_each,
+)
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.tracer import Batch, Input, Tracer, without_aliasing
@@ -42,8 +54,10 @@ SHARED = "shared"
 BATCH = "batch"
 LOOP = "loop"
 
-_known: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
-"""What keeps a model from being widened at some places, None for nothing."""
+_MOST_KNOWN = 64
+_UNKNOWN = object()
+_known: WeakKeyDictionary[nn.Module, dict[Any, dict[int, Fork] | str]] = WeakKeyDictionary()
+"""Where the programs of a sweep part, or why they cannot, as fake runs have shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +180,11 @@ class _SweepTracer(Tracer):
         self._run_model(driver)
         return driver
 
+    @property
+    def count_beside(self) -> int:
+        """How many machines run before those of the sweep and on all rows."""
+        return len(self._model._edits) + len(self._interventions)
+
     def as_scan(self) -> _SweepTracer:
         """Run on fake tensors."""
         self._is_scan = True
@@ -190,38 +209,57 @@ class _Run:
         leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
         if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
             raise CannotFork("the prompt is not a single row")
+        key = self._key(batch)
         with Turn(model._family):
-            forks = self._forks(batch)
+            known = _known.setdefault(model._module, {})
+            was_known = key in known
+            found = known.get(key) or self._found(batch)
+            if key is not None:
+                while len(known) >= _MOST_KNOWN:
+                    known.pop(next(iter(known)))
+                known[key] = found
+            if isinstance(found, str):
+                raise CannotFork(found)
             tracer = self._tracer()
+            beside = tracer.count_beside
             machines = [tracer.start(one, copies=False) for one in self.programs]
-            beside = len(model._edits)
             orders = range(beside, beside + len(machines))
-            driver = Forking(model, {beside + k: fork for k, fork in forks.items()}, orders)
+            driver = Forking(model, {beside + k: fork for k, fork in found.items()}, orders)
             tracer.run_shared(driver, machines, batch)
-        return _results(driver, machines)
+        if not isinstance(driver.failure, Deviated):
+            return _results(driver, machines)
+        if was_known:
+            # what it writes depends on more than its parameters: look again
+            del known[key]
+            return self.shared()
+        raise InterventionError(
+            f"a program of this sweep writes otherwise than on fake tensors ({driver.failure}); "
+            "give sweep(..., share=False) where chance or a value decides where it writes"
+        )
 
-    def _forks(self, batch: Batch) -> dict[int, Fork]:
-        """Find where each program parts from the others, and see that the model lets it."""
+    def _found(self, batch: Batch) -> dict[int, Fork] | str:
+        """Find where each program parts from the others, or why none can."""
         model = self.model
-        beside = len(model._edits)
         tracer = self._tracer().as_scan()
+        beside = tracer.count_beside
         machines = [tracer.start(one, copies=True) for one in self.programs]
         probe = Probe(model)
         alone = tracer.run_shared(probe, machines, batch)
         if probe.failure is not None:
-            raise CannotFork("a program does not run on fake tensors") from probe.failure
+            return f"a program does not run on fake tensors ({type(probe.failure).__name__})"
         if probe.obstacle is not None:
-            raise CannotFork(probe.obstacle)
+            return probe.obstacle
         forks = {order - beside: fork for order, fork in probe.first_writes.items()}
-        key = _key(forks, len(machines), batch)
-        known = _known.setdefault(model._module, {})
-        if key not in known:
-            driver = Forking(model, forks, range(len(machines)))
-            known[key] = self._obstacle(driver, alone, batch)
-        obstacle = known[key]
-        if obstacle is not None:
-            raise CannotFork(obstacle)
-        return forks
+        driver = Forking(model, forks, range(len(machines)))
+        return self._obstacle(driver, alone, batch) or forks
+
+    def _key(self, batch: Batch) -> Any:
+        """Return what the forks of this sweep follow from; None if that cannot be told."""
+        leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
+        values, form = pytree.tree_flatten([{**one.bound} for one in self.programs])
+        found = [_comparable(one) for one in (*leaves, *values)]
+        parts = self.programs[0].program, len(self.model._edits), repr(structure), repr(form)
+        return None if _UNKNOWN in found else (*parts, *found)
 
     def _obstacle(self, driver: Forking, alone: Any, batch: Batch) -> str | None:
         """Widen the model on fake tensors; say what came in the way."""
@@ -257,11 +295,12 @@ def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(machine.result for machine in machines)
 
 
-def _key(forks: Mapping[int, Fork], count: int, batch: Batch) -> Any:
-    places = tuple(sorted((one.place._path, one.phase) for one in forks.values()))
-    leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
-    shapes = tuple((one.shape, one.dtype) if _is_tensor(one) else repr(one) for one in leaves)
-    return places, count, shapes, repr(structure)
+def _comparable(value: Any) -> Any:
+    """Return what two values have in common under which a program does the same to fake tensors."""
+    if _is_tensor(value):
+        return "tensor", value.shape, value.dtype
+    is_plain = value is None or isinstance(value, (bool, int, float, str))
+    return (type(value), value) if is_plain else _UNKNOWN
 
 
 def _is_tensor(value: Any) -> bool:

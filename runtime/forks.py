@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,8 +40,8 @@ from nnsight_dsl.transforms.requests import Request
 
 from .asking import key_of
 from .driver import Driver
-from .errors import InterventionError
-from .locations import Place, ancestors
+from .errors import RunAborted
+from .locations import Place, ancestors, name_of
 from .machine import Machine
 from .offers import Offer
 from .replays import INPUTS, OUTPUT
@@ -57,6 +57,10 @@ _WRITES = frozenset({requests.WRITE, requests.ELEMENT, requests.SKIP})
 
 class CannotFork(Exception):
     """Programs cannot share their prefix; the message says why. Control flow, never the user's."""
+
+
+class Deviated(Exception):
+    """A program did otherwise than on fake tensors; the message says where. Control flow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,59 @@ class Fork:
         return key_of(self.place), self.phase
 
 
-class Probe(Driver):
+class _Copying(Driver):
+    """A run that hands copies to machines which share a row, and notes what they do to them."""
+
+    def __init__(self, root: Place) -> None:
+        super().__init__(root)
+        self._handed: list[tuple[Machine, Any, list[Any], list[int]]] = []
+        self._passed: list[tuple[weakref.ref[torch.Tensor], int]] = []
+
+    def _shares(self, machine: Machine) -> bool:
+        """Tell whether a machine shares its row with others."""
+        raise NotImplementedError
+
+    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+        """A machine has written what it shares with others, by request or in place."""
+        raise NotImplementedError
+
+    def _obstructed(self, reason: str) -> None:
+        """Something has been done that programs with a shared row cannot do."""
+        raise NotImplementedError
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Hand out a copy, so that the others do not see what is done to it."""
+        value = super().seen(machine, offer, port)
+        if not self._shares(machine):
+            return value
+        copy = pytree.tree_map_only(torch.Tensor, torch.clone, value)
+        leaves = leaves_of(copy)
+        self._handed.append((machine, copy, leaves, [_version(one) for one in leaves]))
+        return copy
+
+    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
+        """Offer a value, and look what was done to the copies of it."""
+        before = len(self._handed)
+        result = super().offer(tap, phase, value)
+        handed, self._handed = self._handed[before:], self._handed[:before]
+        for machine, copy, leaves, versions in handed:
+            if _is_changed(copy, leaves, versions):
+                self._edited(machine, tap, phase, value)
+            tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
+            self._passed.extend((weakref.ref(one), one._version) for one in tensors)
+        return result
+
+    def _close(self) -> None:
+        super()._close()
+        for reference, version in self._passed:
+            tensor = reference()
+            if tensor is not None and tensor._version != version:
+                self._obstructed("a value is edited in place after its location has passed")
+        if self.watchers:
+            self._obstructed("a cache is kept, which has the rows of one machine")
+
+
+class Probe(_Copying):
     """A run on fake tensors that finds where each machine writes first, and changes nothing.
 
     Attributes:
@@ -89,78 +145,62 @@ class Probe(Driver):
         super().__init__(root)
         self.first_writes: dict[int, Fork] = {}
         self.obstacle: str | None = None
-        self._handed: list[tuple[Machine, Any, list[Any], list[int]]] = []
-        self._passed: list[tuple[weakref.ref[torch.Tensor], int]] = []
 
-    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Hand out a copy, so that the others do not see what is done to it."""
-        value = super().seen(machine, offer, port)
-        if machine.rows is None:
-            return value
-        copy = pytree.tree_map_only(torch.Tensor, torch.clone, value)
-        leaves = leaves_of(copy)
-        versions = [one._version if isinstance(one, torch.Tensor) else 0 for one in leaves]
-        self._handed.append((machine, copy, leaves, versions))
-        return copy
+    def _shares(self, machine: Machine) -> bool:
+        return machine.rows is not None
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
         """Note a write; let it go nowhere."""
         offer = super().offered(machine, request)
         if offer is None or request[0] not in _WRITES or machine.rows is None:
             return offer
-        self._note(machine, offer)
-        nowhere = Tap(offer.tap.place, self, is_stepping=False)
-        return replace(offer, tap=nowhere, handed=[])
+        self._edited(machine, offer.tap, offer.phase, offer.value)
+        nowhere = Offer()
+        nowhere.tap = Tap(offer.tap.place, self, is_stepping=False)
+        nowhere.phase, nowhere.index = offer.phase, offer.index
+        nowhere.value, nowhere.is_whole = offer.value, offer.is_whole
+        return nowhere
 
-    def _serve(self, offer: Offer) -> None:
-        before = len(self._handed)
-        super()._serve(offer)
-        for machine, copy, leaves, versions in self._handed[before:]:
-            if _is_changed(copy, leaves, versions):
-                self._note(machine, offer)
-            for leaf in leaves:
-                if isinstance(leaf, torch.Tensor):
-                    self._passed.append((weakref.ref(leaf), leaf._version))
-        del self._handed[before:]
+    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+        if machine.order in self.first_writes:
+            return
+        try:
+            self.first_writes[machine.order] = _fork_for(tap.place, phase, value)
+        except CannotFork as cannot:
+            # the user's code runs now, and is not to meet this
+            self._obstructed(str(cannot))
 
-    def _note(self, machine: Machine, offer: Offer) -> None:
-        self.first_writes.setdefault(machine.order, _fork_for(offer))
+    def _obstructed(self, reason: str) -> None:
+        self.obstacle = self.obstacle or reason
 
-    def _close(self) -> None:
-        for reference, version in self._passed:
-            tensor = reference()
-            if tensor is not None and tensor._version != version:
-                self.obstacle = "a value is edited in place after its location has passed"
-        if self.watchers:
-            self.obstacle = "a cache is kept, which has the rows of one machine"
-        super()._close()
+
+def _version(leaf: Any) -> int:
+    return leaf._version if isinstance(leaf, torch.Tensor) else 0
 
 
 def _is_changed(copy: Any, leaves: Sequence[Any], versions: Sequence[int]) -> bool:
     now = leaves_of(copy)
     return len(now) != len(leaves) or any(
-        one is not other or (isinstance(one, torch.Tensor) and one._version != version)
+        one is not other or _version(one) != version
         for one, other, version in zip(now, leaves, versions, strict=True)
     )
 
 
-def _fork_for(offer: Offer) -> Fork:
-    """Find the place at which rows have to part for a write to what is offered."""
-    place = offer.tap.place
+def _fork_for(place: Place, phase: str, value: Any) -> Fork:
+    """Find the place at which rows have to part for a write to a value that is offered."""
     layer = place
     for above in ancestors(place):
         parent = above._parent
         if parent is not None and isinstance(parent._module, (nn.ModuleList, nn.Sequential)):
             layer = above
-    is_own_output = layer is place and offer.phase == OUTPUT
     if layer._module is None:
         raise CannotFork("an operation is written in a module that is no item of a list")
-    if is_own_output and isinstance(offer.value, torch.Tensor):
+    if layer is place and phase == OUTPUT and isinstance(value, torch.Tensor):
         return Fork(layer, OUTPUT)
     return Fork(layer, INPUTS)
 
 
-class Forking(Driver):
+class Forking(_Copying):
     """A run whose batch grows by a row where a machine parts from the trunk.
 
     Args:
@@ -192,26 +232,24 @@ class Forking(Driver):
             return _ForkTap(place, self, is_stepping=False)
         return super()._new_tap(place)
 
-    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Hand out a value of its own to a machine that shares its row."""
-        value = super().seen(machine, offer, port)
-        if machine.rows is None or machine.order not in self._in_trunk or not self._is_shared():
-            return value
-        return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+    def _shares(self, machine: Machine) -> bool:
+        is_in_trunk = machine.rows is not None and machine.order in self._in_trunk
+        return is_in_trunk and len(self._in_trunk) > 1
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
-        """Refuse a write of a machine that has no row of its own yet."""
+        """End the run at a write of a machine that has no row of its own."""
         offer = super().offered(machine, request)
-        is_write = request[0] in _WRITES and machine.rows is not None
-        if offer is not None and is_write and machine.order in self._in_trunk and self._is_shared():
-            raise InterventionError(
-                "a program of this sweep writes at another place than on fake tensors; give "
-                "sweep(..., share=False) where chance or a value decides where it writes"
-            )
+        if offer is not None and request[0] in _WRITES and self._shares(machine):
+            self._edited(machine, offer.tap, offer.phase, offer.value)
         return offer
 
-    def _is_shared(self) -> bool:
-        return len(self._in_trunk) > 1
+    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+        self._obstructed(f"at {name_of(tap.place, phase)}")
+        raise RunAborted
+
+    def _obstructed(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = Deviated(reason)
 
     def widened(self, key: tuple[int, str], value: Any) -> Any:
         """Let the machines part that are due at a place; return the value with their rows.
@@ -240,9 +278,8 @@ class Forking(Driver):
 class _ForkTap(Tap):
     """The tap of a place at which rows part."""
 
-    __slots__ = ()
-
     driver: Forking
+    wants_inputs = True
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Widen the arguments before they are offered, and the output before it is."""
