@@ -27,7 +27,7 @@ import linecache
 import textwrap
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
@@ -36,6 +36,9 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
+
+if TYPE_CHECKING:
+    from nnsight_dsl.plan import Plan
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
@@ -108,11 +111,22 @@ class Intervention(Generic[_Params, _Result]):
         Returns:
             What the function returns.
         """
-        names = set(self._signature.parameters) - {"model", "tracer"}
-        own = {name: options.pop(name) for name in list(options) if name in names}
+        own = self._taken(options)
         open_trace = model.generate if generate else model.trace
         tracer = open_trace(*inputs, **options)
         return tracer._run_alone(self.bind(**own))
+
+    def plan(self, model: Any, *inputs: Any, **options: Any) -> Plan:
+        """Tell what `run` with the same arguments would ask for and keep, without running it."""
+        own = self._taken(options)
+        tracer = model.plan(*inputs, **options)
+        found: Plan = tracer._run_alone(self.bind(**own))
+        return found
+
+    def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Take the arguments of the function out of the options of a run."""
+        names = set(self._signature.parameters) - {"model", "tracer"}
+        return {name: options.pop(name) for name in list(options) if name in names}
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

@@ -17,6 +17,7 @@ from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
@@ -33,9 +34,11 @@ from nnsight_dsl.runtime.machine import Machine, current_machine, is_known_unpla
 from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.runtime.stopping import Stopping
+from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.saving import INJECTED
-from nnsight_dsl.scan import faked
+from nnsight_dsl.scan import faked, stop_points
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.names import MISSING, OUTER
 from nnsight_dsl.transforms.program import Program
@@ -150,6 +153,10 @@ class Tracer(Block, Place):
         flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
         self._is_validated = any(flags)
         self._interventions: tuple[Any, ...] = tuple(options.pop("interventions", ()))
+        self._stops = False
+        self._is_planned = False
+        self._plan: Plan | None = None
+        self._last: tuple[Place, str] | None = None
 
     # for the user
 
@@ -257,6 +264,24 @@ class Tracer(Block, Place):
             )
         return self._log.entries
 
+    def plan(self) -> Plan:
+        """What this run serves and keeps; for `model.plan(...)` and `model.trace(..., plan=True)`.
+
+        It is there from the first line of the block on. On fake tensors, while it is being made, a
+        block finds in it what has been served so far.
+
+        Raises:
+            NotRunningError: the plan was not asked for, or the block has not been entered.
+        """
+        if self._driver is not None and isinstance(self._driver.log, PlanLog):
+            return plan_of(self._driver.log, {}, None)
+        if self._plan is None:
+            raise NotRunningError(
+                "this run has no plan; write model.trace(..., plan=True) to have one made before "
+                "it, or model.plan(...) in its place to have only that"
+            )
+        return self._plan
+
     @property
     def result(self) -> Any:
         """What the traced function returned: the model's output, or the generated token ids."""
@@ -299,7 +324,7 @@ class Tracer(Block, Place):
             failure = self._linted(program, user_globals, names)
             if failure is not None:
                 return {}, failure
-        if self._is_validated:
+        if self._is_validated or self._is_planned:
             failure = self._validated(program, user_globals, names)
             if failure is not None:
                 return {}, failure
@@ -329,6 +354,7 @@ class Tracer(Block, Place):
             finally:
                 self._driver = None
         self._result = machine.result
+        self._last = driver.last if isinstance(driver, Stopping) else None
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
             # what runs beside the blocks has names of its own, which are not the user's here
@@ -356,6 +382,9 @@ class Tracer(Block, Place):
         )
         if failure is None:
             self._model._linted.add(program)
+            if self._stops:
+                # the order is recorded to the end of a forward
+                return None
             self._order = at_run.OrderWatcher.for_first_run(self._model)
         return failure
 
@@ -368,13 +397,16 @@ class Tracer(Block, Place):
         copied for it, so that nothing fake is left in them.
         """
         own = self._saved, self._log, self._outer_now
-        self._saved, self._log, self._is_scan = Saved(), None, True
+        log = PlanLog() if self._is_planned else None
+        self._saved, self._log, self._is_scan = Saved(), log, True
         now = self._outer_now
         if now is not None:
             self._outer_now = lambda name: without_aliasing(now(name))
         copies = {name: without_aliasing(value) for name, value in names.items()}
         try:
-            _, failure = self._run_once(program, user_globals, copies)
+            left, failure = self._run_once(program, user_globals, copies)
+            if log is not None and failure is None:
+                self._plan = plan_of(log, left, self._last)
         except BaseException as error:
             failure = error
         finally:
@@ -391,8 +423,9 @@ class Tracer(Block, Place):
         return self._function == "trace" and self._model._runs_empty(self._options)
 
     def _new_driver(self) -> Driver:
-        is_generation = self._function == "generate"
-        return Driver(self._model, self._model._stepping() if is_generation else None)
+        stepping = self._model._stepping() if self._function == "generate" else None
+        kind = Stopping if self._stops or (self._is_planned and self._is_scan) else Driver
+        return kind(self._model, stepping)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -428,6 +461,8 @@ class Tracer(Block, Place):
         if self._order is not None:
             driver.expect_anything()
             driver.watchers.append(self._order)
+        if isinstance(driver, Stopping) and self._stops and not self._is_scan:
+            driver.points = stop_points(self._model._module, args, kwargs)
         with nullcontext() if is_plain else tensor_save():
             result = driver.run(self._called(), args, kwargs)
         if self._order is not None and driver.failure is None:
@@ -608,6 +643,44 @@ class ScanTracer(Tracer):
                 "a scan has shapes and no values, and here a value decides what comes next; trace "
                 "in its place, or scan an input that takes another way"
             )
+
+
+class PlanTracer(ScanTracer):
+    """A fake run of which only the plan is wanted. Made by `model.plan(...)`."""
+
+    def __init__(
+        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = False
+        self._is_planned = True
+
+    def _run(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        self._outer_now = getattr(names, "now", self._outer_now)
+        return {}, self._planned(program, user_globals, names)
+
+    def _run_alone(self, intervention: Any) -> Plan:
+        """Make the plan of one intervention and no block."""
+        names = intervention.names({"model": self._model, "tracer": self})
+        failure = self._planned(intervention.program, intervention.user_globals, names)
+        if failure is not None:
+            clean(failure)
+            raise failure
+        return self.plan()
+
+    def _planned(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        log = self._log = PlanLog()
+        copies = {name: without_aliasing(value) for name, value in names.items()}
+        left, failure = self._run_once(program, user_globals, copies)
+        if failure is None:
+            if self._result is not None:
+                left = {**left, "return value": self._result}
+            self._plan = plan_of(log, left, self._last)
+        return failure
 
 
 class Invoker(Block):
