@@ -8,6 +8,8 @@ python -m benchmarks --only contest --models "MLP stack"
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import contest, report, scaling, sweeps
+from . import cold, contest, lint, memory, operations, report, scaling, sweeps
 from .parts import MODELS, machine
 from .results import Row
 
@@ -25,10 +27,25 @@ _PAGE = contest.ROOT / "docs" / "benchmarks.md"
 _PLOT = contest.ROOT / "docs" / "benchmarks.png"
 _JSON = contest.ROOT / "docs" / "benchmarks.json"
 
+
+def _vllm(*, quick: bool) -> list[Row]:
+    """Measure programs in an engine of vLLM, where that is installed."""
+    if importlib.util.find_spec("vllm") is None:
+        return []
+    measured = getattr(importlib.import_module(f"{__package__}.vllm_serving"), "rows", None)
+    found: list[Row] = [] if measured is None else measured(quick=quick)
+    return found
+
+
 QUESTIONS: dict[str, Callable[..., list[Row]]] = {
     "contest": contest.rows,
     "scaling": scaling.rows,
     "sweeps": sweeps.rows,
+    "cold": cold.rows,
+    "memory": memory.rows,
+    "operations": operations.rows,
+    "lint": lint.rows,
+    "vllm": _vllm,
 }
 
 
