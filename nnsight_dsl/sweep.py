@@ -54,6 +54,8 @@ SHARED = "shared"
 BATCH = "batch"
 LOOP = "loop"
 
+_REFUSED = ("log", "plan", "scan", "stop", "validate")
+"""Options of a trace that a run of several programs does not have."""
 _MOST_KNOWN = 64
 _UNKNOWN = object()
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[int, Fork] | str]] = WeakKeyDictionary()
@@ -134,6 +136,9 @@ def sweep(
         raise InterventionArgumentError(
             "this sweep has no parameter to sweep over; name one, as in over={'layer': range(12)}"
         )
+    for word in _REFUSED:
+        if word in options and word not in program.parameters:
+            raise TypeError(f"a sweep has no option {word!r}; give it to a trace of one program")
     values = [list(one) for one in over.values()]
     points = tuple(dict(zip(over, one, strict=True)) for one in itertools.product(*values))
     names = set(program.parameters) - {"model", "tracer"}
@@ -143,6 +148,9 @@ def sweep(
         return Sweep((), (), SHARED, None)
     run = _Run(model, prompt, options, programs)
     reason = "share=False was given"
+    if _mixes_rows(model._module):
+        reason = "the model normalises over the batch"
+        return Sweep(points, run.alone(), LOOP, reason)
     if share:
         try:
             return Sweep(points, run.shared(), SHARED, None)
@@ -151,8 +159,16 @@ def sweep(
     try:
         return Sweep(points, run.batched(), BATCH, reason)
     except BatchingError:
-        results = tuple(one.run(model, prompt, **options) for one in programs)
-        return Sweep(points, results, LOOP, f"{reason}, and the model makes no batches")
+        return Sweep(points, run.alone(), LOOP, f"{reason}, and the model makes no batches")
+
+
+def _mixes_rows(module: nn.Module) -> bool:
+    """Tell whether a row of a batch depends on the others, as under batch normalisation."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return any(
+        isinstance(one, kinds) and (one.training or not one.track_running_stats)
+        for one in module.modules()
+    )
 
 
 class _SweepTracer(Tracer):
@@ -181,6 +197,11 @@ class _SweepTracer(Tracer):
         return driver
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options that are the model's."""
+        return self._options
+
+    @property
     def count_beside(self) -> int:
         """How many machines run before those of the sweep and on all rows."""
         return len(self._model._edits) + len(self._interventions)
@@ -205,7 +226,7 @@ class _Run:
         for one in self.programs:
             if any(inner.kind == "backward" for inner in one.program.all_programs()):
                 raise CannotFork("a program goes back through the graph")
-        batch = model._batch([Input((self.prompt,))], "trace", self.options)
+        batch = model._batch([Input((self.prompt,))], "trace", self._tracer().options)
         leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
         if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
             raise CannotFork("the prompt is not a single row")
@@ -274,6 +295,10 @@ class _Run:
         if not has_row_for_each(alone, together, driver.total):
             return "the model's result does not have a row for each row of the batch"
         return None
+
+    def alone(self) -> tuple[Any, ...]:
+        """Run one program after the other."""
+        return tuple(one.run(self.model, self.prompt, **self.options) for one in self.programs)
 
     def batched(self) -> tuple[Any, ...]:
         """Run all programs in one forward with a row for each."""

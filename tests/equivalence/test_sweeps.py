@@ -286,6 +286,49 @@ def test_a_model_that_cannot_be_widened_runs_in_a_loop(cls, reason):
         assert_near(value, double.run(model, x, **point))
 
 
+def test_batch_normalisation_keeps_programs_apart():
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.0)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    @intervene
+    def scale(model, factor: float):
+        model.layers[0].output[:] *= factor
+        return model.output
+
+    model, x = NNsight(Normalised()), torch.linspace(-1, 1, 12).reshape(1, 4, 3)
+    model._module.layers[0] = nn.Linear(3, 3)
+    found = sweep(scale, over={"factor": [0.5, 3.0]}, model=model, prompt=x)
+    for point, value in zip(found.points, found, strict=True):
+        assert_near(value, scale.run(model, x, **point))
+    assert (found.form, found.reason) == ("loop", "the model normalises over the batch")
+
+
+def test_options_of_a_single_run_are_refused():
+    with pytest.raises(TypeError, match="no option 'log'"):
+        sweep(ablate, over={"layer": [0]}, model=wrapped(GPT2), prompt=MIDDLE, log=True)
+
+
+def test_interventions_beside_a_sweep_hold_for_all():
+    @intervene
+    def halve(model):
+        model.transformer.h[0].output[:] *= 0.5
+
+    model = wrapped(GPT2)
+    found = sweep(
+        ablate, over={"layer": range(3)}, model=model, prompt=MIDDLE, interventions=[halve]
+    )
+    assert found.form == "shared"
+    for point, value in zip(found.points, found, strict=True):
+        assert_near(value, ablate.run(model, MIDDLE, interventions=[halve], **point))
+
+
 def test_several_rows_are_not_shared():
     model = stack()
 
