@@ -282,16 +282,16 @@ class _ForkTap(Tap):
     wants_inputs = True
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Widen the arguments before they are offered, and the output before it is."""
-        if self.begun:
-            return super().visit(call, module, args, kwargs)
-        driver, place = self.driver, key_of(self.place)
-        args, kwargs = driver.widened((place, INPUTS), (args, kwargs))
+        """Widen the arguments before they are offered."""
+        if not self.begun:
+            args, kwargs = self.driver.widened((key_of(self.place), INPUTS), (args, kwargs))
+        return super().visit(call, module, args, kwargs)
 
-        def widening(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return driver.widened((place, OUTPUT), call(module, *args, **kwargs))
-
-        return super().visit(widening, module, args, kwargs)
+    def _offered(self, output: Any) -> Any:
+        # wherever that is: where transformers captures outputs, it is in the midst of the call
+        if self.index == 0:
+            output = self.driver.widened((key_of(self.place), OUTPUT), output)
+        return super()._offered(output)
 
 
 def _expanded(value: Any, phase: str, total: int, added: int) -> Any:

@@ -181,6 +181,22 @@ def test_edits_of_the_wrapper_hold_in_a_sweep():
         assert_near(value, ablate.run(edited, MIDDLE, **point))
 
 
+def test_rows_part_before_transformers_captures_what_they_were():
+    @intervene
+    def halve(model, layer: int):
+        model.transformer.h[layer].output = model.transformer.h[layer].output * 0.5
+        return model.output.hidden_states[-1]
+
+    model = LanguageModel(new_gpt2(), tokenizer=tokenizer())
+    options = {"output_hidden_states": True}
+    # from the first such call on, the hooks that capture stand on the layers
+    model.trace(MIDDLE, trace=False, **options)
+    found = sweep(halve, over={"layer": [0, 0, 1, 2]}, model=model, prompt=MIDDLE, **options)
+    assert found.form == "shared"
+    for point, value in zip(found.points, found, strict=True):
+        assert_near(value, halve.run(model, MIDDLE, **options, **point))
+
+
 def test_share_false_runs_a_plain_batch():
     model = wrapped(LLAMA)
 
