@@ -72,6 +72,7 @@ def main() -> int:
         console.print("other libraries are not installed (make bench does that); without them")
     rows: list[Row] = []
     for name in chosen.only or QUESTIONS:
+        print(name, file=sys.stderr)
         if name == "contest":
             models = chosen.models or MODELS
             rows += contest.rows(quick=chosen.quick, models=models, peers=peers)

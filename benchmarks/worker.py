@@ -48,7 +48,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             )
     # the first round comes after another process's turn, with cold caches
-    times = [one[1:] for one in compare([*ready.values()], request["rounds"] + 1, warm_up=1)]
+    times = [one[1:] for one in compare([*ready.values()], request["rounds"] + 1, warm_up=0)]
     return {"times": dict(zip(ready, times, strict=True)), "reasons": reasons}
 
 
