@@ -75,7 +75,7 @@ def rows(*, quick: bool, models: Sequence[str], peers: Path | None) -> list[Row]
         workers += [Worker(peers, ("bare", one)) for one in PEERS]
     try:
         return [
-            _measured(workers, case, model, 1.5 if quick else 6.0)
+            _measured(workers, case, model, 1.5 if quick else 4.0)
             for model in models
             for case in CASES
             if not quick or (case, model) in _QUICK
@@ -94,7 +94,7 @@ def _measured(workers: Sequence[Worker], case: str, model: str, seconds: float) 
     begin = time.perf_counter()
     is_slow = model == "GPT-2 124M"
     warm_up, rounds, turns = (1 if is_slow else 3), (1 if is_slow else 2), 0
-    while turns < 4 or (time.perf_counter() - begin < seconds and turns < 200):
+    while turns < (3 if is_slow else 4) or (time.perf_counter() - begin < seconds and turns < 200):
         for worker in workers:
             answer = worker.ask(
                 do="time", case=case, model=model, contestants=worker.contestants,

@@ -108,7 +108,7 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
         axis.set_title(question, loc="left", fontsize=9)
         axis.set_xticks(range(len(group)), [row.name for row in group], rotation=20, ha="right",
                         fontsize=7)  # fmt: skip
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, ncols=len(names), loc="lower right", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     return True
