@@ -134,7 +134,11 @@ def _median(times: Sequence[float]) -> Figure:
 
 
 def _ratio(one: Sequence[float] | None, other: Sequence[float] | None) -> Figure | None:
-    if not one or not other or statistics.median(other) < _LEAST:
+    if not one or not other:
+        return None
+    below = _median(other)
+    if below.value < max(_LEAST, 2 * below.spread):
+        # what it would be a ratio to is not told from nothing
         return None
 
     def ratio(turns: Sequence[int]) -> float:
