@@ -16,6 +16,7 @@ from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.fit import fit_of
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
@@ -32,8 +33,10 @@ from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.runtime.stopping import Stopping
+from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.saving import INJECTED
-from nnsight_dsl.scan import faked
+from nnsight_dsl.scan import faked, stop_points
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
@@ -129,6 +132,10 @@ class Tracer(Block, Place):
     _outer_now: Any = None
     _log: Log | None = None
     _interventions: tuple[Any, ...] = ()
+    _stops = False
+    _is_planned = False
+    _plan: Plan | None = None
+    _last: tuple[Place, str] | None = None
 
     def __init__(
         self, model: NNsight, function: str, given: Input, options: dict[str, Any]
@@ -253,6 +260,24 @@ class Tracer(Block, Place):
             )
         return self._log.entries
 
+    def plan(self) -> Plan:
+        """What this run serves and keeps; for `model.plan(...)` and `model.trace(..., plan=True)`.
+
+        It is there from the first line of the block on. On fake tensors, while it is being made, a
+        block finds in it what has been served so far.
+
+        Raises:
+            NotRunningError: the plan was not asked for, or the block has not been entered.
+        """
+        if self._driver is not None and isinstance(self._driver.log, PlanLog):
+            return plan_of(self._driver.log, {}, None)
+        if self._plan is None:
+            raise NotRunningError(
+                "this run has no plan; write model.trace(..., plan=True) to have one made before "
+                "it, or model.plan(...) in its place to have only that"
+            )
+        return self._plan
+
     @property
     def result(self) -> Any:
         """What the traced function returned: the model's output, or the generated token ids."""
@@ -295,7 +320,7 @@ class Tracer(Block, Place):
             failure = self._linted(program, user_globals, names)
             if failure is not None:
                 return {}, failure
-        if self._is_validated:
+        if self._is_validated or self._is_planned:
             failure = self._validated(program, user_globals, names)
             if failure is not None:
                 return {}, failure
@@ -331,6 +356,7 @@ class Tracer(Block, Place):
             finally:
                 self._driver = None
         self._result = machine.result
+        self._last = driver.last if isinstance(driver, Stopping) else None
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
             # what runs beside the blocks has names of its own, which are not the user's here
@@ -358,6 +384,9 @@ class Tracer(Block, Place):
         )
         if failure is None:
             self._model._linted.add(program)
+            if self._stops:
+                # the order is recorded to the end of a forward
+                return None
             self._order = at_run.OrderWatcher.for_first_run(self._model)
         return failure
 
@@ -370,13 +399,16 @@ class Tracer(Block, Place):
         copied for it, so that nothing fake is left in them.
         """
         own = self._saved, self._log, self._outer_now
-        self._saved, self._log, self._is_scan = Saved(), None, True
+        log = PlanLog() if self._is_planned else None
+        self._saved, self._log, self._is_scan = Saved(), log, True
         now = self._outer_now
         if now is not None:
-            self._outer_now = lambda name: _without_aliasing(now(name))
-        copies = {name: _without_aliasing(value) for name, value in names.items()}
+            self._outer_now = lambda name: without_aliasing(now(name))
+        copies = {name: without_aliasing(value) for name, value in names.items()}
         try:
-            _, failure = self._run_once(program, user_globals, copies)
+            left, failure = self._run_once(program, user_globals, copies)
+            if log is not None and failure is None:
+                self._plan = plan_of(log, left, self._last)
         except BaseException as error:
             failure = error
         finally:
@@ -394,7 +426,9 @@ class Tracer(Block, Place):
 
     def _new_driver(self) -> Driver:
         model = self._model
-        return Driver(model, model._stepping() if self._function == "generate" else None)
+        stepping = model._stepping() if self._function == "generate" else None
+        kind = Stopping if self._stops or (self._is_planned and self._is_scan) else Driver
+        return kind(model, stepping)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -435,6 +469,8 @@ class Tracer(Block, Place):
         if self._order is not None:
             driver.expect_anything()
             driver.watchers.append(self._order)
+        if self._stops and isinstance(driver, Stopping) and not self._is_scan:
+            driver.points = stop_points(self._model._module, args, kwargs)
         if is_plain:
             result = driver.run(self._called(), args, kwargs)
         else:
@@ -562,13 +598,13 @@ class Tracer(Block, Place):
         self._invokes.append((self._machine_of(program, user_globals, names), one))
 
 
-def _without_aliasing(value: Any) -> Any:
+def without_aliasing(value: Any) -> Any:
     """Copy a container, and those in it; return anything else as it is."""
     kind = type(value)
     if kind is dict:
-        return {key: _without_aliasing(item) for key, item in value.items()}
+        return {key: without_aliasing(item) for key, item in value.items()}
     if kind in (list, tuple, set):
-        return kind(_without_aliasing(item) for item in value)
+        return kind(without_aliasing(item) for item in value)
     return value
 
 
@@ -589,6 +625,44 @@ class ScanTracer(Tracer):
                 "a scan has shapes and no values, and here a value decides what comes next; trace "
                 "in its place, or scan an input that takes another way"
             )
+
+
+class PlanTracer(ScanTracer):
+    """A fake run of which only the plan is wanted. Made by `model.plan(...)`."""
+
+    def __init__(
+        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = False
+        self._is_planned = True
+
+    def _run(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        self._outer_now = getattr(names, "now", self._outer_now)
+        return {}, self._planned(program, user_globals, names)
+
+    def _run_alone(self, intervention: Any) -> Plan:
+        """Make the plan of one intervention and no block."""
+        names = intervention.names({"model": self._model, "tracer": self})
+        failure = self._planned(intervention.program, intervention.user_globals, names)
+        if failure is not None:
+            clean(failure)
+            raise failure
+        return self.plan()
+
+    def _planned(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        log = self._log = PlanLog()
+        copies = {name: without_aliasing(value) for name, value in names.items()}
+        left, failure = self._run_once(program, user_globals, copies)
+        if failure is None:
+            if self._result is not None:
+                left = {**left, "return value": self._result}
+            self._plan = plan_of(log, left, self._last)
+        return failure
 
 
 class Invoker(Block):

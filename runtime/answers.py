@@ -264,7 +264,7 @@ def _end(driver: Driver, machine: Machine, request: Request) -> Any:
     machine.finish(is_stopped=request[0] == requests.STOP)
     if driver.has_met:
         _check_barriers(driver)
-    if driver.is_stopped and driver.may_stop() and not driver.has_ended and not driver.ready:
+    if driver.may_stop() and not driver.has_ended and not driver.ready:
         raise RunAborted
     return PARKED
 
