@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import READ, Request
+from nnsight_dsl.transforms.requests import READ, WRITE, Request
 
 from . import complaints
 from .answers import ANSWERS, PARKED, open_run
@@ -38,7 +38,8 @@ from .tracebacks import clean
 
 _order = attrgetter("order")
 _NOTHING: Sequence[Any] = ()
-_PERHAPS_FOREIGN = ON_TARGET | {requests.OPEN}
+_TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
+"""Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
 
 class Watcher(Protocol):
@@ -478,9 +479,8 @@ class Driver:
                     else:
                         request = (machine.resume or machine.advance)(answer)
                     answer = error = None
-                    if (request[0] != READ or not isinstance(request[1], Place)) and (
-                        request[0] in _PERHAPS_FOREIGN
-                    ):
+                    number = _TARGETS.get(request[0])
+                    if number is not None and not isinstance(request[number], Place):
                         request = self._for_this_run(machine, request)
                 except BaseException as raised:
                     self._fail(machine, raised)
