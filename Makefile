@@ -1,5 +1,5 @@
 # make demo   install, then run the quickstart
-# make test   install, then run the tests
+# make test   install, then run the tests: those without vLLM, then those with its engine
 # make test-vllm
 #             install vLLM for the CPU beside the rest, then run the tests with its engine
 # make test-transforms PYTHON=python3.13
@@ -24,7 +24,7 @@ INPUTS := pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
-test: test-core
+test: test-core test-vllm
 
 test-core: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --ignore=tests/vllm
