@@ -92,15 +92,11 @@ def served(model, kind=None):
 
 @pytest.fixture(scope="module")
 def unharmed(gpt2):
-    gpt2.engine.collective_rpc(set_limit, args=(2.0,))
+    gpt2.engine.collective_rpc("nnsight_dsl_set_limit", args=(2.0,))
     left, failure = served(gpt2)
     assert failure is None
     assert len(left) == 15
     return left
-
-
-def set_limit(worker, seconds):
-    worker._nnsight_dsl_engine.limit._seconds = seconds
 
 
 @pytest.mark.parametrize("kind", RAISED)

@@ -20,13 +20,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.runtime.errors import NotCalledError, WriteError
 from nnsight_dsl.runtime.values import misfit
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.vllm.ranks import RankedVisit
 
 _SUM = "sum"
 _FIRST = "first"
@@ -58,9 +61,27 @@ class Portion:
         is_edited: whether the engine's value was changed.
     """
 
-    __slots__ = ("_fresh", "_is_inputs", "_module", "_seen", "_span", "_value", "is_edited")
+    __slots__ = (
+        "_fresh",
+        "_is_inputs",
+        "_module",
+        "_ranks",
+        "_seen",
+        "_span",
+        "_value",
+        "is_edited",
+    )
 
-    def __init__(self, module: Any, value: Any, span: Span, fresh: set[int], phase: str) -> None:
+    def __init__(
+        self,
+        module: Any,
+        value: Any,
+        span: Span,
+        fresh: set[int],
+        phase: str,
+        ranks: RankedVisit | None = None,
+    ) -> None:
+        self._ranks = ranks
         self._module = module
         self._value = value
         self._span = span
@@ -118,6 +139,13 @@ class Portion:
         self._take_edits()
         return self._value
 
+    def part_at(self, where: Any) -> torch.Tensor:
+        """Return the request's rows of one tensor in the value."""
+        part = self._span.part(_leaf_at(self._value, where))
+        if part is None:
+            raise AssertionError("a value has lost its axis of tokens")
+        return part
+
     # to the program
 
     def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
@@ -146,6 +174,8 @@ class Portion:
         if part is None:
             handed.append(_Handed(leaf, None))
             return leaf
+        if self._ranks is not None:
+            part = self._ranks.whole(self._value, where, part)
         seen = private(part.unsqueeze(0))
         handed.append(_Handed(seen, lambda new, edited: self._write(where, new, edited)))
         return seen
@@ -156,6 +186,9 @@ class Portion:
         mine, rest = self._span.part(hidden), self._span.part(residual)
         if mine is None or rest is None:
             return self._leaf(hidden, where, handed)
+        if self._ranks is not None:
+            mine = self._ranks.whole(self._value, where, mine)
+            rest = self._ranks.whole(self._value, other, rest)
 
         def write(new: torch.Tensor, edited: bool) -> None:
             self._write(where, new, False)
@@ -188,20 +221,20 @@ class Portion:
         stand in buffers of the engine, which are never written to.
         """
         self.is_edited = True
+        part = self.part_at(where)
+        shape = tuple(part.shape) if self._ranks is None else self._ranks.shape(where, part)
+        if tuple(new.shape[1:]) != shape:
+            raise WriteError(
+                f"a value of shape {(1, *shape)} was given the shape {tuple(new.shape)} in place; "
+                "keep its shape"
+            )
+        new = new[0] if self._ranks is None else self._ranks.written(where, new[0], edited)
         whole = _leaf_at(self._value, where)
         if not (edited and whole.is_floating_point()) and id(whole) not in self._fresh:
             whole = whole.clone()
             self._fresh.add(id(whole))
             self._value = _with_leaf(self._value, where, whole)
-        part = self._span.part(whole)
-        if part is None:
-            raise AssertionError("a value has lost its axis of tokens")
-        if new.shape[1:] != part.shape:
-            raise WriteError(
-                f"a value of shape {tuple(part.unsqueeze(0).shape)} was given the shape "
-                f"{tuple(new.shape)} in place; keep its shape"
-            )
-        part.copy_(new[0])
+        self.part_at(where).copy_(new)
 
 
 class _Handed:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nnsight_dsl.runtime.errors import EngineError
@@ -36,7 +38,7 @@ class Limit:
     """A limit of time, as a context manager; it may be entered again inside."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._until: float | None = None
@@ -53,7 +55,7 @@ class Limit:
             self._watch.start()
         with self._lock:
             self._thread = threading.get_ident()
-            self._until = time.monotonic() + self._seconds
+            self._until = time.monotonic() + self.seconds
         if not self._wake.is_set():
             self._wake.set()
 
@@ -62,6 +64,20 @@ class Limit:
         if self._depth == 0:
             with self._lock:
                 self._until = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let nothing be raised meanwhile; other workers take part in what is done."""
+        with self._lock:
+            until, self._until = self._until, None
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            if until is not None:
+                with self._lock:
+                    self._until = until + time.monotonic() - begun
+                self._wake.set()
 
     def _run(self) -> None:
         while True:
@@ -73,6 +89,6 @@ class Limit:
                 left = self._until - time.monotonic()
                 if left <= 0:
                     # once more, should the block swallow it
-                    self._until = time.monotonic() + self._seconds
+                    self._until = time.monotonic() + self.seconds
                     _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
-            time.sleep(min(max(left, 0.0), self._seconds) or 0.01)
+            time.sleep(min(max(left, 0.0), self.seconds) or 0.01)

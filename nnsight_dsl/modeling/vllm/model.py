@@ -30,7 +30,7 @@ class VLLM(EngineRoot):
 
     Args:
         model: a repository name or a path.
-        tensor_parallel_size: must be 1 so far.
+        tensor_parallel_size: over how many workers the model lies; programs see whole tensors.
         mode: "sync", or "async" for code that runs in an event loop: there the end of a block
             submits its requests, `async for output in tracer` and `await tracer` wait for them.
         dispatch: start the engine at once.
@@ -74,7 +74,7 @@ class VLLM(EngineRoot):
         rename: Mapping[str, str | Sequence[str]] | None = None,
         **engine_args: Any,
     ) -> None:
-        _refuse(tensor_parallel_size, engine_args)
+        _refuse(engine_args)
         if mode not in ("sync", "async"):
             raise EngineError(f"mode={mode!r} is unknown; write 'sync' or 'async'")
         # the model runner of vLLM's second version has other methods
@@ -82,6 +82,7 @@ class VLLM(EngineRoot):
         engine_args.setdefault("enable_chunked_prefill", False)
         engine_args.update(model=str(model), enforce_eager=enforce_eager)
         super().__init__(_built(engine_args), rename=rename)
+        engine_args["tensor_parallel_size"] = tensor_parallel_size
         self._engine_args = engine_args
         self._rename = dict(rename or {})
         self._seconds = block_seconds
@@ -185,7 +186,7 @@ def _limit(function: str) -> int | None:
     return 1 if function == "trace" else None
 
 
-def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
+def _refuse(engine_args: Mapping[str, Any]) -> None:
     """Refuse engines in which no program can be served.
 
     Raises:
@@ -196,11 +197,6 @@ def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
             f"pipeline_parallel_size={engine_args['pipeline_parallel_size']} lays the model over "
             "several workers one after the other, between which no program can go on; leave it "
             "out"
-        )
-    if tensor_parallel_size != 1:
-        raise EngineError(
-            f"tensor_parallel_size={tensor_parallel_size} gives each worker a part of every "
-            "tensor, which are not put together for programs yet; leave it out"
         )
     for name in ("speculative_config", "spec_method", "spec_model"):
         if engine_args.get(name) is not None:

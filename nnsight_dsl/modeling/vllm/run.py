@@ -227,7 +227,9 @@ class Run:
         """Offer a value of the engine's; return the one to go on with."""
         if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
             return value
-        portion = Portion(tap.place._module, value, span, fresh, phase)
+        leader = self.engine.leader
+        ranks = None if leader is None else leader.visit(tap.place, phase, span)
+        portion = Portion(tap.place._module, value, span, fresh, phase, ranks)
 
         def serve(driver: RequestDriver) -> None:
             for skip in tap.skips if phase == OUTPUT else ():
@@ -246,6 +248,8 @@ class Run:
             return before
         try:
             after = portion.finished()
+            if ranks is not None and portion.is_edited:
+                ranks.keep()
             self.has_written = self.has_written or portion.is_edited
             return after
         except Exception as error:
@@ -259,11 +263,21 @@ class Run:
             tap.done_step = tap.index
         tap.index = None
         if self.driver is not None and self.driver.watchers:
-            module, fresh = tap.place._module, set[int]()
-            inputs = Portion(module, (args, kwargs), span, fresh, INPUTS).seen("inputs")
-            seen = Portion(module, output, span, fresh, OUTPUT).seen("output")
-            given, named = inputs
-            self._guarded(lambda driver: driver.watch(tap, given, named, seen))
+
+            def watch(driver: RequestDriver) -> None:
+                given, named = self._shown(tap, INPUTS, (args, kwargs), span)
+                driver.watch(tap, given, named, self._shown(tap, OUTPUT, output, span))
+
+            self._guarded(watch)
+
+    def _shown(self, tap: RequestTap, phase: str, value: Any, span: Span) -> Any:
+        """Return what a cache is shown of a value; None of inputs that no cache keeps."""
+        driver, leader = self.driver, self.engine.leader
+        watchers = [] if driver is None else driver.watchers
+        if phase == INPUTS and not any(getattr(one, "_keeps_inputs", True) for one in watchers):
+            return (), {}
+        ranks = None if leader is None else leader.visit(tap.place, phase, span)
+        return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
 
     def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
