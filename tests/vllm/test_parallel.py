@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nnsight_dsl.errors import EngineError, WriteError
+from nnsight_dsl.modeling.vllm.shards import Layout, layout_of
 
 from .conftest import FACTS, ended, started
 from .test_batches import PROMPTS
@@ -24,9 +25,13 @@ class Mistake(Exception):
 
 def started_over_two(folder: Any) -> Any:
     """Start an engine in a process of its own, with a worker on each of two cores."""
+    from vllm import envs
+
     changed = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    # once it has started an engine, vLLM goes by what the variables were then
+    envs.disable_envs_cache()
     try:
         return started(folder, tensor_parallel_size=2)
     finally:
@@ -54,6 +59,9 @@ def llama_over_two(llama_folder: Any) -> Iterator[Any]:
 def gpt2_reads(model):
     block = model.transformer.h[2]
     left = []
+    # one activation stands in all layers of vLLM's GPT-2
+    left.append(model.transformer.h[0].mlp.act.input)
+    left.append(model.transformer.h[0].mlp.act.output)
     left.append(block.input)
     left.append(block.attn.c_attn.output)
     left.extend(block.attn.attn.inputs[0])
@@ -61,8 +69,6 @@ def gpt2_reads(model):
     left.append(block.attn.c_proj.input)
     left.append(block.attn.c_proj.output)
     left.append(block.mlp.c_fc.output)
-    left.append(block.mlp.act.input)
-    left.append(block.mlp.act.output)
     left.append(block.mlp.c_proj.input)
     left.append(block.mlp.output)
     left.append(block.output)
@@ -102,7 +108,7 @@ def gpt2_edits(model, kind):
         query, key, value = block.attn.attn.inputs[0]
         block.attn.attn.inputs = ((query * width, key, value + width), {})
     if kind == "activation":
-        block.mlp.act.output[:, :, 200:] = 0
+        model.transformer.h[0].mlp.act.output[:, :, 100:] = 0
     if kind == "row input":
         block.mlp.c_proj.input[:, 1:, ::3] *= 2
     if kind == "mlp":
@@ -110,7 +116,7 @@ def gpt2_edits(model, kind):
     if kind == "skip":
         block.skip(block.input)
     if kind == "skip of a projection":
-        block.mlp.c_fc.skip(torch.linspace(-1, 1, 512).expand(1, block.input.shape[1], 512))
+        block.mlp.c_fc.skip(torch.linspace(-1, 1, 256).expand(1, block.input.shape[1], 256))
     if kind == "random":
         block.output[:] += torch.randn(128)
 
@@ -288,7 +294,27 @@ def test_a_cache_keeps_whole_values(gpt2_over_two, gpt2):
         agree(left[0][path].output, left[1][path].output)
 
 
-def test_an_unknown_layout_is_refused(llama_over_two):
-    with pytest.raises(EngineError, match="lies over the workers"):
-        with llama_over_two.trace(PROMPTS[0]):
-            hidden = llama_over_two.model.layers[1].self_attn.rotary_emb.inputs.save()  # the line
+class ColumnParallelLinear(torch.nn.Linear):
+    """As far as a layout goes by it, one of vLLM's on one of two ranks."""
+
+    tp_size = 2
+    gather_output = False
+    output_partition_sizes = (8,)
+
+
+def test_a_module_between_projections_whose_layout_is_not_known_is_refused():
+    parent = torch.nn.ModuleDict({"up": ColumnParallelLinear(4, 8), "odd": torch.nn.LayerNorm(8)})
+    with pytest.raises(EngineError, match=r"a LayerNorm lies over the workers .* is not known"):
+        layout_of(parent["odd"], parent, "output", None, torch.zeros(3, 8))
+    alone = torch.nn.ModuleDict({"odd": torch.nn.LayerNorm(8)})
+    assert layout_of(alone["odd"], alone, "output", None, torch.zeros(3, 8)) is None
+
+
+def test_parts_make_up_the_whole_again():
+    # queries on four ranks, keys and values of two heads that two ranks hold each
+    layout = Layout(((3, 1), (2, 2), (2, 2)))
+    whole = torch.arange(20).expand(5, 20)
+    parts = [layout.own(whole, rank, 4) for rank in range(4)]
+    assert parts[1][0].tolist() == [3, 4, 5, 12, 13, 16, 17]
+    assert torch.equal(layout.joined(parts), whole)
+    assert layout.width(4) == 20
