@@ -216,7 +216,8 @@ class EngineTracer(Tracer):
     def _unserved(self, place: Place, port: str) -> str | None:
         """Say why a place is not served, None if it is."""
         if isinstance(place, OperationPlace):
-            return operation(place)
+            shards = self._model._engine_args.get("tensor_parallel_size", 1)
+            return operation(place, self._model._is_compiled, shards > 1)
         is_inside = place._module is not None and not isinstance(place, EnginePlace)
         if self._model._is_compiled and is_inside:
             return compiled(name_of(place, port))

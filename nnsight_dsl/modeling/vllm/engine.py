@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
 
@@ -26,11 +25,12 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling.vllm.forms import Span
+from nnsight_dsl.modeling.vllm.insides import Inside
 from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.modeling.vllm.places import EngineRoot
 from nnsight_dsl.modeling.vllm.ranks import WATCH, Leader
-from nnsight_dsl.modeling.vllm.run import RequestTap, Run
+from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Run, Slot, visits_among
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap
@@ -43,14 +43,6 @@ _PREEMPTED = (
     "the engine ran out of cache, took a request out and computed it again, which the writes of "
     "its block cannot follow yet; give the engine more cache, or fewer requests at once"
 )
-
-
-@dataclass(slots=True)
-class Slot:
-    """One request in the forward that runs."""
-
-    run: Run
-    span: Span
 
 
 class Engine:
@@ -75,6 +67,8 @@ class Engine:
         self._ids: dict[str, str] = {}
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}
+        self._insides: dict[int, Inside] = {}
+        self._weights: frozenset[int] | None = None
         self._scheduled: Any = None
         self._sampling: list[tuple[int, Run]] = []
         self.leader = None if group is None else Leader(self, group)
@@ -181,6 +175,33 @@ class Engine:
             del self._taps[id(module)]
             remove_tap(module)
 
+    def add_operation(self, tap: OperationRequestTap) -> None:
+        """Let an operation in a module's forward offer its values to a request, too."""
+        module = tap.place._owner
+        inside = self._insides.get(id(module))
+        if inside is None:
+            inside = self._insides[id(module)] = Inside(self, module)
+        inside.add(tap)
+
+    def remove_operation(self, tap: OperationRequestTap) -> None:
+        """Take a request off an operation."""
+        inside = self._insides.get(id(tap.place._owner))
+        if inside is not None and inside.remove(tap):
+            del self._insides[id(tap.place._owner)]
+
+    def inside(self, module: nn.Module) -> Inside | None:
+        """Return the operations that are addressed in a module's forward, None without any."""
+        return self._insides.get(id(module))
+
+    @property
+    def weights(self) -> frozenset[int]:
+        """Where the model's weights and buffers lie in memory."""
+        if self._weights is None:
+            model = self.runner.get_model()
+            found = (*model.parameters(), *model.buffers())
+            self._weights = frozenset(one.untyped_storage().data_ptr() for one in found)
+        return self._weights
+
     def _forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.thread = get_ident()
         self.slots = self._spans(_tokens_in(args, kwargs))
@@ -252,6 +273,9 @@ class EngineTap:
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, and offer each request its part of the values."""
+        inside = self.driver.inside(module)
+        if inside is not None:
+            call = inside.called(call)
         if self.driver.leader is not None:
             return self._led_visit(self.driver.leader, call, module, args, kwargs)
         visits = self._visits()
@@ -288,11 +312,7 @@ class EngineTap:
 
     def _visits(self) -> list[tuple[Slot, RequestTap]]:
         """List the requests in this forward that address the module."""
-        visits = [
-            (slot, tap)
-            for slot in self.driver.slots
-            if not slot.run.is_over and (tap := self.taps.get(id(slot.run.driver))) is not None
-        ]
+        visits = visits_among(self.driver.slots, self.taps)
         if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
             raise EngineError(
                 "hook=True offers a call to other blocks, which an engine runs apart; call the "

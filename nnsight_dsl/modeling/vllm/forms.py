@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.runtime.errors import NotCalledError, WriteError
+from nnsight_dsl.runtime.errors import EngineError, NotCalledError, WriteError
 from nnsight_dsl.runtime.values import misfit
 
 if TYPE_CHECKING:
@@ -57,6 +57,15 @@ class Portion:
     A program is handed copies: kernels of the engine write into buffers that they have handed on,
     and a copy is a tensor with a version counter, which tells whether it was edited in place.
 
+    Args:
+        module: whose value it is.
+        value: the engine's value.
+        span: the request's tokens.
+        fresh: ids of tensors that are copies already, made for what was written in this visit.
+        phase: whether it is an input.
+        ranks: the other ranks that hold a part of it.
+        weights: of an operation, where the model's weights lie in memory.
+
     Attributes:
         is_edited: whether the engine's value was changed.
     """
@@ -69,6 +78,7 @@ class Portion:
         "_seen",
         "_span",
         "_value",
+        "_weights",
         "is_edited",
     )
 
@@ -80,7 +90,9 @@ class Portion:
         fresh: set[int],
         phase: str,
         ranks: RankedVisit | None = None,
+        weights: frozenset[int] | None = None,
     ) -> None:
+        self._weights = weights
         self._ranks = ranks
         self._module = module
         self._value = value
@@ -101,6 +113,12 @@ class Portion:
             value = self._presented(self._value, form, handed)
         else:
             value = self._presented_input(handed)
+        if self._weights is not None and not any(one.write for one in handed):
+            raise EngineError(
+                "what this operation is given or returns does not have the tokens as its first "
+                "axis, so no part of it is this request's; read another operation, or the output "
+                "or the input of a module"
+            )
         self._seen = (port, value, handed)
         return value
 
@@ -171,7 +189,12 @@ class Portion:
 
     def _leaf(self, leaf: Any, where: Any, handed: list[_Handed]) -> Any:
         part = self._span.part(leaf)
+        if part is not None and self._weights is not None and _is_of(leaf, self._weights):
+            # as many rows as the batch has tokens, by chance
+            part = None
         if part is None:
+            # what all requests share is shown as a copy
+            leaf = private(leaf) if isinstance(leaf, torch.Tensor) else leaf
             handed.append(_Handed(leaf, None))
             return leaf
         if self._ranks is not None:
@@ -207,6 +230,11 @@ class Portion:
         self._seen = None
         for one in handed:
             if one.write is None:
+                if isinstance(one.seen, torch.Tensor) and one.seen._version != one.version:
+                    raise WriteError(
+                        f"a tensor of shape {tuple(one.seen.shape)} was edited in place that all "
+                        "requests share; edit one that has a row for each of this request's tokens"
+                    )
                 continue
             if one.new is not None:
                 one.write(one.new, False)
@@ -246,13 +274,17 @@ class _Handed:
         self.seen = seen
         self.write = write
         self.new: Any = None
-        self.version = seen._version if write is not None else 0
+        self.version = seen._version if isinstance(seen, torch.Tensor) else 0
 
 
 def private(part: torch.Tensor) -> torch.Tensor:
     """Copy a tensor into one that counts its versions, also in inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         return part.detach().clone()
+
+
+def _is_of(leaf: torch.Tensor, weights: frozenset[int]) -> bool:
+    return leaf.untyped_storage().data_ptr() in weights
 
 
 _MAIN = ("hidden_states", "x", None)

@@ -26,7 +26,9 @@ import torch
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot, EngineValue
 from nnsight_dsl.runtime.errors import InterventionError
+from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.source import Source, SourceOperation
 from nnsight_dsl.tracer import Tracer
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.stored import dump_programs, load_programs
@@ -84,9 +86,21 @@ class _Reference:
     def of(self, value: Any) -> tuple[str, ...] | None:
         if isinstance(value, Envoy) and isinstance(value._root, EngineRoot):
             return ("envoy", value._path)
+        if isinstance(value, (Source, SourceOperation)) and isinstance(value._root, EngineRoot):
+            return _operation_named(value)
         if isinstance(value, EnginePlace):
             return ("place", value._path)
         return ("tracer",) if isinstance(value, Tracer) else None
+
+
+def _operation_named(value: Source | SourceOperation) -> tuple[str, ...]:
+    """Name an operation by its module and the operations around it; a source ends in nothing."""
+    names: list[str] = [] if isinstance(value, SourceOperation) else [""]
+    place: Place | None = value if isinstance(value, SourceOperation) else value._parent
+    while isinstance(place, SourceOperation):
+        names.append(place._name)
+        place = place._parent
+    return ("operation", "" if place is None else place._path, *reversed(names))
 
 
 def _pickled(value: Any, *, to_cpu: bool = False) -> bytes:
@@ -130,6 +144,11 @@ def _unpickled(data: bytes, root: EngineRoot, tracer: Tracer | None) -> Any:
             kind, *rest = pid
             if kind == "envoy":
                 return root.get(rest[0])
+            if kind == "operation":
+                found: Any = root.get(rest[0])
+                for name in rest[1:]:
+                    found = found.source[name] if name else found.source
+                return found
             return tracer if kind == "tracer" else root._places[rest[0]]
 
     return ReferringUnpickler(io.BytesIO(data)).load()

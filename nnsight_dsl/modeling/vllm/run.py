@@ -11,8 +11,9 @@ and what happened is told at the client.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.errors import EngineError, RunAborted, WriteError
+from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.offers import Offer, Writes
@@ -45,6 +46,7 @@ from nnsight_dsl.transforms.requests import Request
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine import Engine
+    from nnsight_dsl.modeling.vllm.insides import Inside
 
 
 class RequestTap(Tap):
@@ -70,6 +72,71 @@ class RequestTap(Tap):
         )
 
 
+class OperationRequestTap(RequestTap):
+    """What one request knows of an operation inside a module's forward.
+
+    Attributes:
+        is_around: whether its arguments are wanted, or it is skipped.
+    """
+
+    place: OperationPlace
+
+    def __init__(self, place: OperationPlace, driver: RequestDriver) -> None:
+        super().__init__(place, driver, is_stepping=False)
+        self.is_around = not driver.is_tapping_ahead
+
+    def install(self) -> None:
+        """Have the forward around it tapped when it is next called."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        self.driver.tap_for(parent)
+        self.driver.engine.add_operation(self)
+
+    def remove(self) -> None:
+        """Take this request off the operation."""
+        self.driver.engine.remove_operation(self)
+
+    def expect(self, port: str) -> None:
+        """Get ready for requests of a port."""
+        self.is_around = self.is_around or port != OUTPUT
+
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks while the forward runs without this tap."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        above = self.driver.tap_for(parent)
+        inside: Inside | None = self.driver.engine.inside(self.place._owner)
+        is_running = above.index == machine.step and not self.driver.is_offering_inputs(above)
+        if not is_running or inside is None or inside.covers(self):
+            return None
+        return OutOfOrderError(
+            f"{self.place._path} was asked for while the forward that it is in was already "
+            "running, and was not expected there; spell the operation out in the block's text "
+            "from a name that stands before the block, or ask before the forward is called"
+        )
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request in the forward that runs."""
+
+    run: Run
+    span: Span
+
+
+def visits_among(
+    slots: Sequence[Slot], taps: Mapping[int, RequestTap]
+) -> list[tuple[Slot, RequestTap]]:
+    """List the requests in a forward that address a place, with what each knows of it."""
+    return [
+        (slot, tap)
+        for slot in slots
+        if not slot.run.is_over and (tap := taps.get(id(slot.run.driver))) is not None
+    ]
+
+
 class RequestDriver(Driver):
     """The driver of one request's programs."""
 
@@ -83,7 +150,10 @@ class RequestDriver(Driver):
 
     def _new_tap(self, place: Place) -> Tap:
         if isinstance(place, OperationPlace):
-            raise EngineError(operation(place))
+            reason = operation(place, self.engine.is_compiled, self.engine.leader is not None)
+            if reason is not None:
+                raise EngineError(reason)
+            return OperationRequestTap(place, self)
         is_module = place._module is not None and not isinstance(place, EnginePlace)
         if is_module and self.engine.is_compiled:
             raise EngineError(compiled(name_of(place, "output")))
@@ -229,7 +299,8 @@ class Run:
             return value
         leader = self.engine.leader
         ranks = None if leader is None else leader.visit(tap.place, phase, span)
-        portion = Portion(tap.place._module, value, span, fresh, phase, ranks)
+        weights = self.engine.weights if isinstance(tap.place, OperationPlace) else None
+        portion = Portion(tap.place._module, value, span, fresh, phase, ranks, weights)
 
         def serve(driver: RequestDriver) -> None:
             for skip in tap.skips if phase == OUTPUT else ():
@@ -255,6 +326,11 @@ class Run:
         except Exception as error:
             self.fail(error)
             return before
+
+    def refuse(self, tap: RequestTap, error: Exception) -> None:
+        """Tell the programs that wait at a place, and those that ask later, that there is none."""
+        tap.missing = error
+        self._guarded(lambda driver: driver.fail_waiting(tap, error))
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
         """A module has returned."""
@@ -363,12 +439,23 @@ def compiled(location: str) -> str:
     )
 
 
-def operation(place: Place) -> str:
-    """Say why an operation inside a forward is refused."""
-    return (
-        f"{place._path} is an operation inside a forward, which is not offered in an engine yet; "
-        "read the output or the input of a module"
-    )
+def operation(place: OperationPlace, is_compiled: bool, is_sharded: bool) -> str | None:
+    """Say why an operation inside a forward is refused, None if it is served."""
+    if is_compiled:
+        return compiled(place._path)
+    if len(place._chain) > 1:
+        return (
+            f"{place._path} is an operation of a function that another operation calls, which is "
+            "not offered in an engine; ask for that operation, or for one of a module's own forward"
+        )
+    if is_sharded:
+        return (
+            f"{place._path} is an operation inside a forward, of which each worker of an engine "
+            "with tensor_parallel_size > 1 does a part, and how they go together is not known; "
+            "read the output or the input of a module, or make the engine with "
+            "tensor_parallel_size=1"
+        )
+    return None
 
 
 def _machine_of(part: Part, tracer: Tracer) -> Machine:
