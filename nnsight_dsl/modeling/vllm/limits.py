@@ -31,11 +31,20 @@ class OutOfTime(BaseException):
         return EngineError, (str(self),)
 
 
+_TICK = 0.25
+"""Longest time between two looks, in seconds."""
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 class Limit:
-    """A limit of time, as a context manager; it may be entered again inside."""
+    """A limit of time, as a context manager; it may be entered again inside.
+
+    The thread that watches looks from time to time, as long as there is something to watch. To wake
+    it at each entry would cost more than what is done inside: both threads want the interpreter.
+
+    Attributes:
+        seconds: how long the inside may last.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -44,6 +53,7 @@ class Limit:
         self._until: float | None = None
         self._thread = 0
         self._depth = 0
+        self._entries = 0
         self._watch: threading.Thread | None = None
 
     def __enter__(self) -> None:
@@ -56,7 +66,9 @@ class Limit:
         with self._lock:
             self._thread = threading.get_ident()
             self._until = time.monotonic() + self.seconds
-        if not self._wake.is_set():
+            self._entries += 1
+            is_asleep = not self._wake.is_set()
+        if is_asleep:
             self._wake.set()
 
     def __exit__(self, *error: object) -> None:
@@ -77,18 +89,22 @@ class Limit:
             if until is not None:
                 with self._lock:
                     self._until = until + time.monotonic() - begun
-                self._wake.set()
 
     def _run(self) -> None:
+        seen = -1
         while True:
             self._wake.wait()
+            left = _TICK
             with self._lock:
-                if self._until is None:
+                if self._until is not None:
+                    left = self._until - time.monotonic()
+                    if left <= 0:
+                        # once more, should the block swallow it
+                        self._until = time.monotonic() + self.seconds
+                        _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
+                elif seen == self._entries:
+                    # nothing has been entered since the last look
                     self._wake.clear()
                     continue
-                left = self._until - time.monotonic()
-                if left <= 0:
-                    # once more, should the block swallow it
-                    self._until = time.monotonic() + self.seconds
-                    _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
-            time.sleep(min(max(left, 0.0), self.seconds) or 0.01)
+                seen = self._entries
+            time.sleep(min(max(left, 0.01), _TICK))
