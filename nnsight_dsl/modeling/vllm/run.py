@@ -163,6 +163,16 @@ class RequestDriver(Driver):
         if not self.engine.is_compiled:
             super()._tap_all()
 
+    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
+        """See to it that a cache is shown what it was asked for.
+
+        Raises:
+            EngineError: the engine has compiled the model, whose modules are not called.
+        """
+        if self.engine.is_compiled:
+            raise EngineError(compiled("what a cache keeps"))
+        super().watch_for(places, machine)
+
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
         """Return what the request's programs see of the current offer.
 
