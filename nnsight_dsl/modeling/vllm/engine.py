@@ -56,6 +56,8 @@ class Engine:
         leader: tells the other ranks what to do, where the model lies over several.
     """
 
+    is_in_backward = False
+
     def __init__(self, runner: Any, seconds: float, group: Any | None = None) -> None:
         self.runner = runner
         self.thread = get_ident()
@@ -265,6 +267,7 @@ class EngineTap:
     """The tap on a module, for all requests that address it."""
 
     __slots__ = ("driver", "module", "taps")
+    is_central = True
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine

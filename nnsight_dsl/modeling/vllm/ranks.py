@@ -242,7 +242,7 @@ def _argument(value: Any, where: Any, phase: str) -> int | str | None:
 class Follower:
     """Another rank than the first: it has no programs, and does as it is told."""
 
-    is_stepping = False
+    is_in_backward = False
 
     def __init__(self, runner: Any, group: Any) -> None:
         self.runner = runner
@@ -395,6 +395,7 @@ class FollowerTap:
     """The tap on a module of a rank that follows."""
 
     __slots__ = ("driver", "number")
+    is_central = True
 
     def __init__(self, follower: Follower, number: int) -> None:
         self.driver = follower

@@ -80,6 +80,7 @@ class OperationRequestTap(RequestTap):
     """
 
     place: OperationPlace
+    can_refuse = True
 
     def __init__(self, place: OperationPlace, driver: RequestDriver) -> None:
         super().__init__(place, driver, is_stepping=False)
@@ -145,6 +146,8 @@ class RequestDriver(Driver):
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
         self.writes = PortionWrites()
+        # what is offered is a portion, which is not what a program sees
+        self.is_direct = False
         self.engine = engine
         self.missed = ""
 
@@ -320,7 +323,7 @@ class Run:
                     error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
                     raise
             tap.skips = [] if phase == OUTPUT else tap.skips
-            (driver.offer_inputs if phase == INPUTS else driver.offer_output)(tap, portion)  # type: ignore[arg-type]
+            driver.offer(tap, phase, portion)
 
         before = value
         self._guarded(serve)
@@ -379,7 +382,7 @@ class Run:
         span = Span(0, 1, 1)
         portion = _Row(value)
         if not self.is_over and tap.wants(OUTPUT):
-            self._guarded(lambda driver: driver.offer_output(tap, portion))
+            self._guarded(lambda driver: driver.offer(tap, OUTPUT, portion))
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
