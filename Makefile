@@ -5,16 +5,20 @@
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
 # make lint   install, then check style, types and layers
-# make bench  install, then run the benchmarks
+# make bench  install other libraries beside the rest, then run the benchmarks beside them and
+#             write docs/benchmarks.md
+# make bench-quick
+#             the benchmarks that have a target, in under two minutes
 # make clean  remove caches and build results; `rm -rf .venv` starts from nothing
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-vllm test-transforms lint bench clean
+.PHONY: demo test test-core test-vllm test-transforms lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -40,10 +44,11 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/entry.py
-	$(BIN)/python benchmarks/operations.py
+bench: $(VENV)/.installed $(PEERS)/.installed
+	$(BIN)/python -m benchmarks --write
+
+bench-quick: $(VENV)/.installed $(PEERS)/.installed
+	$(BIN)/python -m benchmarks --quick
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -78,4 +83,14 @@ $(SMALL)/.installed: constraints.txt
 	$(PYTHON) -m venv $(SMALL)
 	$(SMALL)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
 		bytecode executing hypothesis libcst pytest pytest-timeout
+	@touch $@
+
+# The libraries that the benchmarks compare with, in an environment of their own.
+$(PEERS)/.installed: constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo "installing into $(PEERS); the first time takes some minutes"
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install \
+		-c constraints-peers.txt $$(grep '^torch==' constraints-peers.txt)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install \
+		-c constraints-peers.txt matplotlib nnsight pyvene rich transformer-lens
 	@touch $@

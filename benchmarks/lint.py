@@ -1,6 +1,4 @@
-"""What the linter costs: on a hundred files, on the same again, and at the entry of a run.
-
-    python benchmarks/lint.py
+"""What does the linter cost: on a hundred files, on the same again, and at the entry of a run?
 
 The files are of 500 lines each, and hold two traces every fifteen lines, which is far more than
 most do. Each is linted by the command, in a process of its own, with an empty cache and then with
@@ -10,9 +8,8 @@ a program, beside the same with the linter off, and of looking up that nothing i
 
 from __future__ import annotations
 
+import linecache
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,9 +18,12 @@ import timeit
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from nnsight_dsl import CONFIG, NNsight
+
+from .results import Figure, Row, median_figure
+
+_QUESTION = "the linter"
 
 FILES = 100
 LINES = 500
@@ -60,7 +60,7 @@ def seconds_to_lint(folder: Path, *options: str) -> float:
     command = [sys.executable, "-m", "nnsight_dsl", "lint", str(folder), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.stdout != "nothing found\n":
-        raise SystemExit(f"not as expected: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"not as expected: {done.stdout}{done.stderr}")
     return time.perf_counter() - began
 
 
@@ -73,8 +73,6 @@ def first_entries() -> dict[str, list[float]]:
     for number in range(2 * PAIRS):
         setting = ("error", "off")[number % 2]
         CONFIG.APP.LINT = setting
-        import linecache
-
         name = f"<block {number}>"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
         code = compile(text, name, "exec")
@@ -96,24 +94,38 @@ def lookup_in_microseconds() -> float:
     return min(timeit.repeat(statement, globals=names, number=100_000, repeat=7)) * 10
 
 
-def main() -> None:
-    console = Console(width=100)
-    console.print(
-        f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores\n"
-    )
+def rows(*, quick: bool) -> list[Row]:
+    """Measure the command, and the entry of a run."""
+    files_count = 20 if quick else FILES
+    cache = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
-        files = Path(folder) / "files"
-        files.mkdir()
-        for number in range(FILES):
-            (files / f"file{number}.py").write_text(text_of_file(number))
-        first, again = seconds_to_lint(files), seconds_to_lint(files)
-    console.print(f"{FILES} files of {LINES} lines: {first:.2f} s, unchanged {again:.2f} s")
+        try:
+            files = Path(folder) / "files"
+            files.mkdir()
+            for number in range(files_count):
+                text = text_of_file(number)
+                (files / f"file{number}.py").write_text(text, encoding="utf-8")
+            first, again = seconds_to_lint(files), seconds_to_lint(files)
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if cache is not None:
+                os.environ["XDG_CACHE_HOME"] = cache
     found = first_entries()
-    ours, bare = (statistics.median(found[one][4:]) * 1e3 for one in ("error", "off"))
-    console.print(f"first entry of a program: {ours:.2f} ms, {bare:.2f} ms with the linter off")
-    console.print(f"each further entry: {lookup_in_microseconds():.3f} µs")
-
-
-if __name__ == "__main__":
-    main()
+    entries = {name: median_figure([one * 1e3 for one in own[4:]]) for name, own in found.items()}
+    lookup = Figure(lookup_in_microseconds())
+    return [
+        Row(
+            _QUESTION,
+            f"{files_count} files of {LINES} lines",
+            {"first": Figure(first), "unchanged": Figure(again)},
+            "s",
+        ),
+        Row(
+            _QUESTION,
+            "first entry of a program",
+            {"checked": entries["error"], "linter off": entries["off"]},
+            "ms",
+        ),
+        Row(_QUESTION, "each further entry", {"checked": lookup}),
+    ]

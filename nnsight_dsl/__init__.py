@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
     from nnsight_dsl.modeling.language import TransformersModel as TransformersModel
     from nnsight_dsl.saving import save as save
+    from nnsight_dsl.sweep import Sweep as Sweep
+    from nnsight_dsl.sweep import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,8 @@ _HOMES = {
     "install_import_hook": "nnsight_dsl.import_hook",
     "layers_report": "nnsight_dsl.layers",
     "save": "nnsight_dsl.saving",
+    "Sweep": "nnsight_dsl.sweep",
+    "sweep": "nnsight_dsl.sweep",
 }
 _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError EngineError "

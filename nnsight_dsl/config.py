@@ -18,29 +18,23 @@ class AppConfig:
         CROSS_INVOKER: let an invoke read names that another invoke of its trace binds.
         PYMOUNT: accepted for programs that set it; `.save()` needs nothing mounted here.
         REMOTE_LOGGING: accepted for programs that set it.
+        LINT: what a run does with what the linter's rules find in its block, before the model
+            runs. `"error"` raises what is certain and warns of the rest, `"warn"` warns of all,
+            `"off"` looks at nothing.
     """
 
     def __init__(self) -> None:
         self.CROSS_INVOKER = True
         self.PYMOUNT = True
         self.REMOTE_LOGGING = True
+        self.LINT = "error"
         self._debug = False
-        self._lint = "error"
 
-    @property
-    def LINT(self) -> str:
-        """What a run does with what the linter's rules find in its block, before the model runs.
-
-        `"error"` raises what is certain and warns of the rest, `"warn"` warns of all, `"off"`
-        looks at nothing.
-        """
-        return self._lint
-
-    @LINT.setter
-    def LINT(self, value: str) -> None:
-        if value not in _LINT:
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a plain attribute, since each run looks at it
+        if name == "LINT" and value not in _LINT:
             raise ValueError(f"LINT is one of {', '.join(map(repr, _LINT))}; {value!r} is none")
-        self._lint = value
+        super().__setattr__(name, value)
 
     @property
     def DEBUG(self) -> bool:

@@ -46,6 +46,8 @@ class Envoy(Ports):
     `layer.output` is the layer's own output.
     """
 
+    _parent: Envoy | None
+
     def __init__(self, module: nn.Module, key: str, parent: Envoy | None) -> None:
         self._module = module
         self._key = key

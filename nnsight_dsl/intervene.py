@@ -27,7 +27,7 @@ import linecache
 import textwrap
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
@@ -36,6 +36,9 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
+
+if TYPE_CHECKING:
+    from nnsight_dsl.plan import Plan
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
@@ -52,6 +55,7 @@ class Intervention(Generic[_Params, _Result]):
         self._bound = dict(bound or {})
         self._signature = inspect.signature(function)
         self._lowered: Program | None = None
+        self._unbound: Intervention[_Params, _Result] = self
         self._has_source = True
         self._refuse()
 
@@ -89,10 +93,9 @@ class Intervention(Generic[_Params, _Result]):
                 f"{', '.join(map(repr, self._signature.parameters))}"
             )
         self._check(arguments)
-        other: Intervention[..., _Result] = Intervention(
-            self._function, {**self._bound, **arguments}
-        )
-        other._lowered = self._lowered
+        # with what is known of the function, which is the same
+        other: Intervention[..., _Result] = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _bound={**self._bound, **arguments})
         return other
 
     def run(self, model: Any, *inputs: Any, generate: bool = False, **options: Any) -> Any:
@@ -108,11 +111,32 @@ class Intervention(Generic[_Params, _Result]):
         Returns:
             What the function returns.
         """
-        names = set(self._signature.parameters) - {"model", "tracer"}
-        own = {name: options.pop(name) for name in list(options) if name in names}
+        own = self._taken(options)
         open_trace = model.generate if generate else model.trace
         tracer = open_trace(*inputs, **options)
         return tracer._run_alone(self.bind(**own))
+
+    def plan(self, model: Any, *inputs: Any, **options: Any) -> Plan:
+        """Tell what `run` with the same arguments would ask for and keep, without running it."""
+        own = self._taken(options)
+        tracer = model.plan(*inputs, **options)
+        found: Plan = tracer._run_alone(self.bind(**own))
+        return found
+
+    def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Take the arguments of the function out of the options of a run."""
+        names = set(self._signature.parameters) - {"model", "tracer"}
+        return {name: options.pop(name) for name in list(options) if name in names}
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the function, those included that are bound."""
+        return self._signature.parameters
+
+    @property
+    def bound(self) -> Mapping[str, Any]:
+        """The arguments that `bind` has given."""
+        return self._bound
 
     @property
     def program(self) -> Program:
@@ -122,9 +146,10 @@ class Intervention(Generic[_Params, _Result]):
             BlockNotFoundError: the function has no source text.
             UnsupportedSyntaxError: it holds a construct that no program can express.
         """
-        if self._lowered is None:
-            self._lowered = _lowered(self._function)
-        return self._lowered
+        unbound = self._unbound
+        if unbound._lowered is None:
+            unbound._lowered = _lowered(self._function)
+        return unbound._lowered
 
     def explain(self) -> str:
         """Return the states of the program as a table; it is also what `print` shows."""

@@ -6,9 +6,11 @@ import operator
 import types
 from typing import Any, TypeVar
 
+import torch
+
 from nnsight_dsl.compiled import is_block
 from nnsight_dsl.runtime import complaints
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machine import advanced
 from nnsight_dsl.transforms import names
 
 _Value = TypeVar("_Value")
@@ -30,10 +32,10 @@ def save(value: _Value) -> _Value:
         >>> with model.trace("Hello"):
         ...     hidden = nnsight_dsl.save(model.transformer.h[0].output)
     """
-    machine = current_machine()
+    machine = advanced()
     if machine is None:
         raise complaints.outside("a saved value")
-    machine.saved.add(value)
+    machine.saved.objects[id(value)] = value
     return value
 
 
@@ -41,6 +43,10 @@ def _save_method(value: Any) -> Any:
     """What `value.save()` in a block means."""
     if getattr(type(value), "save", None) is not None:
         return value.save()
+    if isinstance(value, torch.Tensor) and (machine := advanced()) is not None:
+        # what `save` does, without a Python frame of its own
+        machine.saved.objects[id(value)] = value
+        return value
     if isinstance(value, (type, types.ModuleType)) or "save" in getattr(value, "__dict__", ()):
         # a class, a module or an object that carries a `save` of its own
         own = getattr(value, "save", None)

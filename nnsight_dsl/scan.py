@@ -9,8 +9,9 @@ it is. All names that the block binds leave it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -18,6 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.offload import is_offloaded, without_loading
+from nnsight_dsl.runtime.stopping import StopPoints
+
+_stop_points: WeakKeyDictionary[nn.Module, dict[Any, StopPoints | None]] = WeakKeyDictionary()
+"""Where each model can stop, by the form of its arguments; None where that cannot be told."""
 
 
 def faked(module: nn.Module) -> Callable[..., Any]:
@@ -50,3 +55,25 @@ def faked(module: nn.Module) -> Callable[..., Any]:
             return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
 
     return call
+
+
+def stop_points(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> StopPoints | None:
+    """Find where a model can stop, by one run on fake tensors; None where that cannot be told."""
+    leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+    forms = tuple(
+        (leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else repr(leaf)
+        for leaf in leaves
+    )
+    key = repr(structure), forms, module.training
+    known = _stop_points.setdefault(module, {})
+    if key not in known:
+        run = faked(module)
+        try:
+            with torch.no_grad():
+                known[key] = StopPoints(lambda: run(*args, **kwargs), module)
+        except Exception:
+            # what this model does depends on more than shapes
+            known[key] = None
+    return known[key]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,9 @@ from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
+from nnsight_dsl.fit import fit_of
 from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.barriers import Barrier
@@ -28,29 +28,21 @@ from nnsight_dsl.runtime.errors import (
     SharedNameError,
 )
 from nnsight_dsl.runtime.instruments import Log, Served
-from nnsight_dsl.runtime.locations import Place, places_at
-from nnsight_dsl.runtime.machine import Machine, current_machine, is_known_unplain
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
-from nnsight_dsl.runtime.turns import Turn
+from nnsight_dsl.runtime.stopping import Stopping
+from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.saving import INJECTED
-from nnsight_dsl.scan import faked
+from nnsight_dsl.scan import faked, stop_points
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.names import MISSING, OUTER
+from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight
-
-_KNOWN_PLAIN = (
-    Place, torch.Tensor, torch.dtype, torch.device, torch.Size, int, float, complex, str, bytes,
-    range, slice, type(None), type(...),
-    types.BuiltinFunctionType,
-)  # fmt: skip
-_CONTAINERS = (list, tuple, dict, set, frozenset)
-_MOST_ITEMS = 64
-"""How many items of a container are looked at before a block is taken for plain."""
 
 _VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
@@ -62,8 +54,6 @@ _CANNOT_TELL = (
     NotImplementedError,
 )
 """What fails on fake tensors alone."""
-
-_PLAIN_MODULES = ("torch", "math", "operator", "itertools", "numpy")
 
 
 @dataclass(slots=True)
@@ -99,6 +89,10 @@ class Batch:
     counts: tuple[int, ...]
 
 
+_ALL_ROWS = Input(())
+"""What runs on the rows of all inputs, and on none of its own."""
+
+
 class BarrierCall:
     """What `tracer.barrier(n)` returns: call it in each of the `n` invokes that take part."""
 
@@ -127,6 +121,22 @@ class Tracer(Block, Place):
     _path = "tracer"
     _parent = None
 
+    # what holds for most traces stands on the class, so that making a tracer is cheap
+    _driver: Driver | None = None
+    _has_barrier = False
+    _order: Any = None
+    _result: Any = None
+    _leaves_all = False
+    _is_scan = False
+    _is_validated = False
+    _outer_now: Any = None
+    _log: Log | None = None
+    _interventions: tuple[Any, ...] = ()
+    _stops = False
+    _is_planned = False
+    _plan: Plan | None = None
+    _last: tuple[Place, str] | None = None
+
     def __init__(
         self, model: NNsight, function: str, given: Input, options: dict[str, Any]
     ) -> None:
@@ -134,22 +144,15 @@ class Tracer(Block, Place):
         self._function = function
         self._given = given
         self._options = options
-        self._driver: Driver | None = None
         self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
-        self._has_barrier = False
-        self._order: Any = None
-        self._result: Any = None
-        self._leaves_all = False
-        self._is_scan = False
         self._beside: list[Machine] = []
-        self._outer_now: Any = None
-        self._all_rows = Input(())
-        self._log = Log() if options.pop("log", False) else None
-        # either word asks for the same: a run on fake tensors before the real one
-        flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
-        self._is_validated = any(flags)
-        self._interventions: tuple[Any, ...] = tuple(options.pop("interventions", ()))
+        if options:
+            self._log = Log() if options.pop("log", False) else None
+            # either word asks for the same: a run on fake tensors before the real one
+            flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
+            self._is_validated = any(flags)
+            self._interventions = tuple(options.pop("interventions", ()))
 
     # for the user
 
@@ -257,6 +260,24 @@ class Tracer(Block, Place):
             )
         return self._log.entries
 
+    def plan(self) -> Plan:
+        """What this run serves and keeps; for `model.plan(...)` and `model.trace(..., plan=True)`.
+
+        It is there from the first line of the block on. On fake tensors, while it is being made, a
+        block finds in it what has been served so far.
+
+        Raises:
+            NotRunningError: the plan was not asked for, or the block has not been entered.
+        """
+        if self._driver is not None and isinstance(self._driver.log, PlanLog):
+            return plan_of(self._driver.log, {}, None)
+        if self._plan is None:
+            raise NotRunningError(
+                "this run has no plan; write model.trace(..., plan=True) to have one made before "
+                "it, or model.plan(...) in its place to have only that"
+            )
+        return self._plan
+
     @property
     def result(self) -> Any:
         """What the traced function returned: the model's output, or the generated token ids."""
@@ -299,7 +320,7 @@ class Tracer(Block, Place):
             failure = self._linted(program, user_globals, names)
             if failure is not None:
                 return {}, failure
-        if self._is_validated:
+        if self._is_validated or self._is_planned:
             failure = self._validated(program, user_globals, names)
             if failure is not None:
                 return {}, failure
@@ -310,15 +331,21 @@ class Tracer(Block, Place):
     ) -> tuple[dict[str, Any], BaseException | None]:
         if not self._is_scan:
             self._model._prepare()
-        with Turn(self._model._family):
-            driver = self._new_driver()
-            driver.is_partial = self._is_scan and driver.is_stepped
-            self._driver = driver
-            driver.log = self._log
+        with self._model._family:
+            driver = self._driver = self._new_driver()
+            if self._is_scan and driver.is_stepped:
+                driver.is_partial = True
+            if self._log is not None:
+                driver.log = self._log
             machine = self._machine_of(program, user_globals, names)
-            self._start_beside(driver)
+            if self._model._edits or self._interventions:
+                self._start_beside(driver)
             try:
-                if (self._given or self._runs_empty()) and not program.has_invokes:
+                if not program.children or not program.has_invokes:
+                    is_alone = self._given or self._runs_empty()
+                else:
+                    is_alone = False
+                if is_alone:
                     self._invokes.append((machine, self._given))
                     self._run_model(driver)
                 else:
@@ -329,10 +356,11 @@ class Tracer(Block, Place):
             finally:
                 self._driver = None
         self._result = machine.result
+        self._last = driver.last if isinstance(driver, Stopping) else None
         left = machine.leaving(machine.names) if machine.is_builder else {}
         for other in driver.machines:
             # what runs beside the blocks has names of its own, which are not the user's here
-            if other not in self._beside:
+            if other.names and other not in self._beside:
                 left.update(other.names)
         # the user may keep the tracer; what the blocks saved is the user's alone from here on
         self._invokes = []
@@ -356,6 +384,9 @@ class Tracer(Block, Place):
         )
         if failure is None:
             self._model._linted.add(program)
+            if self._stops:
+                # the order is recorded to the end of a forward
+                return None
             self._order = at_run.OrderWatcher.for_first_run(self._model)
         return failure
 
@@ -368,13 +399,16 @@ class Tracer(Block, Place):
         copied for it, so that nothing fake is left in them.
         """
         own = self._saved, self._log, self._outer_now
-        self._saved, self._log, self._is_scan = Saved(), None, True
+        log = PlanLog() if self._is_planned else None
+        self._saved, self._log, self._is_scan = Saved(), log, True
         now = self._outer_now
         if now is not None:
-            self._outer_now = lambda name: _without_aliasing(now(name))
-        copies = {name: _without_aliasing(value) for name, value in names.items()}
+            self._outer_now = lambda name: without_aliasing(now(name))
+        copies = {name: without_aliasing(value) for name, value in names.items()}
         try:
-            _, failure = self._run_once(program, user_globals, copies)
+            left, failure = self._run_once(program, user_globals, copies)
+            if log is not None and failure is None:
+                self._plan = plan_of(log, left, self._last)
         except BaseException as error:
             failure = error
         finally:
@@ -391,12 +425,16 @@ class Tracer(Block, Place):
         return self._function == "trace" and self._model._runs_empty(self._options)
 
     def _new_driver(self) -> Driver:
-        is_generation = self._function == "generate"
-        return Driver(self._model, self._model._stepping() if is_generation else None)
+        model = self._model
+        stepping = model._stepping() if self._function == "generate" else None
+        kind = Stopping if self._stops or (self._is_planned and self._is_scan) else Driver
+        return kind(model, stepping)
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
-        inputs = [one for _, one in self._invokes if one and one is not self._given]
+        inputs = [
+            one for _, one in self._invokes if one is not self._given and (one.args or one.kwargs)
+        ]
         if given and inputs:
             raise InvokeError(
                 "this trace has an input of its own, and invokes with inputs inside; give the "
@@ -408,28 +446,36 @@ class Tracer(Block, Place):
         if not inputs:
             raise complaints.no_input()
         batch = self._model._batch(inputs, self._function, self._options)
-        total = sum(batch.counts)
-        start = 0
-        for one, count in zip(inputs, batch.counts, strict=True):
-            one.rows = Rows(start, count, total) if len(inputs) > 1 else None
-            start += count
+        if len(inputs) > 1:
+            total = sum(batch.counts)
+            start = 0
+            for one, count in zip(inputs, batch.counts, strict=True):
+                one.rows = Rows(start, count, total)
+                start += count
+        else:
+            inputs[0].rows = None
         driver.factor = self._model._rows_per_row(batch.kwargs)
         return self._run_on(driver, batch.args, batch.kwargs)
 
     def _run_on(self, driver: Driver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand all machines to the driver, and run the model."""
-        for order, (machine, one) in enumerate(self._invokes):
-            machine.order = order
+        is_plain = True
+        for machine, one in self._invokes:
             machine.rows = one.rows
-            driver.machines.append(machine)
-            self._check_sharing(machine)
-            self._expect(driver, machine)
-        is_plain = all(machine.is_plain for machine in driver.machines)
+            driver.add(machine)
+            if machine.program.fetched:
+                self._check_sharing(machine)
+            is_plain = is_plain and machine.is_plain
         if self._order is not None:
             driver.expect_anything()
             driver.watchers.append(self._order)
-        with nullcontext() if is_plain else tensor_save():
+        if self._stops and isinstance(driver, Stopping) and not self._is_scan:
+            driver.points = stop_points(self._model._module, args, kwargs)
+        if is_plain:
             result = driver.run(self._called(), args, kwargs)
+        else:
+            with tensor_save():
+                result = driver.run(self._called(), args, kwargs)
         if self._order is not None and driver.failure is None:
             self._order.finish()
         if driver.failure is not None:
@@ -467,18 +513,6 @@ class Tracer(Block, Place):
                 "its own"
             )
 
-    def _expect(self, driver: Driver, machine: Machine) -> None:
-        """Tell the driver which places a block can ask for, as far as its text tells."""
-        if not machine.is_plain:
-            driver.expect_anything()
-        for state in machine.program.states:
-            start = machine.seen_name(state.root) if state.root is not None else None
-            found = places_at(start, state.path) if isinstance(start, Place) else None
-            if found is None:
-                driver.expect_anything()
-            else:
-                driver.expect((place, state.port) for place in found)
-
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""
         model = self._model
@@ -487,7 +521,7 @@ class Tracer(Block, Place):
             batch = model._batch([self._given], self._function, self._options)
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
-        with Turn(model._family):
+        with model._family:
             driver = self._new_driver()
             self._start_beside(driver)
             result = self._run_model(driver)
@@ -498,7 +532,7 @@ class Tracer(Block, Place):
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
-        with Turn(self._model._family):
+        with self._model._family:
             driver = Driver(self._model)
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
@@ -513,11 +547,11 @@ class Tracer(Block, Place):
             def start(edit: KeptEdit = edit) -> Machine:
                 return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
 
-            self._invokes.append((start(), self._all_rows))
+            self._invokes.append((start(), _ALL_ROWS))
             if driver.is_stepped and edit.is_for_each_step:
                 driver.each_step.append(start)
         for one in self._interventions:
-            self._invokes.append((self._started(self._machine_beside(one)), self._all_rows))
+            self._invokes.append((self._started(self._machine_beside(one)), _ALL_ROWS))
 
     def _machine_beside(self, intervention: Any) -> Machine:
         """Start an intervention that runs beside the block, before it and on all rows."""
@@ -527,27 +561,28 @@ class Tracer(Block, Place):
     def _machine_of(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> Machine:
-        def value_of(name: str) -> Any:
-            # names of an enclosing function that are no parameters are not read by the block
-            return program.initial(name, user_globals, names, fall_back=True)
-
-        is_plain = (
-            program.plain is not None
-            and not is_known_unplain(program)
-            and all(_is_known_plain(value_of(name)) for name in program.plain.roots)
-            and all(_is_known_path(value_of(name)) for name in program.plain.paths)
-        )
-        roots = {state.root for state in program.states if state.root is not None}
+        fit = fit_of(self._model, self._model._fits, program, user_globals, names)
+        seen = fit.seen
+        is_usual = self._outer_now is None
+        if fit.roots:
+            seen = {**seen}
+            for name in fit.roots:
+                seen[name] = program.initial(name, user_globals, names, fall_back=True)
         machine = Machine(
             program,
             user_globals,
             names,
             self._saved,
-            INJECTED if self._outer_now is None else {**INJECTED, OUTER: self._outer_now},
-            is_plain=is_plain,
-            seen_names={name: value_of(name) for name in roots},
+            INJECTED if is_usual else {**INJECTED, OUTER: self._outer_now},
+            is_plain=fit.is_plain,
+            seen_names=seen,
+            function=fit.function if is_usual else None,
         )
-        machine.leaves_all = self._leaves_all
+        if self._leaves_all:
+            machine.leaves_all = True
+        machine.expected = fit.expected
+        machine.fixtures = fit.fixtures
+        machine.is_closed = fit.is_closed
         return machine
 
     def _started(self, machine: Machine) -> Machine:
@@ -563,32 +598,14 @@ class Tracer(Block, Place):
         self._invokes.append((self._machine_of(program, user_globals, names), one))
 
 
-def _without_aliasing(value: Any) -> Any:
+def without_aliasing(value: Any) -> Any:
     """Copy a container, and those in it; return anything else as it is."""
     kind = type(value)
     if kind is dict:
-        return {key: _without_aliasing(item) for key, item in value.items()}
+        return {key: without_aliasing(item) for key, item in value.items()}
     if kind in (list, tuple, set):
-        return kind(_without_aliasing(item) for item in value)
+        return kind(without_aliasing(item) for item in value)
     return value
-
-
-def _is_known_plain(value: Any) -> bool:
-    if isinstance(value, _CONTAINERS):
-        # an object in a container may have operators and properties of its own
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(items) <= _MOST_ITEMS and all(isinstance(one, _KNOWN_PLAIN) for one in items)
-    if isinstance(value, _KNOWN_PLAIN):
-        return True
-    if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] in _PLAIN_MODULES
-    return isinstance(value, type) and value.__module__ == "builtins" and value is not MISSING
-
-
-def _is_known_path(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return _is_known_plain(value)
-    return isinstance(value, Place)
 
 
 class ScanTracer(Tracer):
@@ -608,6 +625,44 @@ class ScanTracer(Tracer):
                 "a scan has shapes and no values, and here a value decides what comes next; trace "
                 "in its place, or scan an input that takes another way"
             )
+
+
+class PlanTracer(ScanTracer):
+    """A fake run of which only the plan is wanted. Made by `model.plan(...)`."""
+
+    def __init__(
+        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = False
+        self._is_planned = True
+
+    def _run(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        self._outer_now = getattr(names, "now", self._outer_now)
+        return {}, self._planned(program, user_globals, names)
+
+    def _run_alone(self, intervention: Any) -> Plan:
+        """Make the plan of one intervention and no block."""
+        names = intervention.names({"model": self._model, "tracer": self})
+        failure = self._planned(intervention.program, intervention.user_globals, names)
+        if failure is not None:
+            clean(failure)
+            raise failure
+        return self.plan()
+
+    def _planned(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        log = self._log = PlanLog()
+        copies = {name: without_aliasing(value) for name, value in names.items()}
+        left, failure = self._run_once(program, user_globals, copies)
+        if failure is None:
+            if self._result is not None:
+                left = {**left, "return value": self._result}
+            self._plan = plan_of(log, left, self._last)
+        return failure
 
 
 class Invoker(Block):

@@ -150,6 +150,7 @@ def _step(driver: Driver, machine: Machine, request: Request) -> Any:
         return True
     machine.pending = request
     (driver.step_waiters if driver.is_stepped else driver.visit_waiters).append((machine, steps))
+    driver.is_common = False
     if driver.stepping is not None:
         driver.tap_for(driver.stepping)
     return PARKED
@@ -180,6 +181,7 @@ def _backward(driver: Driver, machine: Machine, request: Request) -> Any:
     backward = Backward(loss, args, kwargs)
     inner = machine.inner(number)
     # what a checkpoint computes again is no visit of the forward's
+    driver.is_common = False
     driver.is_in_backward, outer = True, driver.is_in_backward
     try:
         backward.run(inner)
@@ -234,6 +236,7 @@ def _name(driver: Driver, machine: Machine, request: Request) -> Any:
 
 def _meet(driver: Driver, machine: Machine, request: Request) -> Any:
     barrier: Barrier = request[1]
+    driver.has_met = True
     if machine.is_builder:
         raise complaints.barrier_in_builder()
     if sum(not one.is_done for one in driver.machines) < barrier.participants:
@@ -259,7 +262,8 @@ def _end(driver: Driver, machine: Machine, request: Request) -> Any:
     if len(request) > 1:
         machine.result = request[1]
     machine.finish(is_stopped=request[0] == requests.STOP)
-    _check_barriers(driver)
+    if driver.has_met:
+        _check_barriers(driver)
     if driver.may_stop() and not driver.has_ended and not driver.ready:
         raise RunAborted
     return PARKED

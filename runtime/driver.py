@@ -13,29 +13,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
+
+import torch
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import READ, Request
+from nnsight_dsl.transforms.requests import READ, WRITE, Request
 
 from . import complaints
 from .answers import ANSWERS, PARKED, open_run
 from .asking import BEFORE, ON_TARGET, key_of, on_foreign, phase_of, target_of
 from .errors import InternalError, RunAborted
-from .fast_path import has_fast_path, leave_fast_path, return_to_fast_path
+from .fast_path import FAST_LAYERS, leave_fast_path, return_to_fast_path
 from .instruments import Log
-from .locations import Place, ancestors
-from .machine import Machine, set_current
+from .locations import Place
+from .machine import Machine, advanced, set_current
 from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
 from .steps import Steps
-from .taps import Tap, is_container
+from .taps import Fixture, Tap, is_container, put_taps, remove_taps
 from .tracebacks import clean
 
-
 _order = attrgetter("order")
+_NOTHING: Sequence[Any] = ()
+_TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
+"""Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
 
 class Watcher(Protocol):
@@ -63,46 +67,55 @@ class Driver:
         ready: machines that go on once the one that runs has stopped, with their answers.
         shared: values of names that other invokes wait for, by name and order of the binder.
         log: what has been served, if somebody wants to know.
+        is_common: whether no visit means more than its output's being offered: there are no steps,
+            no loops over visits and no backward passes.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
     """
 
+    # what holds for most runs stands on the class, so that making a driver is cheap
+    step = -1
+    is_session = False
+    is_partial = False
+    factor = 1
+    failure: BaseException | None = None
+    log: Log | None = None
+    is_direct = True
+    most_visits = 0
+    is_stopped = False
+    has_met = False
+    has_ended = False
+    result: tuple[Any] | None = None
+    own_calls = 0
+    is_in_backward = False
+    has_grad = False
+    is_common = True
+    is_tapping_ahead = False
+    _offer: Offer | None = None
+    _outer: Machine | None = None
+    _is_off_fast_path = False
+    _expects_anything = False
+
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
         self.stepping = stepping
         self.is_stepped = stepping is not None
-        self.step = -1
-        self.is_session = False
-        self.is_partial = False
-        self.factor = 1
+        if stepping is not None:
+            self.is_common = False
         self.machines: list[Machine] = []
-        self.failure: BaseException | None = None
-        self.log: Log | None = None
-        self.is_direct = True
         self.watchers: list[Watcher] = []
         self.each_step: list[Callable[[], Machine]] = []
         self.thread = get_ident()
         self.visit_waiters: list[tuple[Machine, Steps]] = []
         self.step_waiters: list[tuple[Machine, Steps]] = []
-        self.most_visits = 0
-        self._taps: dict[int, Tap] = {}
-        self._offer: Offer | None = None
         self.ready: list[tuple[Machine, Any]] = []
         self.shared: dict[str, dict[int, Any]] = {}
         self.writes = Writes()
-        self.is_stopped = False
-        self.has_ended = False
-        self.result: tuple[Any] | None = None
-        self.own_calls = 0
-        self._outer: Machine | None = None
-        self._is_off_fast_path = False
-        self.is_in_backward = False
-        self.has_grad = False
-        self.is_tapping_ahead = False
+        self._taps: dict[int, Tap] = {}
         self._expected: list[tuple[Place, str]] = []
-        self._expects_anything = False
+        self._fixtures: list[Sequence[Fixture]] = []
 
     # the run
 
@@ -114,9 +127,13 @@ class Driver:
         """
         result = None
         # a run inside a block of another model: that block is not what is being advanced here
-        outer = self._outer = set_current(None)
+        outer = advanced()
+        if outer is not None:
+            self._outer = set_current(None)
         try:
-            self.is_direct = self.is_direct and self.log is None
+            if self.log is not None:
+                self.is_direct = False
+            self.has_grad = torch.is_grad_enabled()
             self._tap_ahead()
             for machine in self.machines:
                 if not machine.is_done and machine.pending is None:
@@ -131,8 +148,9 @@ class Driver:
             self.failure = complaints.model_failed(error, self.writes.suspects)
         finally:
             self._close()
-            self._outer = None
-            set_current(outer)
+            if outer is not None:
+                self._outer = None
+                set_current(outer)
         return result
 
     def build(self, machine: Machine) -> None:
@@ -152,20 +170,32 @@ class Driver:
         return self._taps.get(key_of(place)) or self._put_tap(place)
 
     def _put_tap(self, place: Place) -> Tap:
+        if not self.is_tapping_ahead:
+            # what is expected has been looked at already
+            place._refresh()
         parent = place._parent
         # what only holds modules is never called, so nothing passes there
         while parent is not None and is_container(parent._module):
             parent = parent._parent
-        above = None if parent is None else self.tap_for(parent)
-        place._refresh()
-        key, module = key_of(place), place._module
+        above = None
+        if parent is not None:
+            above = self._taps.get(id(parent._module))
+            # that the root returns is the end of a run with one forward, and needs no tap to tell
+            if above is None and (self.is_stepped or parent is not self.root):
+                above = self._put_tap(parent)
+        module = place._module
+        key = id(place if module is None else module)
         tap = self._taps.get(key)
         if tap is None:
-            tap = self._taps[key] = self._new_tap(place)
+            tap = self._new_tap(place)
             if above is not None:
                 tap.above = (above, *above.above)
+            elif place is self.root:
+                for below in self._taps.values():
+                    below.above = (*below.above, tap)
+            self._taps[key] = tap
             if module is not None and not self.has_ended:
-                if not self._is_off_fast_path and has_fast_path(module):
+                if not self._is_off_fast_path and isinstance(module, FAST_LAYERS):
                     self._is_off_fast_path = True
                     leave_fast_path()
                 tap.install()
@@ -184,6 +214,17 @@ class Driver:
     def expect(self, places: Iterable[tuple[Place, str]]) -> None:
         """Say which places and ports a machine can ask for."""
         self._expected.extend(places)
+
+    def add(self, machine: Machine) -> None:
+        """Add a machine, with what is known of the places that it can ask for."""
+        machine.order = len(self.machines)
+        self.machines.append(machine)
+        if machine.fixtures:
+            self._fixtures.append(machine.fixtures)
+        if machine.expected:
+            self._expected.extend(machine.expected)
+        if not machine.is_closed:
+            self._expects_anything = True
 
     def expect_anything(self) -> None:
         """Say that a machine can ask for whatever module it likes."""
@@ -229,12 +270,21 @@ class Driver:
 
     def _tap_ahead(self) -> None:
         """Put taps where machines can ask, so that what passes before they do is noticed."""
-        if self.stepping is not None:
-            self.tap_for(self.stepping)
         self.is_tapping_ahead = True
+        if self.stepping is None and type(self)._new_tap is Driver._new_tap:
+            for fixtures in self._fixtures:
+                put_taps(self, self._taps, fixtures)
+        else:
+            if self.stepping is not None:
+                # each of them is below the place whose calls are steps
+                self.tap_for(self.stepping)
+            for fixtures in self._fixtures:
+                self._expected.extend((one.place, OUTPUT) for one in fixtures)
         for place, port in self._expected:
-            if self._is_of_model(place):
-                self.tap_for(place).expect(port)
+            if place._root is self.root or self._is_of_model(place):
+                tap = self._taps.get(id(place._module)) or self._put_tap(place)
+                if tap.can_refuse:
+                    tap.expect(port)
         if self._expects_anything:
             self._tap_all()
         self.is_tapping_ahead = False
@@ -249,10 +299,11 @@ class Driver:
         if self.is_partial:
             # the machines that still wait do so for what only the real run has
             return
-        for machine, steps in self._take_waiters():
-            if not steps.is_open:
-                self.warn_of_missing(machine, steps)
-            self.drive(machine, False)
+        if self.step_waiters or self.visit_waiters:
+            for machine, steps in self._take_waiters():
+                if not steps.is_open:
+                    self.warn_of_missing(machine, steps)
+                self.drive(machine, False)
         self.result = (result,)
         for machine in self.machines:
             request = machine.pending
@@ -297,8 +348,7 @@ class Driver:
         if self._is_off_fast_path:
             self._is_off_fast_path = False
             return_to_fast_path()
-        for tap in self._taps.values():
-            tap.remove()
+        remove_taps(self._taps.values())
         self._offer = None
         for machine in self.machines:
             if machine.is_done:
@@ -364,25 +414,42 @@ class Driver:
             What takes the place of the value: the value itself, where nobody has replaced it.
         """
         offer = Offer()
-        offer.tap, offer.phase, offer.index = tap, phase, tap.index
+        offer.tap = tap
+        offer.phase = phase
+        index = offer.index = tap.index
         offer.value = value
         offer.is_whole = self.own_calls > 0
+        offer.handed = _NOTHING
         outer, self._offer = self._offer, offer
         due: list[Machine] = []
         others: list[Machine] = []
         for machine in tap.waiting:
-            is_due = machine.phase == phase and machine.step == offer.index
-            (due if is_due else others).append(machine)
+            if machine.phase == phase and machine.step == index:
+                due.append(machine)
+            else:
+                others.append(machine)
         tap.waiting = others
         if len(due) > 1:
             due.sort(key=_order)
         try:
             for machine in due:
-                if machine.pending is not None:
-                    self.drive(machine, request=machine.pending)
+                request = machine.pending
+                if request is None:
+                    continue
+                # the answer to nearly all requests; `ANSWERS` knows the others
+                if (
+                    request[0] == READ
+                    and request[2] == phase
+                    and machine.rows is None
+                    and self.is_direct
+                    and not machine.program.first_items
+                ):
+                    self.drive(machine, offer.value)
+                else:
+                    self.drive(machine, request=request)
                 if offer.handed:
                     take_edits(offer, self.factor)
-                    offer.handed = ()
+                    offer.handed = _NOTHING
         finally:
             self._offer = outer
         return offer.value
@@ -412,7 +479,8 @@ class Driver:
                     else:
                         request = (machine.resume or machine.advance)(answer)
                     answer = error = None
-                    if request[0] != READ or not isinstance(request[1], Place):
+                    number = _TARGETS.get(request[0])
+                    if number is not None and not isinstance(request[number], Place):
                         request = self._for_this_run(machine, request)
                 except BaseException as raised:
                     self._fail(machine, raised)
@@ -444,7 +512,6 @@ class Driver:
                         and self.step <= step
                         and tap.place is place
                         and not (self.has_ended or machine.is_builder or tap.can_refuse)
-                        and place._root is self.root
                     ):
                         for above in tap.above:
                             if above.done_step >= step:
@@ -453,7 +520,7 @@ class Driver:
                             machine.pending, machine.phase = request, phase
                             tap.waiting.append(machine)
                             if phase is INPUTS:
-                                tap.wants_inputs = True
+                                tap.wants_inputs, tap.is_common = True, False
                             if not self.ready:
                                 return
                             machine, answer = self._next_ready()
@@ -491,7 +558,7 @@ class Driver:
         self.ready.sort(key=lambda ready: ready[0].order)
         return self.ready.pop(0)
 
-    def _fail(self, machine: Machine, raised: BaseException) -> None:
+    def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
         """A machine has raised: keep what it had saved, and leave the run."""
         machine.is_done = True
         cause = raised.__cause__
@@ -556,7 +623,7 @@ class Driver:
         machine.pending = request
         phase = machine.phase = phase_of(request)
         if phase == INPUTS:
-            tap.wants_inputs = True
+            tap.wants_inputs, tap.is_common = True, False
         tap.waiting.append(machine)
         return PARKED
 

@@ -13,16 +13,12 @@ from threading import Lock
 import torch
 from torch import nn
 
-_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+FAST_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+"""Modules that may compute all in one call."""
 
 _lock = Lock()
 _users = 0
 _was_on = False
-
-
-def has_fast_path(module: nn.Module) -> bool:
-    """Tell whether a module may compute all in one call."""
-    return isinstance(module, _LAYERS)
 
 
 def leave_fast_path() -> None:

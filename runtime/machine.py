@@ -16,7 +16,7 @@ has nothing to carry and is resumed without one, which is a microsecond cheaper.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ from .rows import Rows
 from .saved import Saved
 
 if TYPE_CHECKING:
+    from .locations import Place
     from .steps import Steps
+    from .taps import Fixture
 
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
@@ -74,6 +76,9 @@ class Machine:
         is_done: whether it has come to its end.
         result: what the function that it runs has returned.
         leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
+        expected: places and ports that it is known to ask for.
+        fixtures: modules among them that have been looked up already.
+        is_closed: whether it can ask for no others.
         is_builder: whether it only collects invokes, before the model runs.
     """
 
@@ -87,7 +92,10 @@ class Machine:
         "_running",
         "_seen_names",
         "context",
+        "expected",
+        "fixtures",
         "is_builder",
+        "is_closed",
         "is_done",
         "is_plain",
         "leaves_all",
@@ -115,7 +123,8 @@ class Machine:
         injected: Mapping[str, Any],
         *,
         is_plain: bool,
-        seen_names: Mapping[str, Any],
+        seen_names: Mapping[str, Any] | None = None,
+        function: Callable[..., Running] | None = None,
     ) -> None:
         self.program = program
         self.user_globals = user_globals
@@ -132,24 +141,32 @@ class Machine:
         self.leaves_all = False
         self.result: Any = None
         self.is_plain = is_plain
-        self._seen_names = seen_names
-        now = getattr(frame_names, "now", None)
-        if now is not None:
+        self.expected: Sequence[tuple[Place, str]] = ()
+        self.fixtures: Sequence[Fixture] = ()
+        self.is_closed = False
+        self._seen_names = seen_names or {}
+        if type(frame_names) is not dict and (now := getattr(frame_names, "now", None)):
             # some names of the enclosing function are looked up in its frame
-            injected = {**injected, OUTER: now}
+            injected, function = {**injected, OUTER: now}, None
         self._injected = injected
         self.outer_now = injected[OUTER]
-        self._outer = {
-            name: program.initial(name, user_globals, frame_names) for name in program.fetched
-        }
-        self._running: Running = program.start(user_globals, frame_names, injected)
+        self._outer = (
+            {name: program.initial(name, user_globals, frame_names) for name in program.fetched}
+            if program.fetched
+            else {}
+        )
+        if function is None:
+            function = program.function(user_globals, injected)
+        self._running: Running = program.started(function, user_globals, frame_names)
         self._carrier: greenlet | None = None
         self._calls: list[greenlet] = []
         self._home: greenlet | None = None
         self._ambient = None if is_plain else Ambient()
         self.context = contextvars.copy_context()
         self.context.run(_current.set, self)
-        self.resume = partial(self.context.run, self._running.send) if is_plain else None
+        self.resume: Callable[[Any], Request] | None = None
+        if is_plain:
+            self.resume = partial(self.context.run, self._running.send)  # type: ignore[call-arg]
 
     def inner(self, number: int) -> Machine:
         """Make the machine of a block inside this one, which starts from the names of this one."""
@@ -311,16 +328,18 @@ class Machine:
         Args:
             is_stopped: whether it ends before its last statement.
         """
-        left = self.program.names_left(self._running)
         # a builder's names are judged when the run is over: its invokes may still save them
-        self.names = left if self.is_builder else self.leaving(left)
+        if self.is_builder or self.leaves_all:
+            self.names = self.program.names_left(self._running)
+        elif self.saved.objects:
+            self.names = self.leaving(self.program.names_left(self._running))
         if is_stopped:
             self.close()
             return
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger
-            self.advance(None)
+            (self.resume or self.advance)(None)
         except StopIteration:
             pass
         finally:
@@ -363,14 +382,10 @@ class Machine:
             )
 
 
-_carried_programs: set[int] = set()
+carried_programs: set[int] = set()
+"""Identities of programs that looked plain and are not."""
 
 
 def unplain(program: Program) -> None:
     """Remember that a program is not plain after all."""
-    _carried_programs.add(id(program))
-
-
-def is_known_unplain(program: Program) -> bool:
-    """Tell whether a program that looked plain has proved otherwise."""
-    return id(program) in _carried_programs
+    carried_programs.add(id(program))

@@ -41,12 +41,14 @@ class Offer:
         handed: containers that were made for some rows: rows, port, container and its leaves.
     """
 
+    __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")
+
     tap: Tap
     phase: str
     index: int | None
     value: Any
     is_whole: bool
-    handed: Sequence[tuple[Rows, str, Any, list[Any]]] = ()
+    handed: Sequence[tuple[Rows, str, Any, list[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,8 @@ class Writes:
         replaced: tensors that were replaced, with their version, location and who replaced them.
     """
 
-    def __init__(self) -> None:
-        self.suspects: list[Suspect] = []
-        self.replaced: list[tuple[weakref.ref[torch.Tensor], int, str, int]] = []
+    suspects: Sequence[Suspect] = ()
+    replaced: Sequence[tuple[weakref.ref[torch.Tensor], int, str, int]] = ()
 
     def put(
         self,
@@ -174,30 +175,31 @@ class Writes:
 
     def _suspect(self, machine: Machine, location: str, difference: str) -> None:
         program = machine.program
-        self.suspects.append(
-            Suspect(program.filename, machine.line, program.name, location, difference)
-        )
+        suspect = Suspect(program.filename, machine.line, program.name, location, difference)
+        self.suspects = [*self.suspects, suspect]
 
     def _remember_replaced(self, machine: Machine, whole: Any, new: Any, location: str) -> None:
         pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
         for old, leaf in pairs:
             if old is not leaf and isinstance(old, torch.Tensor) and not old.is_inference():
                 entry = (weakref.ref(old), old._version, location, machine.order)
-                self.replaced.append(entry)
+                self.replaced = [*self.replaced, entry]
 
     def check(self, machine: Machine) -> None:
         """Look whether a machine has edited what another one had replaced before."""
-        known, self.replaced = self.replaced, []
+        known, still = self.replaced, []
+        self.replaced = ()
         for entry in known:
             reference, version, location, order = entry
             tensor = reference()
             if tensor is None:
                 continue
             if tensor._version == version:
-                self.replaced.append(entry)
+                still.append(entry)
             elif order != machine.order:
                 raise StaleEditError(
                     f"a tensor of {location} was edited in place after another invoke had "
                     "replaced it, so the edit would have no effect; read the location again "
                     "after the replacement, or edit it before"
                 )
+        self.replaced = still

@@ -314,6 +314,7 @@ class OperationTap(Tap):
         above = self.driver.tap_for(parent)
         if above.inside is None:
             above.inside = Inside(parent, self.driver)
+            above.is_common = False
             above.expect_inside()
         above.inside.add(self)
 

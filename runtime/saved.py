@@ -15,26 +15,32 @@ _SHARED_TYPES = (int, float, bool, str, bytes, type(None))
 
 
 class Saved:
-    """The objects that the blocks of one run have saved."""
+    """The objects that the blocks of one run have saved.
 
-    __slots__ = ("_objects",)
+    Attributes:
+        objects: by identity; they are kept alive, so that no other one can take the identity of
+            one of them.
+    """
+
+    __slots__ = ("objects",)
 
     def __init__(self) -> None:
-        # the objects are kept alive, so that no other one can take the identity of one of them
-        self._objects: dict[int, object] = {}
+        self.objects: dict[int, object] = {}
 
     def add(self, value: object) -> None:
-        self._objects[id(value)] = value
+        self.objects[id(value)] = value
 
     def clear(self) -> None:
         """Let go of all of them, once it is settled what leaves."""
-        self._objects.clear()
+        self.objects.clear()
 
     def leaving(self, names: Mapping[str, Any], saved_names: frozenset[str]) -> dict[str, Any]:
         """Return those names that may leave, with their values."""
-        return {
-            name: value
-            for name, value in names.items()
-            if id(value) in self._objects
-            and (not isinstance(value, _SHARED_TYPES) or name in saved_names)
-        }
+        objects, left = self.objects, {}
+        if objects:
+            for name, value in names.items():
+                if id(value) in objects and (
+                    name in saved_names or not isinstance(value, _SHARED_TYPES)
+                ):
+                    left[name] = value
+        return left

@@ -20,10 +20,10 @@ offered from a hook placed right before the first of them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,6 +32,7 @@ from torch import nn
 from nnsight_dsl.transforms.names import TAPPED
 
 from .ambient import top_saved_hooks
+from .fast_path import FAST_LAYERS
 from .locations import Place, name_of
 from .machine import Machine, advanced, current_machine
 from .offers import Skip, skipped_output
@@ -54,7 +55,7 @@ _CAPTURING = "transformers.utils.output_capturing"
 _set_class = object.__dict__["__class__"].__set__
 _set_bases = type.__dict__["__bases__"].__set__
 _taps: dict[int, Tap] = {}
-_tapped_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+_tapped_classes: dict[type, type] = {}
 _metaclasses: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
@@ -72,7 +73,7 @@ class Tap:
         in_regions: the visit that runs now, where it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
         wants_inputs: whether a machine has waited for what comes before the call.
-        is_central: whether the module is the root, or what is called once in each step.
+        is_common: whether a visit concerns nobody but who waits for its output.
         can_refuse: whether a request may be refused for a reason of the place's own.
         skips: what replaces the output of the visit that begins, with the rows it is for.
     """
@@ -88,6 +89,8 @@ class Tap:
     skips: Sequence[Skip] = ()
     skipped_by: int | None = None
     wants_inputs = False
+    is_common = True
+    is_stepping = False
     can_refuse = False
 
     missing: Exception | None = None
@@ -95,22 +98,27 @@ class Tap:
 
     above: Sequence[Tap] = ()
 
-    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
+    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool = False) -> None:
         self.place = place
         self.driver = driver
-        self.is_central = is_stepping or place is driver.root
-        self.is_stepping = is_stepping
         self.waiting: list[Machine] = []
+        if is_stepping or place is driver.root:
+            self.is_common = False
+            self.is_stepping = is_stepping
 
     def install(self) -> None:
         """Let the module offer its values."""
-        if self.place._module is not None:
-            install_tap(self, self.place._module)
+        module = self.place._module
+        if module is not None:
+            _taps[id(module)] = self
+            cls = type(module)
+            _set_class(module, _tapped_classes.get(cls) or _new_tapped_class(cls))
 
     def remove(self) -> None:
         """Leave the module as it was before the run."""
-        if self.place._module is not None:
-            remove_tap(self.place._module)
+        module = self.place._module
+        if module is not None and _taps.pop(id(module), None) is not None:
+            _set_class(module, type(module).__dict__[TAPPED])
         if self.inside is not None:
             self.inside.finish()
 
@@ -237,6 +245,94 @@ class Tap:
         return self.driver.thread == get_ident() and current_machine() is None
 
 
+class Fixture(NamedTuple):
+    """A module that the runs of a program tap, looked up once for all of them.
+
+    Attributes:
+        place: its place.
+        module: the module.
+        cls: its class.
+        tapped: the class that it has for the length of a run.
+        above: numbers of those above it among the fixtures before it, from the inside out.
+    """
+
+    place: Place
+    module: nn.Module
+    cls: type
+    tapped: type
+    above: tuple[int, ...]
+
+
+def fixtures_of(places: Iterable[Place]) -> list[Fixture]:
+    """Return the fixtures for some places, those above them first.
+
+    The root has none, nor what is no module, nor what torch computes on a fast path of its own.
+    """
+    numbers: dict[int, int] = {}
+    found: list[Fixture] = []
+
+    def number_of(place: Place) -> int | None:
+        module, parent = place._module, place._parent
+        if not isinstance(module, nn.Module) or isinstance(module, FAST_LAYERS) or parent is None:
+            return None
+        if id(module) not in numbers:
+            while parent._parent is not None and is_container(parent._module):
+                parent = parent._parent
+            above: tuple[int, ...] = ()
+            if parent._parent is not None:
+                number = number_of(parent)
+                if number is None:
+                    return None
+                above = (number, *found[number].above)
+            cls = type(module)
+            tapped = _tapped_classes.get(cls) or _new_tapped_class(cls)
+            numbers[id(module)] = len(found)
+            found.append(Fixture(place, module, cls, tapped, above))
+        return numbers[id(module)]
+
+    for place in places:
+        number_of(place)
+    return found
+
+
+_new_tap = object.__new__
+
+
+def put_taps(driver: Driver, taps: dict[int, Tap], fixtures: Sequence[Fixture]) -> None:
+    """Put taps on fixtures, those that have none in this run, and add them to its taps.
+
+    This is what `Driver.tap_for` does of each, in one loop: it saves 1.3 of 1.9 µs for each.
+    """
+    put: list[Tap] = []
+    for place, module, cls, tapped, above in fixtures:
+        key = id(module)
+        tap = taps.get(key)
+        if tap is None:
+            if type(module) is not cls:
+                # it was given another class since, as lazy modules are when they are first called
+                tap = driver.tap_for(place)
+            else:
+                tap = taps[key] = _taps[key] = _new_tap(Tap)
+                tap.place = place
+                tap.driver = driver
+                tap.waiting = []
+                if above:
+                    tap.above = [put[number] for number in above]
+                _set_class(module, tapped)
+        put.append(tap)
+
+
+def remove_taps(taps: Iterable[Tap]) -> None:
+    """Leave the modules of some taps as they were before the run."""
+    for tap in taps:
+        if tap.is_common and type(tap) is Tap:
+            module = tap.place._module
+            if _taps.pop(id(module), None) is not None:
+                _set_class(module, type(module).__dict__[TAPPED])
+        else:
+            tap.remove()
+
+
 def is_container(module: Any) -> bool:
     """Tell whether a module only holds others, as `nn.ModuleList` does, so that nobody calls it."""
     cls = type(module)
@@ -286,21 +382,16 @@ def _tapped_class(cls: type) -> type:
         if tap is None:
             return call(self, *args, **kwargs)
         driver = tap.driver
-        if driver.thread != get_ident() or advanced() is not None or driver.is_in_backward:
+        if driver.thread != get_ident() or advanced() is not None:
             return call(self, *args, **kwargs)
         if (
-            tap.is_central
-            or tap.wants_inputs
-            or tap.inside is not None
-            or driver.is_stepped
-            or driver.visit_waiters
-            or (driver.has_grad and not torch.is_grad_enabled())
+            not (driver.is_common and tap.is_common)
             or self._forward_hooks
             or top_saved_hooks(True) is not None
+            or (driver.has_grad and not torch.is_grad_enabled())
         ):
             return tap.visit(call, self, args, kwargs)
-        # A visit by which nobody but a reader or writer of the output can be concerned: what
-        # `Tap.visit` does of it. It saves three Python frames, 0.9 of 3.2 µs for a read.
+        # what `Tap.visit` does where all that is common, without Python frames of its own
         index = tap.begun_step = tap.begun
         tap.begun = index + 1
         outer, tap.index = tap.index, index

@@ -16,7 +16,13 @@ from .errors import NestedRunError
 
 
 class Family:
-    """Models whose runs take turns. A family that was merged into another one points to it."""
+    """Models whose runs take turns. A family that was merged into another one points to it.
+
+    It is a context manager: entering it waits until the turn has come.
+
+    Raises:
+        NestedRunError: on entry, if this thread is inside a run of the same family.
+    """
 
     __slots__ = ("lock", "merged_into", "owner")
 
@@ -30,6 +36,23 @@ class Family:
         while family.merged_into is not None:
             family = family.merged_into
         return family
+
+    def __enter__(self) -> None:
+        leader = self if self.merged_into is None else self.leader()
+        thread = get_ident()
+        if leader.owner == thread:
+            raise NestedRunError(
+                "a run of this model is under way on this thread, and runs of one model take "
+                "turns; end the outer trace first, or add an invoke to it"
+            )
+        leader.lock.acquire()
+        leader.owner = thread
+
+    def __exit__(self, *error: object) -> None:
+        # the same as on entry: a family whose run is under way stays the leader
+        leader = self if self.merged_into is None else self.leader()
+        leader.owner = None
+        leader.lock.release()
 
 
 _families: WeakKeyDictionary[nn.Module, Family] = WeakKeyDictionary()
@@ -48,28 +71,3 @@ def register_modules(root: nn.Module) -> Family:
         for module in modules:
             _families[module] = leader
         return leader
-
-
-class Turn:
-    """The turn of one run, as a context manager: entering it waits until the turn has come.
-
-    Raises:
-        NestedRunError: on entry, if this thread is inside a run of the same family.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self._leader = family.leader()
-
-    def __enter__(self) -> None:
-        leader = self._leader
-        if leader.owner == get_ident():
-            raise NestedRunError(
-                "a run of this model is under way on this thread, and runs of one model take "
-                "turns; end the outer trace first, or add an invoke to it"
-            )
-        leader.lock.acquire()
-        leader.owner = get_ident()
-
-    def __exit__(self, *error: object) -> None:
-        self._leader.owner = None
-        self._leader.lock.release()

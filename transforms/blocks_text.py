@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-OPENING_CALLS = frozenset({"trace", "generate", "scan", "edit", "session"})
+OPENING_CALLS = frozenset({"trace", "generate", "scan", "plan", "edit", "session"})
 """Methods that open an outermost block."""
 
 _WORDS = tuple(f".{call}(".encode() for call in sorted(OPENING_CALLS))

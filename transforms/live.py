@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import ast
 import ctypes
-import inspect
 import linecache
 import sys
 from collections.abc import Mapping
+from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -182,7 +182,7 @@ def _surroundings(frame: FrameType, node: ast.With, lines: list[str]) -> Any:
     from .source.scopes import rebound_beside
 
     code = frame.f_code
-    is_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
+    is_function = bool(code.co_flags & CO_OPTIMIZED)
     known = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
     if not is_function and frame.f_locals is not frame.f_globals:
         # a class body or exec: any name may be local, and what is not is looked up at the start
@@ -263,7 +263,7 @@ def names_around(frame: FrameType) -> Mapping[str, Any]:
     are found in the frame of that function, which is running the class body.
     """
     code, outer = frame.f_code, frame.f_back
-    if code.co_flags & inspect.CO_OPTIMIZED or not code.co_freevars or outer is None:
+    if code.co_flags & CO_OPTIMIZED or not code.co_freevars or outer is None:
         return frame.f_locals
     enclosing = outer.f_locals
     free = {name: enclosing[name] for name in code.co_freevars if name in enclosing}
@@ -276,7 +276,7 @@ def forget_snapshot(frame: FrameType) -> None:
     Before PEP 667 (Python 3.13) the copy stays with the frame, and keeps the values of names that
     the user deletes afterwards. It is left alone where somebody else holds it, too.
     """
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
         snapshot = frame.f_locals
         # the frame, the name above and the argument of getrefcount
         if sys.getrefcount(snapshot) <= 3:
@@ -307,7 +307,7 @@ def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
     if not values:
         return
     code = frame.f_code
-    if not code.co_flags & inspect.CO_OPTIMIZED:
+    if not code.co_flags & CO_OPTIMIZED:
         frame.f_locals.update(values)
         return
     namespace = frame.f_locals

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, GeneratorType
 from typing import Any, TypeAlias
 
-from .names import MISSING, is_ours
+from .names import MISSING
 from .requests import Request
 from .source.accesses import State
 from .source.plain import Plain
@@ -87,11 +87,29 @@ class Program:
             names: what the names of the enclosing scope stand for now.
             injected: values of the names in `nnsight_dsl.transforms.names.INJECTED`.
         """
+        return self.started(self.function(user_globals, injected), user_globals, names)
+
+    def function(
+        self, user_globals: dict[str, Any], injected: Mapping[str, Any]
+    ) -> Callable[..., Running]:
+        """Return the generator function, which takes the values of `params`."""
         closure = tuple(CellType(injected[name]) for name in self.code.co_freevars)
-        function: Callable[..., Running] = FunctionType(
-            self.code, user_globals, self.name, None, closure
-        )
-        return function(*[self.initial(name, user_globals, names) for name in self.params])
+        return FunctionType(self.code, user_globals, self.name, None, closure)
+
+    def started(
+        self,
+        function: Callable[..., Running],
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+    ) -> Running:
+        """Make a generator with what the names of the enclosing scope stand for now."""
+        values = []
+        for name in self.params:
+            value = names.get(name, MISSING)
+            if value is MISSING and self.outer_is_global:
+                value = self.initial(name, user_globals, names)
+            values.append(value)
+        return function(*values)
 
     def initial(
         self,
@@ -120,11 +138,11 @@ class Program:
 
     def names_in(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
         """Return those names of a frame of this program that the block itself binds."""
-        return {
-            name: value
-            for name, value in namespace.items()
-            if name in self.bound and not is_ours(name)
-        }
+        bound, left = self.bound, {}
+        for name, value in namespace.items():
+            if name in bound:
+                left[name] = value
+        return left
 
     def all_bound(self) -> frozenset[str]:
         """Return the names that this block and the blocks inside it bind."""

@@ -11,15 +11,18 @@ from torch import nn
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.fit import Fit
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
-from nnsight_dsl.tracer import Batch, Input, ScanTracer, Tracer
+from nnsight_dsl.tracer import Batch, Input, PlanTracer, ScanTracer, Tracer
 from nnsight_dsl.transforms.program import Program
 
-_OWN_OPTIONS = ("backend", "blocking", "interventions", "log", "remote", "scan", "validate")
+_OWN_OPTIONS = (
+    "backend", "blocking", "interventions", "log", "plan", "remote", "scan", "stop", "validate",
+)  # fmt: skip
 """Keywords of `trace` that are not the model's."""
 
 _REMOTE_OPTIONS = ("remote", "blocking", "backend")
@@ -43,7 +46,7 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_aliases", "_edits", "_family", "_linted", "_origin"})
+    _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
 
     def __init__(
         self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
@@ -52,6 +55,7 @@ class NNsight(Envoy):
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        self._fits: dict[Program, Fit] = {}
         self._linted: set[Program] = set()
         self._origin: NNsight | None = None
         self._aliases = Renaming(rename or {}, module, type(self))
@@ -63,7 +67,9 @@ class NNsight(Envoy):
         Args:
             *args: input of the model; leave it out and give one to each `tracer.invoke(...)`.
             trace: False runs the model without a block and returns its output.
-            **kwargs: further arguments of the model's forward.
+            **kwargs: further arguments of the model's forward. `stop="auto"` stops the forward
+                where the last block ends, if nobody needs what comes after. `plan=True` makes a
+                plan on fake tensors first, see `tracer.plan()`.
 
         Returns:
             The tracer, to be used in a `with` statement.
@@ -105,6 +111,20 @@ class NNsight(Envoy):
         inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
         return ScanTracer(self, "trace", Input(args, inputs), kwargs)
 
+    def plan(self, *args: Any, **kwargs: Any) -> PlanTracer:
+        """Run the block below on fake tensors, to see what it asks for and keeps.
+
+        Nothing leaves the block; the plan is what `tracer.plan()` returns after it.
+
+        Example:
+            >>> with model.plan("Hello") as tracer:
+            ...     hidden = model.transformer.h[3].output[:, -1].save()
+            >>> print(tracer.plan())
+        """
+        self._refuse_remote(kwargs)
+        inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
+        return PlanTracer(self, "trace", Input(args, inputs), kwargs)
+
     def edit(self, *, inplace: bool = False, **options: Any) -> Edit:
         """Keep the block below, and start it with each run from now on.
 
@@ -133,19 +153,28 @@ class NNsight(Envoy):
         copy = type(self).__new__(type(self))
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
         edits = [*self._edits]
-        copy.__dict__.update(own, _below={}, _root=copy, _edits=edits, _linted=set(), _origin=self)
+        copy.__dict__.update(
+            own, _below={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self
+        )
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
-        self._refuse_clash(options)
-        self._refuse_remote(options)
-        inputs = {
-            key: options.pop(key)
-            for key in list(options)
-            if key not in _OWN_OPTIONS and self._is_input(key, options)
-        }
-        given = Input(given.args, inputs)
-        tracer = Tracer(self, function, given, options)
+        if options:
+            self._refuse_clash(options)
+            self._refuse_remote(options)
+            for key in list(options):
+                if key not in _OWN_OPTIONS and self._is_input(key, options):
+                    given.kwargs[key] = options.pop(key)
+            stop, is_planned = options.pop("stop", None), bool(options.pop("plan", False))
+            if stop is not None and (stop != "auto" or function != "trace"):
+                raise ValueError(
+                    f"{function}(..., stop={stop!r}) is not known; trace(..., stop='auto') stops "
+                    "the forward where the last block ends, and tracer.stop() ends a block"
+                )
+            tracer = Tracer(self, function, given, options)
+            tracer._stops, tracer._is_planned = stop is not None, is_planned
+        else:
+            tracer = Tracer(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:

@@ -267,7 +267,7 @@ class EngineTap:
     """The tap on a module, for all requests that address it."""
 
     __slots__ = ("driver", "module", "taps")
-    is_central = True
+    is_common = False
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine

@@ -395,7 +395,7 @@ class FollowerTap:
     """The tap on a module of a rank that follows."""
 
     __slots__ = ("driver", "number")
-    is_central = True
+    is_common = False
 
     def __init__(self, follower: Follower, number: int) -> None:
         self.driver = follower

@@ -1,0 +1,205 @@
+"""How a program fits a model: what is known before a run, and is the same in the next one.
+
+A block that is entered again mostly finds the same model under the same names. Whether it is plain
+(see `nnsight_dsl.transforms.source.plain`) and which places it can ask for was found out the first
+time; a *fit* keeps that, together with what it rests on:
+
+- what the names stood for that these answers were found by. Models, modules of Python and classes
+  are compared by identity. Of any other value only its type counts, and none is kept.
+- which modules stood at the places. Where one was exchanged, the fit no longer holds.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnsight_dsl.runtime.locations import Place, places_at
+from nnsight_dsl.runtime.machine import carried_programs
+from nnsight_dsl.runtime.taps import Fixture, fixtures_of
+from nnsight_dsl.saving import INJECTED
+from nnsight_dsl.transforms.names import MISSING
+from nnsight_dsl.transforms.program import Program, Running
+
+_KNOWN_PLAIN = (
+    Place, torch.Tensor, torch.dtype, torch.device, torch.Size, int, float, complex, str, bytes,
+    range, slice, type(None), type(...),
+    types.BuiltinFunctionType,
+)  # fmt: skip
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_MOST_ITEMS = 64
+"""How many items of a container are looked at before a block is taken for plain."""
+
+_PLAIN_MODULES = ("torch", "math", "operator", "itertools", "numpy")
+_KEPT = (types.ModuleType, type, types.BuiltinFunctionType)
+
+
+class _Any:
+    """The type of the one mark that stands for any plain value."""
+
+
+_ANY_PLAIN = _Any()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """What is known of the runs of one program on one model.
+
+    Attributes:
+        user_globals: globals of the module that its block stands in.
+        function: the generator function with these globals, and what lowered code finds besides.
+        is_plain: whether the program is plain, the names being what they are.
+        fixtures: modules that it is known to ask for.
+        expected: further places that it is known to ask for, and their ports.
+        is_closed: whether it can ask for no others.
+        names: the names that were looked at, and what each stood for.
+        roots: those of them that accesses start from and that stand for something else each time.
+        seen: what the others of these stand for.
+        chain: for each module on the way to a place: where it stands, under which name.
+    """
+
+    user_globals: dict[str, Any]
+    function: Callable[..., Running]
+    is_plain: bool
+    fixtures: Sequence[Fixture]
+    expected: Sequence[tuple[Place, str]]
+    is_closed: bool
+    names: Sequence[tuple[str, Any]]
+    roots: frozenset[str]
+    seen: Mapping[str, Any]
+    chain: Sequence[tuple[dict[str, Any], str, Any]]
+
+    def holds(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> bool:
+        """Tell whether all is as it was."""
+        if user_globals is not self.user_globals:
+            return False
+        if self.is_plain and id(program) in carried_programs:
+            return False
+        for name, known in self.names:
+            value = names.get(name, MISSING)
+            if value is MISSING:
+                value = program.initial(name, user_globals, names, fall_back=True)
+            if value is not known and not (known is _ANY_PLAIN and _is_any_plain(value)):
+                return False
+        for modules, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
+            if modules.get(name) is not module:
+                return False
+        return True
+
+
+def fit_of(
+    root: Place,
+    fits: dict[Program, Fit],
+    program: Program,
+    user_globals: dict[str, Any],
+    names: Mapping[str, Any],
+) -> Fit:
+    """Return how a program fits a model.
+
+    Args:
+        root: the root of the model.
+        fits: what is known of that model; a new fit is added.
+        program: the program.
+        user_globals: globals of the module that its block stands in.
+        names: what the names around its block stand for.
+    """
+    fit = fits.get(program)
+    if fit is None or not fit.holds(program, user_globals, names):
+        fit = _new_fit(root, program, user_globals, names)
+        if all(_can_keep(value) for _, value in fit.names):
+            fits[program] = fit
+    return fit
+
+
+def _new_fit(
+    root: Place, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+) -> Fit:
+    plain = program.plain
+    roots = {state.root for state in program.states if state.root is not None}
+    looked_at = roots if plain is None else roots | plain.roots | plain.paths
+    # names of an enclosing function that are no parameters are not read by the block
+    values = {
+        name: program.initial(name, user_globals, names, fall_back=True) for name in looked_at
+    }
+    is_plain = (
+        plain is not None
+        and id(program) not in carried_programs
+        and all(_is_known_plain(values[name]) for name in plain.roots)
+        and all(_is_known_path(values[name]) for name in plain.paths)
+    )
+    is_closed = is_plain
+    expected: list[tuple[Place, str]] = []
+    chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
+    for state in program.states:
+        start = values[state.root] if state.root is not None else None
+        found = places_at(start, state.path) if isinstance(start, Place) else None
+        is_closed = is_closed and found is not None
+        for place in found or ():
+            chain.update(_chain_to(place))
+            # what is no module is not tapped: a run's result
+            if place._module is not None:
+                expected.append((place, state.port))
+    marks = [
+        (name, _ANY_PLAIN if _is_any_plain(value) else value) for name, value in values.items()
+    ]
+    changing = {name for name, mark in marks if mark is _ANY_PLAIN and name in roots}
+    # a block may name places of another model, whose runs are not this one
+    own = [place for place, _ in expected if place._root is root]
+    fixtures = fixtures_of(own)
+    fixed = {id(one.module) for one in fixtures}
+    return Fit(
+        user_globals=user_globals,
+        function=program.function(user_globals, INJECTED),
+        is_plain=is_plain,
+        fixtures=fixtures,
+        expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
+        is_closed=is_closed,
+        names=marks,
+        roots=frozenset(changing),
+        seen={name: values[name] for name in roots - changing},
+        chain=list(chain.values()),
+    )
+
+
+def _chain_to(place: Place) -> Iterator[tuple[int, tuple[dict[str, Any], str, Any]]]:
+    current: Place | None = place
+    while current is not None:
+        parent, key = current._parent, getattr(current, "_key", None)
+        if parent is not None and key is not None:
+            yield id(current), (parent._module._modules, key, current._module)
+        current = parent
+
+
+def _can_keep(value: Any) -> bool:
+    return value is _ANY_PLAIN or value is MISSING or isinstance(value, (Place, *_KEPT))
+
+
+def _is_any_plain(value: Any) -> bool:
+    """Tell whether only the type of a plain value counts: a tracer is another one in each run."""
+    if isinstance(value, Place):
+        return value._module is None and value._root is None
+    return not isinstance(value, _KEPT) and _is_known_plain(value)
+
+
+def _is_known_plain(value: Any) -> bool:
+    if isinstance(value, _CONTAINERS):
+        # an object in a container may have operators and properties of its own
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return len(items) <= _MOST_ITEMS and all(isinstance(one, _KNOWN_PLAIN) for one in items)
+    if isinstance(value, _KNOWN_PLAIN):
+        return True
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in _PLAIN_MODULES
+    return isinstance(value, type) and value.__module__ == "builtins" and value is not MISSING
+
+
+def _is_known_path(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return _is_known_plain(value)
+    return isinstance(value, Place)

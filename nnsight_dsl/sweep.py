@@ -1,0 +1,331 @@
+"""Sweeps: one program with many values of its parameters, as one batch that shares its prefix.
+
+    @intervene
+    def ablate(model, layer: int):
+        model.transformer.h[layer].mlp.output[:] = 0
+        return model.lm_head.output[:, -1]
+
+    found = sweep(ablate, over={"layer": range(12)}, model=model, prompt="Hello")
+    found[3]                # what ablate.run(model, "Hello", layer=3) returns
+    found.points[3]         # {"layer": 3}
+
+The programs run in one forward. Up to the first write of a program, its row is that of the others,
+and is computed once (see `nnsight_dsl.runtime.forks`). Where a model or a program does not allow
+that, they run as a batch with a row for each, and where it makes no batches, one after the other;
+`found.form` and `found.reason` say so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.intervene import Intervention
+from nnsight_dsl.runtime.driver import Driver
+from nnsight_dsl.runtime.errors import (
+    BatchingError,
+    InterventionArgumentError,
+    InterventionError,
+)
+from nnsight_dsl.runtime.forks import (
+    TRUNK,
+    CannotFork,
+    Deviated,
+    Fork,
+    Forking,
+    Probe,
+    has_row_for_each,
+)
+from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.tracer import Batch, Input, Tracer, without_aliasing
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.base import NNsight
+
+SHARED = "shared"
+BATCH = "batch"
+LOOP = "loop"
+
+_REFUSED = ("log", "plan", "scan", "stop", "validate")
+"""Options of a trace that a run of several programs does not have."""
+_MOST_KNOWN = 64
+_UNKNOWN = object()
+_known: WeakKeyDictionary[nn.Module, dict[Any, dict[int, Fork] | str]] = WeakKeyDictionary()
+"""Where the programs of a sweep part, or why they cannot, as fake runs have shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Sequence[Any]):
+    """What the programs of a sweep returned, in the order of their points.
+
+    Attributes:
+        points: the parameters of each program.
+        results: what each returned.
+        form: `"shared"`, `"batch"` or `"loop"`: how they ran.
+        reason: why they did not share their prefix, None where they did.
+    """
+
+    points: tuple[Mapping[str, Any], ...]
+    results: tuple[Any, ...]
+    form: str
+    reason: str | None
+
+    @overload
+    def __getitem__(self, item: int) -> Any: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[Any]: ...
+    def __getitem__(self, item: int | slice) -> Any:
+        return self.results[item]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
+
+    def __repr__(self) -> str:
+        why = "" if self.reason is None else f", since {self.reason}"
+        return f"<sweep of {len(self.points)} points, run as {self.form}{why}>"
+
+
+def sweep(
+    program: Intervention[..., Any],
+    *,
+    over: Mapping[str, Iterable[Any]],
+    model: NNsight,
+    prompt: Any,
+    share: bool = True,
+    **options: Any,
+) -> Sweep:
+    """Run a program once for each combination of parameters, on one prompt.
+
+    The program runs on fake tensors first, to see where it writes; nothing that it does to a
+    container of its caller then stays.
+
+    Args:
+        program: an `@intervene` function.
+        over: values of its parameters, by name; of several, all combinations, the last changing
+            fastest.
+        model: a wrapped model.
+        prompt: one input, as for `model.trace`.
+        share: False gives each program a row of its own from the start.
+        **options: further parameters of the program, the same for all; what it has no parameter
+            for goes to the trace.
+
+    Returns:
+        The results, with the points they belong to.
+
+    Raises:
+        InterventionArgumentError: a parameter is unknown, missing or of another type.
+
+    Example:
+        >>> found = sweep(ablate, over={"layer": range(12)}, model=model, prompt="Hello")
+        >>> effects = torch.stack([logits[0, token] for logits in found])
+    """
+    if not isinstance(program, Intervention):
+        raise TypeError(f"{program!r} is no program; decorate the function with @intervene")
+    if not over:
+        raise InterventionArgumentError(
+            "this sweep has no parameter to sweep over; name one, as in over={'layer': range(12)}"
+        )
+    for word in _REFUSED:
+        if word in options and word not in program.parameters:
+            raise TypeError(f"a sweep has no option {word!r}; give it to a trace of one program")
+    values = [list(one) for one in over.values()]
+    points = tuple(dict(zip(over, one, strict=True)) for one in itertools.product(*values))
+    names = set(program.parameters) - {"model", "tracer"}
+    own = {name: options.pop(name) for name in list(options) if name in names}
+    programs = [program.bind(**own, **point) for point in points]
+    if not points:
+        return Sweep((), (), SHARED, None)
+    run = _Run(model, prompt, options, programs)
+    reason = "share=False was given"
+    if _mixes_rows(model._module):
+        reason = "the model normalises over the batch"
+        return Sweep(points, run.alone(), LOOP, reason)
+    if share:
+        try:
+            return Sweep(points, run.shared(), SHARED, None)
+        except CannotFork as cannot:
+            reason = str(cannot)
+    try:
+        return Sweep(points, run.batched(), BATCH, reason)
+    except BatchingError:
+        return Sweep(points, run.alone(), LOOP, f"{reason}, and the model makes no batches")
+
+
+def _mixes_rows(module: nn.Module) -> bool:
+    """Tell whether a row of a batch depends on the others, as under batch normalisation."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return any(
+        isinstance(one, kinds) and (one.training or not one.track_running_stats)
+        for one in module.modules()
+    )
+
+
+class _SweepTracer(Tracer):
+    """A run of several programs by a driver that is given."""
+
+    def start(self, one: Intervention[..., Any], *, copies: bool) -> Any:
+        """Make the machine of a program."""
+        names = one.names({"model": self._model, "tracer": self})
+        if copies:
+            names = {name: without_aliasing(value) for name, value in names.items()}
+        return self._machine_of(one.program, one.user_globals, names)
+
+    def run_shared(self, driver: Driver, machines: Sequence[Any], batch: Batch) -> Any:
+        """Run machines that all begin with the only row."""
+        self._driver = driver
+        self._start_beside(driver)
+        self._invokes += [(machine, Input((), rows=TRUNK)) for machine in machines]
+        return self._run_on(driver, batch.args, dict(batch.kwargs))
+
+    def run_batched(self, machines: Sequence[Any], prompt: Any) -> Driver:
+        """Run machines with a row for each."""
+        driver = self._driver = self._new_driver()
+        self._start_beside(driver)
+        self._invokes += [(machine, Input((prompt,))) for machine in machines]
+        self._run_model(driver)
+        return driver
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are the model's."""
+        return self._options
+
+    @property
+    def count_beside(self) -> int:
+        """How many machines run before those of the sweep and on all rows."""
+        return len(self._model._edits) + len(self._interventions)
+
+    def as_scan(self) -> _SweepTracer:
+        """Run on fake tensors."""
+        self._is_scan = True
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    model: NNsight
+    prompt: Any
+    options: Mapping[str, Any]
+    programs: Sequence[Intervention[..., Any]]
+
+    def shared(self) -> tuple[Any, ...]:
+        """Run all programs in one forward that begins with one row."""
+        model = self.model
+        model._prepare()
+        for one in self.programs:
+            if any(inner.kind == "backward" for inner in one.program.all_programs()):
+                raise CannotFork("a program goes back through the graph")
+        batch = model._batch([Input((self.prompt,))], "trace", self._tracer().options)
+        leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
+        if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
+            raise CannotFork("the prompt is not a single row")
+        key = self._key(batch)
+        with model._family:
+            known = _known.setdefault(model._module, {})
+            was_known = key in known
+            found = known.get(key) or self._found(batch)
+            if key is not None:
+                while len(known) >= _MOST_KNOWN:
+                    known.pop(next(iter(known)))
+                known[key] = found
+            if isinstance(found, str):
+                raise CannotFork(found)
+            tracer = self._tracer()
+            beside = tracer.count_beside
+            machines = [tracer.start(one, copies=False) for one in self.programs]
+            orders = range(beside, beside + len(machines))
+            driver = Forking(model, {beside + k: fork for k, fork in found.items()}, orders)
+            tracer.run_shared(driver, machines, batch)
+        if not isinstance(driver.failure, Deviated):
+            return _results(driver, machines)
+        if was_known:
+            # what it writes depends on more than its parameters: look again
+            del known[key]
+            return self.shared()
+        raise InterventionError(
+            f"a program of this sweep writes otherwise than on fake tensors ({driver.failure}); "
+            "give sweep(..., share=False) where chance or a value decides where it writes"
+        )
+
+    def _found(self, batch: Batch) -> dict[int, Fork] | str:
+        """Find where each program parts from the others, or why none can."""
+        model = self.model
+        tracer = self._tracer().as_scan()
+        beside = tracer.count_beside
+        machines = [tracer.start(one, copies=True) for one in self.programs]
+        probe = Probe(model)
+        alone = tracer.run_shared(probe, machines, batch)
+        if probe.failure is not None:
+            return f"a program does not run on fake tensors ({type(probe.failure).__name__})"
+        if probe.obstacle is not None:
+            return probe.obstacle
+        forks = {order - beside: fork for order, fork in probe.first_writes.items()}
+        driver = Forking(model, forks, range(len(machines)))
+        return self._obstacle(driver, alone, batch) or forks
+
+    def _key(self, batch: Batch) -> Any:
+        """Return what the forks of this sweep follow from; None if that cannot be told."""
+        leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
+        values, form = pytree.tree_flatten([{**one.bound} for one in self.programs])
+        found = [_comparable(one) for one in (*leaves, *values)]
+        parts = self.programs[0].program, len(self.model._edits), repr(structure), repr(form)
+        return None if _UNKNOWN in found else (*parts, *found)
+
+    def _obstacle(self, driver: Forking, alone: Any, batch: Batch) -> str | None:
+        """Widen the model on fake tensors; say what came in the way."""
+        together = self._tracer().as_scan().run_shared(driver, [], batch)
+        failure = driver.failure
+        if isinstance(failure, CannotFork):
+            return str(failure)
+        if failure is not None:
+            return f"the model cannot be widened in the middle ({type(failure).__name__})"
+        if not driver.has_parted_all():
+            return "a layer that is written is not called by the model alone"
+        if not has_row_for_each(alone, together, driver.total):
+            return "the model's result does not have a row for each row of the batch"
+        return None
+
+    def alone(self) -> tuple[Any, ...]:
+        """Run one program after the other."""
+        return tuple(one.run(self.model, self.prompt, **self.options) for one in self.programs)
+
+    def batched(self) -> tuple[Any, ...]:
+        """Run all programs in one forward with a row for each."""
+        self.model._prepare()
+        with self.model._family:
+            tracer = self._tracer()
+            machines = [tracer.start(one, copies=False) for one in self.programs]
+            driver = tracer.run_batched(machines, self.prompt)
+        return _results(driver, machines)
+
+    def _tracer(self) -> _SweepTracer:
+        return _SweepTracer(self.model, "trace", Input(()), dict(self.options))
+
+
+def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
+    if driver.failure is not None:
+        clean(driver.failure)
+        raise driver.failure
+    return tuple(machine.result for machine in machines)
+
+
+def _comparable(value: Any) -> Any:
+    """Return what two values have in common under which a program does the same to fake tensors."""
+    if _is_tensor(value):
+        return "tensor", value.shape, value.dtype
+    is_plain = value is None or isinstance(value, (bool, int, float, str))
+    return (type(value), value) if is_plain else _UNKNOWN
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
