@@ -385,7 +385,7 @@ def _tapped_class(cls: type) -> type:
         if driver.thread != get_ident() or advanced() is not None:
             return call(self, *args, **kwargs)
         if (
-            not (driver.is_common and tap.is_common)
+            not (tap.is_common and driver.is_common)
             or self._forward_hooks
             or top_saved_hooks(True) is not None
             or (driver.has_grad and not torch.is_grad_enabled())
