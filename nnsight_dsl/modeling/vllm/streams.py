@@ -77,13 +77,13 @@ class StreamTracer(EngineTracer):
         return self._outputs(sys._getframe(1))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._last(sys._getframe(1)).__await__()
+        return self._until_last(sys._getframe(1)).__await__()
 
     def backend(self) -> AsyncIterator[Any]:
         """Iterate over the outputs; another way to write `async for output in tracer`."""
         return self._outputs(sys._getframe(1))
 
-    async def _last(self, frame: FrameType) -> Any:
+    async def _until_last(self, frame: FrameType) -> Any:
         """Wait for all requests; return the last output of the one, or of each."""
         async for _ in self._outputs(frame):
             pass
