@@ -1,45 +1,77 @@
 """What does a program in every request cost an engine of vLLM?
 
-    python benchmarks/vllm_serving.py [path of a model]
+    python benchmarks/vllm_serving.py [--quick] [path of a model]
 
-One workload, 64 prompts of 16 new tokens each, in one run: by the bare engine; with our worker and
-no program; with the last token of one layer read in every step of every request; with one layer
-steered; and with hooks written by hand that do the same for the whole batch. Each is served in
-turn, five times, and the best time counts; what is told is requests in a second, and the ratio.
+One workload, 64 prompts of 16 new tokens each, in one process:
+
+* the bare engine; and with our worker, with no program in any request;
+* hooks written by hand that keep the last token of one layer, of each request in each step; and
+  programs that do;
+* hooks written by hand that add a vector to it; and programs that do.
+
+A pair is served in turn, many times, one first and then the other first. What counts is the median
+of the ratios of the two times in a turn: what slows the machine for longer than a turn slows both.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# With one thread: others wait for each other wherever another process takes one of their cores,
+# for so long that nothing else shows.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "models" / "city-facts"
 PROMPTS = [f"The Eiffel Tower number {number} is in the city of" for number in range(64)]
 OPTIONS = {"temperature": 0.0, "max_tokens": 16, "ignore_eos": True}
 LAYER = 3
-ROUNDS = 5
 
 
-def main(path: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: what is compared.
+        value: requests in a second of ours, as a part of those of the other.
+        target: what it is to reach.
+        details: both in requests per second.
+    """
+
+    name: str
+    value: float
+    target: float
+    details: str
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the target is reached."""
+        return self.value >= self.target
+
+
+def rows(quick: bool = False, path: str | None = None) -> list[Row]:
+    """Measure; return a row for each comparison."""
     import torch
     from vllm import SamplingParams
 
     from nnsight_dsl.modeling.vllm import VLLM
 
-    # salts keep the prefix cache from serving a later round
-    model = VLLM(path, dtype="float32", enable_prefix_caching=False, max_model_len=64,
-                 max_num_batched_tokens=4096, dispatch=True)  # fmt: skip
+    # the prefix cache would serve a later turn
+    model = VLLM(path or str(MODEL), dtype="float32", enable_prefix_caching=False,
+                 max_model_len=64, max_num_batched_tokens=4096, dispatch=True)  # fmt: skip
     runner = model.engine.llm_engine.model_executor.driver_worker.worker.model_runner
     methods = "execute_model", "_model_forward", "_sample"
-    wrapped = {name: runner.__dict__[name] for name in methods}
     layer = runner.get_model().transformer.h[LAYER]
     direction = torch.linspace(-0.1, 0.1, model.transformer.h[0].ln_1.weight.shape[0])
 
@@ -47,12 +79,11 @@ def main(path: str) -> None:
         model.engine.generate(PROMPTS, SamplingParams(**OPTIONS), use_tqdm=False)
 
     def bare() -> None:
-        for name in methods:
-            del runner.__dict__[name]
+        ours = {name: runner.__dict__.pop(name) for name in methods if name in runner.__dict__}
         try:
             plain()
         finally:
-            runner.__dict__.update(wrapped)
+            runner.__dict__.update(ours)
 
     def hooked(hook: Callable[..., Any]) -> None:
         handle = layer.register_forward_hook(hook)
@@ -90,25 +121,45 @@ def main(path: str) -> None:
                     for _ in tracer.iter[:]:
                         model.transformer.h[LAYER].output[:, -1] += direction
 
-    cases = {
-        "bare engine": (bare, None),
-        "our worker, no program": (plain, "bare engine"),
-        "hook that captures": (hook_capture, None),
-        "programs that capture": (capture, "hook that captures"),
-        "hook that steers": (hook_steer, None),
-        "programs that steer": (steer, "hook that steers"),
-    }
-    best = dict.fromkeys(cases, float("inf"))
-    for _ in range(ROUNDS):
-        for name, (serve, _other) in cases.items():
+    turns = 5 if quick else 30
+    return [
+        _compared("our worker, no program, beside the bare engine", plain, bare, 0.99, 2 * turns),
+        _compared("programs that capture, beside a hook", capture, hook_capture, 0.95, turns),
+        _compared("programs that steer, beside a hook", steer, hook_steer, 0.95, turns),
+    ]
+
+
+def _compared(
+    name: str, ours: Callable[[], None], other: Callable[[], None], target: float, turns: int
+) -> Row:
+    ratios = []
+    times: dict[Callable[[], None], list[float]] = {ours: [], other: []}
+    ours()
+    other()
+    for turn in range(turns):
+        for serve in (ours, other) if turn % 2 else (other, ours):
             begin = time.perf_counter()
             serve()
-            best[name] = min(best[name], time.perf_counter() - begin)
-    print(f"torch {torch.__version__}, {len(PROMPTS)} requests of {OPTIONS['max_tokens']} tokens")
-    for name, (_serve, other) in cases.items():
-        ratio = "" if other is None else f"{best[other] / best[name]:6.3f} of {other!r}"
-        print(f"{name:24} {len(PROMPTS) / best[name]:8.1f} requests/s  {ratio}")
+            times[serve].append(time.perf_counter() - begin)
+        ratios.append(times[other][-1] / times[ours][-1])
+    ours_rate, other_rate = (len(PROMPTS) / statistics.median(times[one]) for one in (ours, other))
+    details = f"{ours_rate:.1f} of {other_rate:.1f} requests/s, {turns} turns"
+    return Row(name, statistics.median(ratios), target, details)
+
+
+def main() -> None:
+    """Print the comparisons, and whether each reaches its target."""
+    import torch
+    import vllm
+
+    arguments = [argument for argument in sys.argv[1:] if argument != "--quick"]
+    found = rows("--quick" in sys.argv[1:], *arguments[:1])
+    print(f"vllm {vllm.__version__}, torch {torch.__version__}, {os.cpu_count()} cores; "
+          f"{len(PROMPTS)} requests of {OPTIONS['max_tokens']} tokens")  # fmt: skip
+    for row in found:
+        word = "met" if row.is_met else "missed"
+        print(f"{row.name:48} {row.value:6.3f}  target {row.target:.2f}: {word} ({row.details})")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(MODEL))
+    main()

@@ -74,6 +74,8 @@ class Envoy(Ports):
             if name == "module":
                 return self._module
             raise self._no_such(name) from None
+        if isinstance(value, nn.Parameter):
+            self._root._check_use(self, f"the parameter {name!r}")
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
 
     def __getitem__(self, item: int | slice | str) -> Any:
@@ -269,6 +271,9 @@ class Envoy(Ports):
     def _prepare(self) -> None:
         """Get ready for a run, where this is the root of a model."""
 
+    def _check_use(self, envoy: Envoy, what: str) -> None:
+        """Refuse what a block cannot have of a module, where this is the root of a model."""
+
     # ports
 
     def _outside(self, what: str, port: str) -> Exception:
@@ -315,6 +320,7 @@ class Envoy(Ports):
                     "call the module without it"
                 )
             return self._fresh()(*args, **kwargs)
+        self._root._check_use(self, "a call")
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._fresh().forward(*args, **kwargs)

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from nnsight_dsl.transforms.bytecode import taps as bytecode_taps
 from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_code
 from nnsight_dsl.transforms.bytecode.operations import Operation, operations_of
 from nnsight_dsl.transforms.bytecode.taps import tapped_code
@@ -245,14 +246,21 @@ class Inside:
         made = self._made
         if made is not None and made[:3] == (function, frozenset(taps), around):
             return made[3]
-        copy = rebuilt(function, lambda inner: _tapped(inner, taps, around))
+        copy = rebuilt(function, lambda inner: tapped_copy(inner, taps, around))
         self._made = (function, frozenset(taps), around, copy)
         return copy
 
 
-def _tapped(
-    function: FunctionType, taps: Mapping[str, OperationTap], around: frozenset[str]
+def tapped_copy(
+    function: FunctionType, taps: Mapping[str, bytecode_taps.OperationTap], around: frozenset[str]
 ) -> FunctionType:
+    """Return a copy of a function that tells taps of some operations, by name.
+
+    Args:
+        function: the function, or such a copy of it.
+        taps: what is told of each.
+        around: names of those that are told of before they are done, too.
+    """
     original = _originals.get(function, function)
     copy = with_code(original, tapped_code(original.__code__, taps, around))
     _originals[copy] = original

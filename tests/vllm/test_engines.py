@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnsight_dsl import intervene
 from nnsight_dsl.errors import EngineError, OutOfOrderError
 from nnsight_dsl.modeling.vllm import VLLM
 
@@ -23,7 +24,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     "options",
     [
         {"pipeline_parallel_size": 2},
-        {"tensor_parallel_size": 2},
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     ],
 )
@@ -96,11 +96,33 @@ def test_a_compiled_engine_refuses_what_it_cannot_offer_and_serves_the_rest():
         with pytest.raises(EngineError, match="enforce_eager=True"):
             with model.trace(PROMPT):
                 hidden = hidden_of("transformer.h.1").save()
+        with pytest.raises(EngineError, match="enforce_eager=True"):
+            with model.trace(PROMPT):
+                summed = model.transformer.h[1].source.add_0.output.save()
+        for modules in (None, [model.transformer.h[1]]):
+            with pytest.raises(EngineError, match="enforce_eager=True"):
+                with model.trace(PROMPT) as tracer:
+                    cache = tracer.cache(modules=modules)
+        with model.edit() as edited:
+            model.transformer.h[1].output[:] = 0
+        with pytest.raises(EngineError, match="enforce_eager=True"):
+            edited.trace(PROMPT, trace=False)
+        with pytest.raises(EngineError, match="enforce_eager=True"):
+            silenced.run(model, PROMPT)
+        with pytest.raises(EngineError, match="enforce_eager=True"):
+            with model.trace(PROMPT):
+                model.transformer.h[1].skip(0)
         with model.trace(PROMPT, temperature=0.0):
             logits = model.logits.output.save()
         assert model.tokenizer.decode(logits.argmax(-1)) == " Paris"
     finally:
         ended(model)
+
+
+@intervene
+def silenced(model):
+    model.transformer.h[1].output[:] = 0
+    return model.logits.output
 
 
 def run_script(path, *, own_process):

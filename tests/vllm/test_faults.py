@@ -92,15 +92,11 @@ def served(model, kind=None):
 
 @pytest.fixture(scope="module")
 def unharmed(gpt2):
-    gpt2.engine.collective_rpc(set_limit, args=(2.0,))
+    gpt2.engine.collective_rpc("nnsight_dsl_set_limit", args=(2.0,))
     left, failure = served(gpt2)
     assert failure is None
     assert len(left) == 15
     return left
-
-
-def set_limit(worker, seconds):
-    worker._nnsight_dsl_engine.limit._seconds = seconds
 
 
 @pytest.mark.parametrize("kind", RAISED)
@@ -168,8 +164,5 @@ def test_what_an_engine_cannot_do_is_refused(gpt2):
     with pytest.raises(BarrierError):
         with gpt2.trace() as tracer:
             barrier = tracer.barrier(2)
-    with pytest.raises(EngineError, match="operation"):
-        with gpt2.trace(PROMPTS[0]):
-            gpt2.transformer.h[0].source.add_0.output.save()
     with pytest.raises(EngineError, match="scan"):
         gpt2.scan(PROMPTS[0])

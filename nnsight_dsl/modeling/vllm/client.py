@@ -7,6 +7,7 @@ and nothing else: each sees its own tokens, counts its own steps and ends by its
 from __future__ import annotations
 
 import pickle
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.model import VLLM
 
 _WORDS = {"max_new_tokens": "max_tokens"}
+_FIRST_WAIT = 0.005
+_LONGEST_WAIT = 0.1
+"""Seconds between two looks at which programs have ended."""
 _keys = count()
 
 
@@ -51,7 +55,8 @@ class Sent:
         names: the names around its block at this end.
         key: what it is called at both ends.
         output: its latest `RequestOutput`.
-        outcome: what its programs have left.
+        left: what its programs have left, as bytes.
+        outcome: the same, loaded.
     """
 
     part: Part | None
@@ -60,6 +65,7 @@ class Sent:
     names: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     output: Any = None
+    left: bytes | None = None
     outcome: Outcome | None = None
 
 
@@ -92,37 +98,64 @@ class EngineTracer(Tracer):
     def _run_once(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
+        left, failure = self._collected(program, user_globals, names)
+        if failure is not None:
+            return {}, failure
+        self._model._serve(self._sent, self._parts(), self._function)
+        own, failure = self._outcomes()
+        left.update(own)
         self._sent = []
-        left: dict[str, Any] = {}
+        if not self._leaves_all:
+            self._saved.clear()
+        return left, failure
+
+    def _collected(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Collect the requests of a block; return the names that leave what is around them."""
+        self._sent = []
         if self._given and not program.has_invokes:
             self._add(program, user_globals, names, self._given)
-        else:
-            driver = self._driver = Driver(self._model)
-            machine = self._machine_of(program, user_globals, names)
-            machine.is_builder = True
-            try:
-                driver.build(machine)
-            finally:
-                self._driver = None
-            if driver.failure is not None:
-                return {}, driver.failure
-            if not self._sent:
-                raise complaints.no_input()
-            left = machine.leaving(machine.names)
-        self._model._serve(self._sent, self._parts(), self._function)
+            return {}, None
+        driver = self._driver = Driver(self._model)
+        machine = self._machine_of(program, user_globals, names)
+        machine.is_builder = True
+        try:
+            driver.build(machine)
+        finally:
+            self._driver = None
+        if driver.failure is not None:
+            return {}, driver.failure
+        if not self._sent:
+            raise complaints.no_input()
+        return machine.leaving(machine.names), None
+
+    def _outcomes(self) -> tuple[dict[str, Any], BaseException | None]:
+        """Take in what the requests have left, in their order; return names, and what was raised.
+
+        Warnings are given, and what was added to containers around the blocks is added here.
+        """
+        left: dict[str, Any] = {}
         failure: BaseException | None = None
         for one in self._sent:
-            outcome = load_outcome(one.outcome, self._model, self)  # type: ignore[arg-type]
+            if one.left is None:
+                continue
+            outcome = self._loaded(one)
             left.update(outcome.names)
             add_changes(one.names, outcome.changed)
             self._result = outcome.returned
             failure = failure or outcome.failure
             for text, category, filename, line in outcome.warnings:
                 warnings.warn_explicit(text, category, filename, line)
-        self._sent = []
-        if not self._leaves_all:
-            self._saved.clear()
         return left, failure
+
+    def _loaded(self, one: Sent) -> Outcome:
+        """Return what a request's programs have left, with places of the model here."""
+        if not isinstance(one.left, bytes):
+            raise AssertionError("a request has left nothing yet")
+        if one.outcome is None:
+            one.outcome = load_outcome(one.left, self._model, self)
+        return one.outcome
 
     def _add(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any], one: Input
@@ -183,20 +216,25 @@ class EngineTracer(Tracer):
     def _unserved(self, place: Place, port: str) -> str | None:
         """Say why a place is not served, None if it is."""
         if isinstance(place, OperationPlace):
-            return operation(place)
+            shards = self._model._engine_args.get("tensor_parallel_size", 1)
+            return operation(place, self._model._is_compiled, shards > 1)
         is_inside = place._module is not None and not isinstance(place, EnginePlace)
         if self._model._is_compiled and is_inside:
             return compiled(name_of(place, port))
         return None
 
+    def _plain(self) -> Sent:
+        """Return the request of a trace that has no block."""
+        return Sent(None, _prompt_of(self._given), {**self._options, **self._given.kwargs})
+
     def _run_without_block(self) -> Any:
         """Serve the prompt with the edits and interventions given; return its `RequestOutput`."""
-        one = Sent(None, _prompt_of(self._given), {**self._options, **self._given.kwargs})
-        self._model._serve([one], self._parts(), self._function)
-        if one.outcome is not None:
-            outcome = load_outcome(one.outcome, self._model, self)  # type: ignore[arg-type]
-            if outcome.failure is not None:
-                raise outcome.failure
+        one = self._plain()
+        self._sent = [one]
+        self._model._serve(self._sent, self._parts(), self._function)
+        _, failure = self._outcomes()
+        if failure is not None:
+            raise failure
         return one.output
 
 
@@ -220,9 +258,7 @@ class Requests:
         """
         ids = {}
         for one in sent:
-            own = [*parts, *([one.part] if one.part is not None else [])]
-            one.key = f"nnsight_dsl-{next(_keys)}"
-            params, prompt = _params_of(one, own, rename, limit)
+            params, prompt = prepared(one, parts, rename, limit)
             ids[one.key] = (params, prompt)
         try:
             for one in sent:
@@ -239,10 +275,11 @@ class Requests:
         left = self._engine.collective_rpc("nnsight_dsl_finish", args=(results,))
         found = next(one for one in left if one is not None)
         for one in sent:
-            one.outcome = found[one.key]
+            one.left = found[one.key]
 
     def _step_until_done(self, waiting: dict[str, Sent]) -> None:
         waiting = dict(waiting)
+        looks = Looks()
         while waiting:
             for output in self._engine.step():
                 one = waiting.get(output.request_id)
@@ -251,7 +288,7 @@ class Requests:
                 one.output = output
                 if output.finished:
                     del waiting[output.request_id]
-            for key in self._ended() if waiting else ():
+            for key in self._ended() if waiting and looks.is_due() else ():
                 # what its programs were for is done, or has failed
                 if waiting.pop(key, None) is not None:
                     self._engine.abort_request([key])
@@ -259,6 +296,32 @@ class Requests:
     def _ended(self) -> list[str]:
         found: list[str] = self._engine.collective_rpc("nnsight_dsl_ended")[0]
         return found
+
+
+class Looks:
+    """When to look for programs that have ended early: often at first, seldom in a long request."""
+
+    def __init__(self) -> None:
+        self.wait = _FIRST_WAIT
+        self._next = time.monotonic() + self.wait
+
+    def is_due(self) -> bool:
+        """Tell whether it is time to look, and put off the next time."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self.wait = min(self.wait * 2, _LONGEST_WAIT)
+        self._next = now + self.wait
+        return True
+
+
+def prepared(
+    one: Sent, parts: list[Part], rename: Mapping[str, Any], limit: int | None
+) -> tuple[Any, Any]:
+    """Give a request its key; return its sampling parameters, with its programs, and its prompt."""
+    own = [*parts, *([one.part] if one.part is not None else [])]
+    one.key = f"nnsight_dsl-{next(_keys)}"
+    return _params_of(one, own, rename, limit)
 
 
 def _params_of(

@@ -17,7 +17,7 @@ wrapper costs one look at an empty dict.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from threading import get_ident
 from typing import Any
 
@@ -25,10 +25,12 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling.vllm.forms import Span
+from nnsight_dsl.modeling.vllm.insides import Inside
 from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.modeling.vllm.places import EngineRoot
-from nnsight_dsl.modeling.vllm.run import RequestTap, Run
+from nnsight_dsl.modeling.vllm.ranks import WATCH, Leader
+from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Run, Slot, visits_among
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap
@@ -43,14 +45,6 @@ _PREEMPTED = (
 )
 
 
-@dataclass(slots=True)
-class Slot:
-    """One request in the forward that runs."""
-
-    run: Run
-    span: Span
-
-
 class Engine:
     """What a worker keeps of its requests' programs.
 
@@ -59,9 +53,12 @@ class Engine:
         is_compiled: whether the model's modules are not called one by one.
         slots: the requests whose values the forward that runs is to offer.
         limit: how long a program may go on without asking for a value.
+        leader: tells the other ranks what to do, where the model lies over several.
     """
 
-    def __init__(self, runner: Any, seconds: float) -> None:
+    is_in_backward = False
+
+    def __init__(self, runner: Any, seconds: float, group: Any | None = None) -> None:
         self.runner = runner
         self.thread = get_ident()
         self.slots: list[Slot] = []
@@ -72,8 +69,11 @@ class Engine:
         self._ids: dict[str, str] = {}
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}
+        self._insides: dict[int, Inside] = {}
+        self._weights: frozenset[int] | None = None
         self._scheduled: Any = None
         self._sampling: list[tuple[int, Run]] = []
+        self.leader = None if group is None else Leader(self, group)
         self.install()
 
     def install(self) -> None:
@@ -96,7 +96,7 @@ class Engine:
             return self._forward(forward, args, kwargs) if self._runs else forward(*args, **kwargs)
 
         def _sample(logits: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._sampling:
+            if not self._sampling and self.leader is None:
                 return sample(logits, *args, **kwargs)
             return self._sampled(sample, logits, args, kwargs)
 
@@ -113,10 +113,17 @@ class Engine:
         root = self._roots.get(repr(rename))
         if root is None:
             root = self._roots[repr(rename)] = EngineRoot(self.runner.get_model(), rename=rename)
+            root._is_sharded = self.leader is not None
         return data, root
+
+    def runs(self) -> list[Run]:
+        """List the requests that are in the engine with programs."""
+        return list(self._runs.values())
 
     def _take_in(self, scheduled: Any) -> None:
         self._scheduled = scheduled
+        if self.leader is not None:
+            self.leader.begin_step()
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
@@ -137,12 +144,16 @@ class Engine:
         for request_id, one in list(self._runs.items()):
             if one is run:
                 del self._runs[request_id]
-        with torch.inference_mode():
+        with torch.inference_mode(), nullcontext() if self.leader is None else self.leader.apart():
             return run.finish(result)
 
     def ended(self) -> list[str]:
         """List the requests whose programs have ended early, by a fault or by `stop`."""
         return [key for key, run in self._by_key.items() if run.is_over]
+
+    def count_taps(self) -> int:
+        """Count the modules that carry a tap."""
+        return len(self._taps)
 
     # the model
 
@@ -166,9 +177,38 @@ class Engine:
             del self._taps[id(module)]
             remove_tap(module)
 
+    def add_operation(self, tap: OperationRequestTap) -> None:
+        """Let an operation in a module's forward offer its values to a request, too."""
+        module = tap.place._owner
+        inside = self._insides.get(id(module))
+        if inside is None:
+            inside = self._insides[id(module)] = Inside(self, module)
+        inside.add(tap)
+
+    def remove_operation(self, tap: OperationRequestTap) -> None:
+        """Take a request off an operation."""
+        inside = self._insides.get(id(tap.place._owner))
+        if inside is not None and inside.remove(tap):
+            del self._insides[id(tap.place._owner)]
+
+    def inside(self, module: nn.Module) -> Inside | None:
+        """Return the operations that are addressed in a module's forward, None without any."""
+        return self._insides.get(id(module))
+
+    @property
+    def weights(self) -> frozenset[int]:
+        """Where the model's weights and buffers lie in memory."""
+        if self._weights is None:
+            model = self.runner.get_model()
+            found = (*model.parameters(), *model.buffers())
+            self._weights = frozenset(one.untyped_storage().data_ptr() for one in found)
+        return self._weights
+
     def _forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.thread = get_ident()
         self.slots = self._spans(_tokens_in(args, kwargs))
+        if self.leader is not None:
+            self.leader.begin_forward()
         try:
             return forward(*args, **kwargs)
         finally:
@@ -204,21 +244,30 @@ class Engine:
 
     def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
         sampling, self._sampling = self._sampling, []
-        for row, run in sampling:
-            if logits is not None:
-                before = logits[row : row + 1]
-                before.copy_(run.offer_place("logits", before))
+        self._offer_rows("logits", sampling, logits)
         output = sample(logits, *args, **kwargs)
-        for row, run in sampling:
-            tokens = output.sampled_token_ids[row]
-            tokens.copy_(run.offer_place("samples", tokens))
+        self._offer_rows("samples", sampling, output.sampled_token_ids)
         return output
+
+    def _offer_rows(self, name: str, sampling: list[tuple[int, Run]], rows: Any) -> None:
+        """Offer each request its row of the logits, or its sampled token."""
+        leader = self.leader
+        with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
+            for number, run in sampling if rows is not None else ():
+                row = rows[number : number + 1] if name == "logits" else rows[number]
+                new = run.offer_place(name, row)
+                if new is row:
+                    continue
+                if leader is not None and not torch.equal(new, row):
+                    leader.row(number, new)
+                row.copy_(new)
 
 
 class EngineTap:
     """The tap on a module, for all requests that address it."""
 
     __slots__ = ("driver", "module", "taps")
+    is_common = False
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine
@@ -227,29 +276,60 @@ class EngineTap:
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, and offer each request its part of the values."""
-        visits = [
-            (slot, tap)
-            for slot in self.driver.slots
-            if not slot.run.is_over and (tap := self.taps.get(id(slot.run.driver))) is not None
-        ]
+        inside = self.driver.inside(module)
+        if inside is not None:
+            call = inside.called(call)
+        if self.driver.leader is not None:
+            return self._led_visit(self.driver.leader, call, module, args, kwargs)
+        visits = self._visits()
         if not visits:
             return call(module, *args, **kwargs)
-        if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
-            raise EngineError(
-                "hook=True offers a call to other blocks, which an engine runs apart; call the "
-                "module without it"
-            )
         fresh: set[int] = set()
-        given = (args, kwargs)
-        for slot, tap in visits:
-            slot.run.begin_visit(tap)
-            given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+        given = self._offer_inputs(visits, (args, kwargs), fresh)
         args, kwargs = given
         output = call(module, *args, **kwargs)
         for slot, tap in visits:
             output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
             slot.run.end_visit(tap, args, kwargs, output, slot.span)
         return output
+
+    def _led_visit(
+        self, leader: Leader, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        """Do the same, where the other ranks have to stop for it."""
+        visits = self._visits()
+        number = leader.number(module)
+        fresh: set[int] = set()
+        given = (args, kwargs)
+        with leader.stopped(number, INPUTS):
+            given = self._offer_inputs(visits, given, fresh)
+        args, kwargs = given
+        output = call(module, *args, **kwargs)
+        with leader.stopped(number, OUTPUT):
+            for slot, tap in visits:
+                output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
+        with leader.stopped(number, WATCH):
+            for slot, tap in visits:
+                slot.run.end_visit(tap, args, kwargs, output, slot.span)
+        return output
+
+    def _visits(self) -> list[tuple[Slot, RequestTap]]:
+        """List the requests in this forward that address the module."""
+        visits = visits_among(self.driver.slots, self.taps)
+        if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
+            raise EngineError(
+                "hook=True offers a call to other blocks, which an engine runs apart; call the "
+                "module without it"
+            )
+        return visits
+
+    def _offer_inputs(
+        self, visits: list[tuple[Slot, RequestTap]], given: Any, fresh: set[int]
+    ) -> Any:
+        for slot, tap in visits:
+            slot.run.begin_visit(tap)
+            given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+        return given
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

@@ -20,13 +20,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.runtime.errors import NotCalledError, WriteError
+from nnsight_dsl.runtime.errors import EngineError, NotCalledError, WriteError
 from nnsight_dsl.runtime.values import misfit
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.vllm.ranks import RankedVisit
 
 _SUM = "sum"
 _FIRST = "first"
@@ -54,13 +57,43 @@ class Portion:
     A program is handed copies: kernels of the engine write into buffers that they have handed on,
     and a copy is a tensor with a version counter, which tells whether it was edited in place.
 
+    Args:
+        module: whose value it is.
+        value: the engine's value.
+        span: the request's tokens.
+        fresh: ids of tensors that are copies already, made for what was written in this visit.
+        phase: whether it is an input.
+        ranks: the other ranks that hold a part of it.
+        weights: of an operation, where the model's weights lie in memory.
+
     Attributes:
         is_edited: whether the engine's value was changed.
     """
 
-    __slots__ = ("_fresh", "_is_inputs", "_module", "_seen", "_span", "_value", "is_edited")
+    __slots__ = (
+        "_fresh",
+        "_is_inputs",
+        "_module",
+        "_ranks",
+        "_seen",
+        "_span",
+        "_value",
+        "_weights",
+        "is_edited",
+    )
 
-    def __init__(self, module: Any, value: Any, span: Span, fresh: set[int], phase: str) -> None:
+    def __init__(
+        self,
+        module: Any,
+        value: Any,
+        span: Span,
+        fresh: set[int],
+        phase: str,
+        ranks: RankedVisit | None = None,
+        weights: frozenset[int] | None = None,
+    ) -> None:
+        self._weights = weights
+        self._ranks = ranks
         self._module = module
         self._value = value
         self._span = span
@@ -80,6 +113,12 @@ class Portion:
             value = self._presented(self._value, form, handed)
         else:
             value = self._presented_input(handed)
+        if self._weights is not None and not any(one.write for one in handed):
+            raise EngineError(
+                "what this operation is given or returns does not have the tokens as its first "
+                "axis, so no part of it is this request's; read another operation, or the output "
+                "or the input of a module"
+            )
         self._seen = (port, value, handed)
         return value
 
@@ -118,6 +157,13 @@ class Portion:
         self._take_edits()
         return self._value
 
+    def part_at(self, where: Any) -> torch.Tensor:
+        """Return the request's rows of one tensor in the value."""
+        part = self._span.part(_leaf_at(self._value, where))
+        if part is None:
+            raise AssertionError("a value has lost its axis of tokens")
+        return part
+
     # to the program
 
     def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
@@ -143,9 +189,16 @@ class Portion:
 
     def _leaf(self, leaf: Any, where: Any, handed: list[_Handed]) -> Any:
         part = self._span.part(leaf)
+        if part is not None and self._weights is not None and _is_of(leaf, self._weights):
+            # as many rows as the batch has tokens, by chance
+            part = None
         if part is None:
+            # what all requests share is shown as a copy
+            leaf = private(leaf) if isinstance(leaf, torch.Tensor) else leaf
             handed.append(_Handed(leaf, None))
             return leaf
+        if self._ranks is not None:
+            part = self._ranks.whole(self._value, where, part)
         seen = private(part.unsqueeze(0))
         handed.append(_Handed(seen, lambda new, edited: self._write(where, new, edited)))
         return seen
@@ -156,6 +209,9 @@ class Portion:
         mine, rest = self._span.part(hidden), self._span.part(residual)
         if mine is None or rest is None:
             return self._leaf(hidden, where, handed)
+        if self._ranks is not None:
+            mine = self._ranks.whole(self._value, where, mine)
+            rest = self._ranks.whole(self._value, other, rest)
 
         def write(new: torch.Tensor, edited: bool) -> None:
             self._write(where, new, False)
@@ -174,6 +230,11 @@ class Portion:
         self._seen = None
         for one in handed:
             if one.write is None:
+                if isinstance(one.seen, torch.Tensor) and one.seen._version != one.version:
+                    raise WriteError(
+                        f"a tensor of shape {tuple(one.seen.shape)} was edited in place that all "
+                        "requests share; edit one that has a row for each of this request's tokens"
+                    )
                 continue
             if one.new is not None:
                 one.write(one.new, False)
@@ -188,20 +249,20 @@ class Portion:
         stand in buffers of the engine, which are never written to.
         """
         self.is_edited = True
+        part = self.part_at(where)
+        shape = tuple(part.shape) if self._ranks is None else self._ranks.shape(where, part)
+        if tuple(new.shape[1:]) != shape:
+            raise WriteError(
+                f"a value of shape {(1, *shape)} was given the shape {tuple(new.shape)} in place; "
+                "keep its shape"
+            )
+        new = new[0] if self._ranks is None else self._ranks.written(where, new[0], edited)
         whole = _leaf_at(self._value, where)
         if not (edited and whole.is_floating_point()) and id(whole) not in self._fresh:
             whole = whole.clone()
             self._fresh.add(id(whole))
             self._value = _with_leaf(self._value, where, whole)
-        part = self._span.part(whole)
-        if part is None:
-            raise AssertionError("a value has lost its axis of tokens")
-        if new.shape[1:] != part.shape:
-            raise WriteError(
-                f"a value of shape {tuple(part.unsqueeze(0).shape)} was given the shape "
-                f"{tuple(new.shape)} in place; keep its shape"
-            )
-        part.copy_(new[0])
+        self.part_at(where).copy_(new)
 
 
 class _Handed:
@@ -213,13 +274,17 @@ class _Handed:
         self.seen = seen
         self.write = write
         self.new: Any = None
-        self.version = seen._version if write is not None else 0
+        self.version = seen._version if isinstance(seen, torch.Tensor) else 0
 
 
 def private(part: torch.Tensor) -> torch.Tensor:
     """Copy a tensor into one that counts its versions, also in inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         return part.detach().clone()
+
+
+def _is_of(leaf: torch.Tensor, weights: frozenset[int]) -> bool:
+    return leaf.untyped_storage().data_ptr() in weights
 
 
 _MAIN = ("hidden_states", "x", None)

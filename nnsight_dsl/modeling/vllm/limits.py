@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nnsight_dsl.runtime.errors import EngineError
@@ -29,19 +31,29 @@ class OutOfTime(BaseException):
         return EngineError, (str(self),)
 
 
+_TICK = 0.25
+"""Longest time between two looks, in seconds."""
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 class Limit:
-    """A limit of time, as a context manager; it may be entered again inside."""
+    """A limit of time, as a context manager; it may be entered again inside.
+
+    The thread that watches looks from time to time, as long as there is something to watch. To wake
+    it at each entry would cost more than what is done inside: both threads want the interpreter.
+
+    Attributes:
+        seconds: how long the inside may last.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._until: float | None = None
         self._thread = 0
         self._depth = 0
+        self._entries = 0
         self._watch: threading.Thread | None = None
 
     def __enter__(self) -> None:
@@ -53,8 +65,10 @@ class Limit:
             self._watch.start()
         with self._lock:
             self._thread = threading.get_ident()
-            self._until = time.monotonic() + self._seconds
-        if not self._wake.is_set():
+            self._until = time.monotonic() + self.seconds
+            self._entries += 1
+            is_asleep = not self._wake.is_set()
+        if is_asleep:
             self._wake.set()
 
     def __exit__(self, *error: object) -> None:
@@ -63,16 +77,34 @@ class Limit:
             with self._lock:
                 self._until = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let nothing be raised meanwhile; other workers take part in what is done."""
+        with self._lock:
+            until, self._until = self._until, None
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            if until is not None:
+                with self._lock:
+                    self._until = until + time.monotonic() - begun
+
     def _run(self) -> None:
+        seen = -1
         while True:
             self._wake.wait()
+            left = _TICK
             with self._lock:
-                if self._until is None:
+                if self._until is not None:
+                    left = self._until - time.monotonic()
+                    if left <= 0:
+                        # once more, should the block swallow it
+                        self._until = time.monotonic() + self.seconds
+                        _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
+                elif seen == self._entries:
+                    # nothing has been entered since the last look
                     self._wake.clear()
                     continue
-                left = self._until - time.monotonic()
-                if left <= 0:
-                    # once more, should the block swallow it
-                    self._until = time.monotonic() + self._seconds
-                    _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
-            time.sleep(min(max(left, 0.0), self._seconds) or 0.01)
+                seen = self._entries
+            time.sleep(min(max(left, 0.01), _TICK))

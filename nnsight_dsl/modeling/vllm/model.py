@@ -13,6 +13,7 @@ from torch import nn
 from nnsight_dsl.modeling.vllm.client import EngineTracer, Requests, Sent
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.modeling.vllm.places import EngineRoot
+from nnsight_dsl.modeling.vllm.streams import Stream, StreamedRequests, StreamTracer
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.tracer import Input
 
@@ -29,7 +30,9 @@ class VLLM(EngineRoot):
 
     Args:
         model: a repository name or a path.
-        tensor_parallel_size: must be 1 so far.
+        tensor_parallel_size: over how many workers the model lies; programs see whole tensors.
+        mode: "sync", or "async" for code that runs in an event loop: there the end of a block
+            submits its requests, `async for output in tracer` and `await tracer` wait for them.
         dispatch: start the engine at once.
         enforce_eager: False lets vLLM compile the model; then only the logits and the samples can
             be read and written.
@@ -48,7 +51,15 @@ class VLLM(EngineRoot):
     """
 
     _own = EngineRoot._own | frozenset(
-        {"_engine_args", "_requests", "_rename", "_seconds", "engine", "_is_compiled"}
+        {
+            "_engine_args",
+            "_is_async",
+            "_is_compiled",
+            "_rename",
+            "_requests",
+            "_seconds",
+            "engine",
+        }
     )
 
     def __init__(
@@ -56,23 +67,28 @@ class VLLM(EngineRoot):
         model: str | os.PathLike[str],
         *,
         tensor_parallel_size: int = 1,
+        mode: str = "sync",
         dispatch: bool = False,
         enforce_eager: bool = True,
         block_seconds: float = 60.0,
         rename: Mapping[str, str | Sequence[str]] | None = None,
         **engine_args: Any,
     ) -> None:
-        _refuse(tensor_parallel_size, engine_args)
+        _refuse(engine_args)
+        if mode not in ("sync", "async"):
+            raise EngineError(f"mode={mode!r} is unknown; write 'sync' or 'async'")
         # the model runner of vLLM's second version has other methods
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         engine_args.setdefault("enable_chunked_prefill", False)
         engine_args.update(model=str(model), enforce_eager=enforce_eager)
         super().__init__(_built(engine_args), rename=rename)
+        engine_args["tensor_parallel_size"] = tensor_parallel_size
         self._engine_args = engine_args
         self._rename = dict(rename or {})
         self._seconds = block_seconds
         self._is_compiled = not enforce_eager
-        self._requests: Requests | None = None
+        self._is_async = mode == "async"
+        self._requests: Requests | StreamedRequests | None = None
         self.engine: Any = None
         if dispatch:
             self.dispatch()
@@ -90,13 +106,22 @@ class VLLM(EngineRoot):
         """Start the engine now, if it is not there yet."""
         if self._requests is not None:
             return
-        from vllm import LLM
-
         options = {"disable_log_stats": True, **self._engine_args}
-        self.engine = LLM(**options, worker_extension_cls=_EXTENSION)
-        config = self.engine.llm_engine.vllm_config
+        options["worker_extension_cls"] = _EXTENSION
+        if self._is_async:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+            config = self.engine.vllm_config
+            self._requests = StreamedRequests(self.engine, self._seconds)
+        else:
+            from vllm import LLM
+
+            self.engine = LLM(**options)
+            config = self.engine.llm_engine.vllm_config
+            self._requests = Requests(self.engine.llm_engine, self._seconds)
         self._is_compiled = bool(config.compilation_config.mode)
-        self._requests = Requests(self.engine.llm_engine, self._seconds)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below; as `trace`, with vLLM's own number of tokens.
@@ -125,26 +150,43 @@ class VLLM(EngineRoot):
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         self._refuse_remote(options)
-        tracer = EngineTracer(self, function, given, options)
+        kind = StreamTracer if self._is_async else EngineTracer
+        tracer = kind(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
 
     def _prepare(self) -> None:
         """Do nothing: weights are loaded into the engine, not into this process's modules."""
 
     def _serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
+        requests = self._started()
+        if not isinstance(requests, Requests):
+            raise AssertionError("an asynchronous engine was asked to wait")
+        requests.serve(sent, parts, self._rename, _limit(function))
+
+    def _stream(self, stream: Stream, parts: list[Part], function: str) -> None:
+        requests = self._started()
+        if not isinstance(requests, StreamedRequests):
+            raise AssertionError("an engine that waits was asked for a stream")
+        requests.start(stream, parts, self._rename, _limit(function))
+
+    def _started(self) -> Requests | StreamedRequests:
+        """Return what serves requests; another wrapper's edits go to the same engine."""
         origin: Any = self._origin
         if origin is not None:
-            # another wrapper of the same model, with edits of its own
-            origin._serve(sent, parts, function)
-            return
+            found: Requests | StreamedRequests = origin._started()
+            return found
         self.dispatch()
         if self._requests is None:
             raise AssertionError("the engine has not been started")
-        limit = 1 if function == "trace" else None
-        self._requests.serve(sent, parts, self._rename, limit)
+        return self._requests
 
 
-def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
+def _limit(function: str) -> int | None:
+    """Return how many tokens are generated where a request does not say."""
+    return 1 if function == "trace" else None
+
+
+def _refuse(engine_args: Mapping[str, Any]) -> None:
     """Refuse engines in which no program can be served.
 
     Raises:
@@ -155,11 +197,6 @@ def _refuse(tensor_parallel_size: int, engine_args: Mapping[str, Any]) -> None:
             f"pipeline_parallel_size={engine_args['pipeline_parallel_size']} lays the model over "
             "several workers one after the other, between which no program can go on; leave it "
             "out"
-        )
-    if tensor_parallel_size != 1:
-        raise EngineError(
-            f"tensor_parallel_size={tensor_parallel_size} gives each worker a part of every "
-            "tensor, which are not put together for programs yet; leave it out"
         )
     for name in ("speculative_config", "spec_method", "spec_model"):
         if engine_args.get(name) is not None:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling.base import NNsight
+from nnsight_dsl.modeling.vllm.shards import is_sharded
 from nnsight_dsl.runtime import complaints
+from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.transforms import requests
@@ -80,10 +83,11 @@ class EngineValue(torch.Tensor):
 class EngineRoot(NNsight):
     """The envoy of a model that an engine runs: that of its modules, and two places more."""
 
-    _own = NNsight._own | frozenset({"_places"})
+    _own = NNsight._own | frozenset({"_is_sharded", "_places"})
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
+        self._is_sharded = False
         self._places = {name: EnginePlace(name) for name in _NAMES}
 
     @property
@@ -107,6 +111,14 @@ class EngineRoot(NNsight):
         named = value.as_subclass(EngineValue)
         named._place = place
         return named
+
+    def _check_use(self, envoy: Envoy, what: str) -> None:
+        if self._is_sharded and is_sharded(envoy._module):
+            raise EngineError(
+                f"{what} of {envoy._path or 'the model'} was asked for in a block, and each worker "
+                "of an engine with tensor_parallel_size > 1 holds a part of its weights only; ask "
+                "for its input and output, or make the engine with tensor_parallel_size=1"
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:

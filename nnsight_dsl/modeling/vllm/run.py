@@ -11,8 +11,9 @@ and what happened is told at the client.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.errors import EngineError, RunAborted, WriteError
+from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.offers import Offer, Writes
@@ -45,6 +46,7 @@ from nnsight_dsl.transforms.requests import Request
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine import Engine
+    from nnsight_dsl.modeling.vllm.insides import Inside
 
 
 class RequestTap(Tap):
@@ -70,6 +72,72 @@ class RequestTap(Tap):
         )
 
 
+class OperationRequestTap(RequestTap):
+    """What one request knows of an operation inside a module's forward.
+
+    Attributes:
+        is_around: whether its arguments are wanted, or it is skipped.
+    """
+
+    place: OperationPlace
+    can_refuse = True
+
+    def __init__(self, place: OperationPlace, driver: RequestDriver) -> None:
+        super().__init__(place, driver, is_stepping=False)
+        self.is_around = not driver.is_tapping_ahead
+
+    def install(self) -> None:
+        """Have the forward around it tapped when it is next called."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        self.driver.tap_for(parent)
+        self.driver.engine.add_operation(self)
+
+    def remove(self) -> None:
+        """Take this request off the operation."""
+        self.driver.engine.remove_operation(self)
+
+    def expect(self, port: str) -> None:
+        """Get ready for requests of a port."""
+        self.is_around = self.is_around or port != OUTPUT
+
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks while the forward runs without this tap."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        above = self.driver.tap_for(parent)
+        inside: Inside | None = self.driver.engine.inside(self.place._owner)
+        is_running = above.index == machine.step and not self.driver.is_offering_inputs(above)
+        if not is_running or inside is None or inside.covers(self):
+            return None
+        return OutOfOrderError(
+            f"{self.place._path} was asked for while the forward that it is in was already "
+            "running, and was not expected there; spell the operation out in the block's text "
+            "from a name that stands before the block, or ask before the forward is called"
+        )
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request in the forward that runs."""
+
+    run: Run
+    span: Span
+
+
+def visits_among(
+    slots: Sequence[Slot], taps: Mapping[int, RequestTap]
+) -> list[tuple[Slot, RequestTap]]:
+    """List the requests in a forward that address a place, with what each knows of it."""
+    return [
+        (slot, tap)
+        for slot in slots
+        if not slot.run.is_over and (tap := taps.get(id(slot.run.driver))) is not None
+    ]
+
+
 class RequestDriver(Driver):
     """The driver of one request's programs."""
 
@@ -78,12 +146,17 @@ class RequestDriver(Driver):
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
         self.writes = PortionWrites()
+        # what is offered is a portion, which is not what a program sees
+        self.is_direct = False
         self.engine = engine
         self.missed = ""
 
     def _new_tap(self, place: Place) -> Tap:
         if isinstance(place, OperationPlace):
-            raise EngineError(operation(place))
+            reason = operation(place, self.engine.is_compiled, self.engine.leader is not None)
+            if reason is not None:
+                raise EngineError(reason)
+            return OperationRequestTap(place, self)
         is_module = place._module is not None and not isinstance(place, EnginePlace)
         if is_module and self.engine.is_compiled:
             raise EngineError(compiled(name_of(place, "output")))
@@ -92,6 +165,16 @@ class RequestDriver(Driver):
     def _tap_all(self) -> None:
         if not self.engine.is_compiled:
             super()._tap_all()
+
+    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
+        """See to it that a cache is shown what it was asked for.
+
+        Raises:
+            EngineError: the engine has compiled the model, whose modules are not called.
+        """
+        if self.engine.is_compiled:
+            raise EngineError(compiled("what a cache keeps"))
+        super().watch_for(places, machine)
 
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
         """Return what the request's programs see of the current offer.
@@ -227,7 +310,10 @@ class Run:
         """Offer a value of the engine's; return the one to go on with."""
         if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
             return value
-        portion = Portion(tap.place._module, value, span, fresh, phase)
+        leader = self.engine.leader
+        ranks = None if leader is None else leader.visit(tap.place, phase, span)
+        weights = self.engine.weights if isinstance(tap.place, OperationPlace) else None
+        portion = Portion(tap.place._module, value, span, fresh, phase, ranks, weights)
 
         def serve(driver: RequestDriver) -> None:
             for skip in tap.skips if phase == OUTPUT else ():
@@ -237,7 +323,7 @@ class Run:
                     error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
                     raise
             tap.skips = [] if phase == OUTPUT else tap.skips
-            (driver.offer_inputs if phase == INPUTS else driver.offer_output)(tap, portion)  # type: ignore[arg-type]
+            driver.offer(tap, phase, portion)
 
         before = value
         self._guarded(serve)
@@ -246,11 +332,18 @@ class Run:
             return before
         try:
             after = portion.finished()
+            if ranks is not None and portion.is_edited:
+                ranks.keep()
             self.has_written = self.has_written or portion.is_edited
             return after
         except Exception as error:
             self.fail(error)
             return before
+
+    def refuse(self, tap: RequestTap, error: Exception) -> None:
+        """Tell the programs that wait at a place, and those that ask later, that there is none."""
+        tap.missing = error
+        self._guarded(lambda driver: driver.fail_waiting(tap, error))
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
         """A module has returned."""
@@ -259,11 +352,21 @@ class Run:
             tap.done_step = tap.index
         tap.index = None
         if self.driver is not None and self.driver.watchers:
-            module, fresh = tap.place._module, set[int]()
-            inputs = Portion(module, (args, kwargs), span, fresh, INPUTS).seen("inputs")
-            seen = Portion(module, output, span, fresh, OUTPUT).seen("output")
-            given, named = inputs
-            self._guarded(lambda driver: driver.watch(tap, given, named, seen))
+
+            def watch(driver: RequestDriver) -> None:
+                given, named = self._shown(tap, INPUTS, (args, kwargs), span)
+                driver.watch(tap, given, named, self._shown(tap, OUTPUT, output, span))
+
+            self._guarded(watch)
+
+    def _shown(self, tap: RequestTap, phase: str, value: Any, span: Span) -> Any:
+        """Return what a cache is shown of a value; None of inputs that no cache keeps."""
+        driver, leader = self.driver, self.engine.leader
+        watchers = [] if driver is None else driver.watchers
+        if phase == INPUTS and not any(getattr(one, "_keeps_inputs", True) for one in watchers):
+            return (), {}
+        ranks = None if leader is None else leader.visit(tap.place, phase, span)
+        return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
 
     def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
@@ -279,7 +382,7 @@ class Run:
         span = Span(0, 1, 1)
         portion = _Row(value)
         if not self.is_over and tap.wants(OUTPUT):
-            self._guarded(lambda driver: driver.offer_output(tap, portion))
+            self._guarded(lambda driver: driver.offer(tap, OUTPUT, portion))
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
@@ -349,12 +452,23 @@ def compiled(location: str) -> str:
     )
 
 
-def operation(place: Place) -> str:
-    """Say why an operation inside a forward is refused."""
-    return (
-        f"{place._path} is an operation inside a forward, which is not offered in an engine yet; "
-        "read the output or the input of a module"
-    )
+def operation(place: OperationPlace, is_compiled: bool, is_sharded: bool) -> str | None:
+    """Say why an operation inside a forward is refused, None if it is served."""
+    if is_compiled:
+        return compiled(place._path)
+    if len(place._chain) > 1:
+        return (
+            f"{place._path} is an operation of a function that another operation calls, which is "
+            "not offered in an engine; ask for that operation, or for one of a module's own forward"
+        )
+    if is_sharded:
+        return (
+            f"{place._path} is an operation inside a forward, of which each worker of an engine "
+            "with tensor_parallel_size > 1 does a part, and how they go together is not known; "
+            "read the output or the input of a module, or make the engine with "
+            "tensor_parallel_size=1"
+        )
+    return None
 
 
 def _machine_of(part: Part, tracer: Tracer) -> Machine:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnsight_dsl.modeling.vllm.engine import Engine
 from nnsight_dsl.modeling.vllm.payload import Outcome, dump_outcome
+from nnsight_dsl.modeling.vllm.ranks import Follower, group_of
 
 
 class WorkerExtension:
@@ -17,11 +18,15 @@ class WorkerExtension:
 
     model_runner: Any
     rank: int
-    _nnsight_dsl_engine: Engine
+    _nnsight_dsl_engine: Engine | Follower
 
     def nnsight_dsl_install(self, seconds: float) -> None:
         """Get ready for programs."""
-        self._nnsight_dsl_engine = Engine(self.model_runner, seconds)
+        group = group_of(self.model_runner)
+        if group is not None and group.rank_in_group > 0:
+            self._nnsight_dsl_engine = Follower(self.model_runner, group)
+        else:
+            self._nnsight_dsl_engine = Engine(self.model_runner, seconds, group)
 
     def nnsight_dsl_finish(self, results: dict[str, bytes | None]) -> dict[str, bytes] | None:
         """End the programs of some requests; return what they have left, from one worker only.
@@ -43,4 +48,9 @@ class WorkerExtension:
 
     def nnsight_dsl_taps(self) -> int:
         """Count the modules that carry a tap."""
-        return len(self._nnsight_dsl_engine._taps)
+        return self._nnsight_dsl_engine.count_taps()
+
+    def nnsight_dsl_set_limit(self, seconds: float) -> None:
+        """Change how long a block may run on without asking for a value."""
+        if isinstance(self._nnsight_dsl_engine, Engine):
+            self._nnsight_dsl_engine.limit.seconds = seconds
