@@ -1,6 +1,6 @@
 """What does a program in every request cost an engine of vLLM?
 
-    python benchmarks/vllm_serving.py [--quick] [path of a model]
+    python -m benchmarks --only vllm
 
 One workload, 64 prompts of 16 new tokens each, in one process:
 
@@ -16,13 +16,12 @@ of the ratios of the two times in a turn: what slows the machine for longer than
 from __future__ import annotations
 
 import os
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .parts import once
+from .results import Row, Target, median_figure
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -38,37 +37,15 @@ OPTIONS = {"temperature": 0.0, "max_tokens": 16, "ignore_eos": True}
 LAYER = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        name: what is compared.
-        value: requests in a second of ours, as a part of those of the other.
-        target: what it is to reach.
-        details: both in requests per second.
-    """
-
-    name: str
-    value: float
-    target: float
-    details: str
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the target is reached."""
-        return self.value >= self.target
-
-
-def rows(quick: bool = False, path: str | None = None) -> list[Row]:
-    """Measure; return a row for each comparison."""
+def rows(*, quick: bool = False) -> list[Row]:
+    """Measure; return a row for each comparison, with the time of the one over the other's."""
     import torch
     from vllm import SamplingParams
 
     from nnsight_dsl.modeling.vllm import VLLM
 
     # the prefix cache would serve a later turn
-    model = VLLM(path or str(MODEL), dtype="float32", enable_prefix_caching=False,
+    model = VLLM(str(MODEL), dtype="float32", enable_prefix_caching=False,
                  max_model_len=64, max_num_batched_tokens=4096, dispatch=True)  # fmt: skip
     runner = model.engine.llm_engine.model_executor.driver_worker.worker.model_runner
     methods = "execute_model", "_model_forward", "_sample"
@@ -123,43 +100,43 @@ def rows(quick: bool = False, path: str | None = None) -> list[Row]:
 
     turns = 5 if quick else 30
     return [
-        _compared("our worker, no program, beside the bare engine", plain, bare, 0.99, 2 * turns),
-        _compared("programs that capture, beside a hook", capture, hook_capture, 0.95, turns),
-        _compared("programs that steer, beside a hook", steer, hook_steer, 0.95, turns),
+        _compared("our worker, no program", plain, "bare engine", bare, 0.99, 2 * turns),
+        _compared("programs that capture", capture, "hook", hook_capture, 0.95, turns),
+        _compared("programs that steer", steer, "hook", hook_steer, 0.95, turns),
     ]
 
 
 def _compared(
-    name: str, ours: Callable[[], None], other: Callable[[], None], target: float, turns: int
+    name: str,
+    ours: Callable[[], None],
+    other_name: str,
+    other: Callable[[], None],
+    target: float,
+    turns: int,
 ) -> Row:
-    ratios = []
+    """Serve in turns.
+
+    Args:
+        name: what is compared.
+        ours: serves the workload.
+        other_name: what it is compared with.
+        other: serves the same.
+        target: part of the other's requests in a second that is to be reached.
+        turns: how often each serves.
+    """
+    ratios: list[float] = []
     times: dict[Callable[[], None], list[float]] = {ours: [], other: []}
     ours()
     other()
     for turn in range(turns):
         for serve in (ours, other) if turn % 2 else (other, ours):
-            begin = time.perf_counter()
-            serve()
-            times[serve].append(time.perf_counter() - begin)
-        ratios.append(times[other][-1] / times[ours][-1])
-    ours_rate, other_rate = (len(PROMPTS) / statistics.median(times[one]) for one in (ours, other))
-    details = f"{ours_rate:.1f} of {other_rate:.1f} requests/s, {turns} turns"
-    return Row(name, statistics.median(ratios), target, details)
-
-
-def main() -> None:
-    """Print the comparisons, and whether each reaches its target."""
-    import torch
-    import vllm
-
-    arguments = [argument for argument in sys.argv[1:] if argument != "--quick"]
-    found = rows("--quick" in sys.argv[1:], *arguments[:1])
-    print(f"vllm {vllm.__version__}, torch {torch.__version__}, {os.cpu_count()} cores; "
-          f"{len(PROMPTS)} requests of {OPTIONS['max_tokens']} tokens")  # fmt: skip
-    for row in found:
-        word = "met" if row.is_met else "missed"
-        print(f"{row.name:48} {row.value:6.3f}  target {row.target:.2f}: {word} ({row.details})")
-
-
-if __name__ == "__main__":
-    main()
+            times[serve].append(once(serve) / 1_000)
+        ratios.append(times[ours][-1] / times[other][-1])
+    ratio = f"ours / {other_name}"
+    figures = {
+        "ours": median_figure(times[ours]),
+        other_name: median_figure(times[other]),
+        ratio: median_figure(ratios),
+    }
+    workload = f"{len(PROMPTS)} requests of {OPTIONS['max_tokens']} tokens"
+    return Row(f"vLLM: {workload}", name, figures, "ms", [Target(ratio, round(1 / target, 3))])
