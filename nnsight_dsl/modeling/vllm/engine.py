@@ -28,27 +28,46 @@ from nnsight_dsl.modeling.vllm.forms import Span
 from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.modeling.vllm.places import EngineRoot
+from nnsight_dsl.modeling.vllm.reach import Reach
 from nnsight_dsl.modeling.vllm.run import RequestTap, Run
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap
 
 _SPLIT = (
-    "this prompt was computed in pieces, and a program needs it as a whole; make the engine with "
-    "enable_chunked_prefill=False, or with max_num_batched_tokens for the longest prompt"
-)
-_PREEMPTED = (
-    "the engine ran out of cache, took a request out and computed it again, which the writes of "
-    "its block cannot follow yet; give the engine more cache, or fewer requests at once"
+    "this prompt was computed in pieces, and a block that can change what modules give needs it as "
+    "a whole; make the engine with max_num_batched_tokens for the longest prompt, or only read, by "
+    "accesses in the block itself"
 )
 
 
 @dataclass(slots=True)
 class Slot:
-    """One request in the forward that runs."""
+    """One request in the forward that runs.
+
+    Attributes:
+        run: its programs.
+        first: the position of its first token in this forward.
+        again: those of its tokens that were offered before, and are computed again.
+        span: those that are new.
+        is_piece: whether the prompt goes on in a later forward.
+    """
 
     run: Run
+    first: int
+    again: Span
     span: Span
+    is_piece: bool
+
+    @property
+    def first_new(self) -> int:
+        """The position of the first token that is new."""
+        return self.first + self.again.count
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether programs are offered something of it."""
+        return self.span.count > 0 and not self.is_piece
 
 
 class Engine:
@@ -73,7 +92,7 @@ class Engine:
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}
         self._scheduled: Any = None
-        self._sampling: list[tuple[int, Run]] = []
+        self._sampling: list[tuple[int, Slot]] = []
         self.install()
 
     def install(self) -> None:
@@ -124,7 +143,7 @@ class Engine:
             sent = extra.get(KEY) if extra else None
             if sent is None or new.req_id in self._runs:
                 continue
-            run = Run(sent["key"], self)
+            run = Run(sent["key"], self, Reach(*sent.get("reach", (True, True))))
             self._runs[new.req_id] = self._by_key[run.key] = run
             with torch.inference_mode():
                 run.start(sent["payload"])
@@ -172,6 +191,9 @@ class Engine:
         try:
             return forward(*args, **kwargs)
         finally:
+            for slot in self.slots:
+                if slot.is_offered and slot.run.pieces:
+                    slot.run.forget_pieces()
             self.slots = []
 
     def _spans(self, total: int) -> list[Slot]:
@@ -187,43 +209,61 @@ class Engine:
             if run is None or run.is_over:
                 continue
             computed = int(batch.num_computed_tokens_cpu[row])
-            if computed < run.has_read and run.has_written:
-                run.fail(EngineError(_PREEMPTED))
-                continue
-            if computed + count < self.runner.requests[request_id].num_tokens:
-                # a piece of the prompt that is not its last: nothing is sampled after it
-                continue
-            again = max(run.has_read - computed, 0)
-            missed = _SPLIT if computed > run.has_read else ""
-            run.has_read = computed + count
-            run.begin_step(missed)
-            if not run.is_over:
-                slots.append(Slot(run, Span(begin + again, count - again, total)))
-                self._sampling.append((row, run))
+            again = min(max(run.has_read - computed, 0), count)
+            is_piece = computed + count < self.runner.requests[request_id].num_tokens
+            new = count - again
+            slot = Slot(
+                run, computed, Span(begin, again, total), Span(begin + again, new, total), is_piece
+            )
+            if is_piece:
+                # nothing is sampled after it; what it gives is kept where it may be asked for
+                if new and not run.reach.may_write and run.reach.meets_prompt:
+                    run.pieces += 1
+                    run.has_read = computed + count
+                elif not again:
+                    continue
+            else:
+                if new:
+                    missed = _SPLIT if computed > run.has_read else ""
+                    run.has_read = computed + count
+                    run.begin_step(missed)
+                    if run.is_over:
+                        continue
+                self._sampling.append((row, slot))
+            slots.append(slot)
         return slots
 
     def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
         sampling, self._sampling = self._sampling, []
-        for row, run in sampling:
+        for row, slot in sampling:
             if logits is not None:
                 before = logits[row : row + 1]
-                before.copy_(run.offer_place("logits", before))
+                before.copy_(slot.run.offer_place("logits", before, not slot.is_offered))
         output = sample(logits, *args, **kwargs)
-        for row, run in sampling:
+        for row, slot in sampling:
             tokens = output.sampled_token_ids[row]
-            tokens.copy_(run.offer_place("samples", tokens))
+            tokens.copy_(slot.run.offer_place("samples", tokens, not slot.is_offered))
         return output
 
 
 class EngineTap:
     """The tap on a module, for all requests that address it."""
 
-    __slots__ = ("driver", "module", "taps")
+    __slots__ = ("_calls", "_forward", "driver", "module", "taps")
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine
         self.module = module
         self.taps: dict[int, RequestTap] = {}
+        self._forward: Any = None
+        self._calls = 0
+
+    def _next_call(self) -> int:
+        """Count the calls of the module in the forward that runs."""
+        if self._forward is not self.driver.slots:
+            self._forward, self._calls = self.driver.slots, 0
+        self._calls += 1
+        return self._calls - 1
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, and offer each request its part of the values."""
@@ -239,17 +279,33 @@ class EngineTap:
                 "hook=True offers a call to other blocks, which an engine runs apart; call the "
                 "module without it"
             )
+        number = self._next_call()
         fresh: set[int] = set()
         given = (args, kwargs)
         for slot, tap in visits:
-            slot.run.begin_visit(tap)
-            given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+            if slot.is_offered:
+                slot.run.begin_visit(tap)
+            given = self._served(slot, tap, (INPUTS, number), given, fresh)
         args, kwargs = given
         output = call(module, *args, **kwargs)
         for slot, tap in visits:
-            output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
-            slot.run.end_visit(tap, args, kwargs, output, slot.span)
+            output = self._served(slot, tap, (OUTPUT, number), output, fresh)
+            if slot.is_offered:
+                slot.run.end_visit(tap, args, kwargs, output, slot.span)
         return output
+
+    def _served(
+        self, slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]
+    ) -> Any:
+        """Keep or offer a request's part of a value; return the value to go on with."""
+        run = slot.run
+        if slot.again.count:
+            value = run.edit_again(tap, visit, value, slot, fresh)
+        if slot.is_piece and slot.span.count and not run.reach.may_write:
+            run.keep_piece(tap, visit[0], value, slot.span)
+        elif slot.is_offered:
+            value = run.offer(tap, visit, value, slot, fresh)
+        return value
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.forms import Edit, Portion, Span
 from nnsight_dsl.modeling.vllm.limits import OutOfTime
 from nnsight_dsl.modeling.vllm.payload import (
     Outcome,
@@ -28,6 +28,7 @@ from nnsight_dsl.modeling.vllm.payload import (
     sizes_of,
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
+from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.driver import Driver
@@ -44,13 +45,23 @@ from nnsight_dsl.tracer import Input, Tracer
 from nnsight_dsl.transforms.requests import Request
 
 if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine import Engine
+    from nnsight_dsl.modeling.vllm.engine import Engine, Slot
 
 
 class RequestTap(Tap):
     """What one request knows of a place; the module itself carries the engine's tap."""
 
     driver: RequestDriver
+
+    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
+        super().__init__(place, driver, is_stepping=is_stepping)
+        self.ports: set[str] = set()
+        self.pieces: dict[str, list[Any]] = {}
+        self.edits: dict[tuple[str, int], list[Edit]] = {}
+
+    def expect(self, port: str) -> None:
+        """Note that a program may ask for a port."""
+        self.ports.add(port)
 
     def install(self) -> None:
         """Let the engine's tap of the module offer values to this request."""
@@ -127,16 +138,19 @@ class Run:
         key: what the client calls the request.
         driver: drives them.
         is_over: whether they have ended, by themselves or by a fault.
-        has_read: positions of the request whose values have been offered.
-        has_written: whether a program has changed a value of a module.
+        reach: what the programs can do, as was said when they were sent.
+        has_read: positions of the request whose values have been offered, or kept to be.
+        pieces: how many pieces of the prompt were kept, to be offered with the last.
     """
 
-    def __init__(self, key: str, engine: Engine) -> None:
+    def __init__(self, key: str, engine: Engine, reach: Reach = ANYTHING) -> None:
         self.key = key
         self.engine = engine
+        self.reach = reach
         self.is_over = False
         self.has_read = 0
-        self.has_written = False
+        self.pieces = 0
+        self._sampled: dict[str, torch.Tensor] = {}
         self.failure: BaseException | None = None
         self.driver: RequestDriver | None = None
         self._block: Machine | None = None
@@ -223,11 +237,43 @@ class Run:
         """A module is called; no program is advanced by that alone."""
         tap.index = tap.begin()
 
-    def offer(self, tap: RequestTap, phase: str, value: Any, span: Span, fresh: set[int]) -> Any:
+    def edit_again(
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+    ) -> Any:
+        """Change what is computed again as it was changed the first time."""
+        edits = tap.edits.get(visit)
+        if not edits:
+            return value
+        portion = Portion(tap.place._module, value, slot.again, fresh, visit[0])
+        return portion.edit_again(edits, slot.first)
+
+    def keep_piece(self, tap: RequestTap, phase: str, value: Any, span: Span) -> None:
+        """Keep a module's values of a piece of the prompt, until the last piece is there."""
+        for port in tap.ports:
+            if (port in ("input", "inputs")) != (phase == INPUTS):
+                continue
+            kept = tap.pieces.setdefault(port, [])
+            if len(kept) < self.pieces:
+                # the first visit of this forward
+                kept.append(Portion(tap.place._module, value, span, set(), phase).seen(port))
+
+    def forget_pieces(self) -> None:
+        """The prompt has been offered."""
+        self.pieces = 0
+        for tap in self.driver._taps.values() if self.driver is not None else ():
+            if isinstance(tap, RequestTap):
+                tap.pieces.clear()
+
+    def offer(
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+    ) -> Any:
         """Offer a value of the engine's; return the one to go on with."""
+        phase = visit[0]
         if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
             return value
-        portion = Portion(tap.place._module, value, span, fresh, phase)
+        portion = Portion(tap.place._module, value, slot.span, fresh, phase)
+        portion.is_read_only = not self.reach.may_write
+        portion.earlier = tap.pieces
 
         def serve(driver: RequestDriver) -> None:
             for skip in tap.skips if phase == OUTPUT else ():
@@ -246,11 +292,13 @@ class Run:
             return before
         try:
             after = portion.finished()
-            self.has_written = self.has_written or portion.is_edited
-            return after
         except Exception as error:
             self.fail(error)
             return before
+        for edit in portion.edits:
+            edit.rows += slot.first_new
+            tap.edits.setdefault(visit, []).append(edit)
+        return after
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
         """A module has returned."""
@@ -265,8 +313,14 @@ class Run:
             given, named = inputs
             self._guarded(lambda driver: driver.watch(tap, given, named, seen))
 
-    def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
+    def offer_place(self, name: str, value: torch.Tensor, is_again: bool = False) -> torch.Tensor:
+        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds.
+
+        Args:
+            name: which of the two.
+            value: what the engine has.
+            is_again: whether they were offered before, and are sampled again after preemption.
+        """
         driver = self.driver
         if self.is_over or driver is None:
             return value
@@ -275,6 +329,9 @@ class Run:
         tap = driver._taps.get(id(place._module))
         if not isinstance(tap, RequestTap):
             return value
+        if is_again:
+            return self._sampled.get(name, value)
+        self._sampled.pop(name, None)
         self.begin_visit(tap)
         span = Span(0, 1, 1)
         portion = _Row(value)
@@ -283,6 +340,8 @@ class Run:
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
+        if portion.is_edited:
+            self._sampled[name] = portion.row.detach().clone()
         return portion.row
 
     # the end
@@ -325,11 +384,17 @@ class Run:
 class _Row:
     """A row of the sampler's as an offer; it has one form only."""
 
-    __slots__ = ("row",)
+    __slots__ = ("_handed", "_version", "row")
 
     def __init__(self, row: torch.Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.row = row.detach().clone()
+            self.row = self._handed = row.detach().clone()
+        self._version = self._handed._version
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it is another one, or was edited in place."""
+        return self.row is not self._handed or self._handed._version != self._version
 
     def seen(self, port: str) -> Any:
         return self.row
