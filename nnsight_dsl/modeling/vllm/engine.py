@@ -227,8 +227,6 @@ class Engine:
                     missed = _SPLIT if computed > run.has_read else ""
                     run.has_read = computed + count
                     run.begin_step(missed)
-                    if run.is_over:
-                        continue
                 self._sampling.append((row, slot))
             slots.append(slot)
         return slots
