@@ -59,8 +59,7 @@ class Envoy(Ports):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_module" not in self.__dict__:
             raise AttributeError(name)
-        if name in self._module._modules:
-            # looked up each time: the module there may have been exchanged
+        if name in self._fresh()._modules:
             return self._child(name)
         alias = self._aliased(name)
         if alias is not None:
@@ -81,7 +80,12 @@ class Envoy(Ports):
             if child is None:
                 raise self._no_such(item)
             return child
-        names = list(self._module._modules)
+        if type(item) is int and isinstance(self._module, nn.ModuleList):
+            # its names are its numbers: no list of a thousand of them for each access
+            found = self._below.get(str(item))
+            if found is not None:
+                return found
+        names = list(self._fresh()._modules)
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]
         index = item.__index__()
@@ -93,7 +97,7 @@ class Envoy(Ports):
         return self._child(names[index])
 
     def __len__(self) -> int:
-        return len(self._module._modules)
+        return len(self._fresh()._modules)
 
     def __iter__(self) -> Iterator[Envoy]:
         return self._places_below()
@@ -103,10 +107,10 @@ class Envoy(Ports):
 
     def __dir__(self) -> list[str]:
         aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
-        return sorted({*super().__dir__(), *dir(self._module), *aliases})
+        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases})
 
     def __repr__(self) -> str:
-        return self._renaming.printed(self._module, is_root=self._parent is None)
+        return self._renaming.printed(self._fresh(), is_root=self._parent is None)
 
     def get(self, path: str) -> Envoy:
         """Return the envoy at a dotted path below this one, as in `get("transformer.h.0")`.
@@ -115,6 +119,7 @@ class Envoy(Ports):
             PathError: there is no such module; the message has the nearest names.
         """
         found: Envoy = self
+        self._fresh()
         for name in path.split(".") if path else ():
             child = found._child(name) or found._aliased(name)
             if child is None:
@@ -129,16 +134,27 @@ class Envoy(Ports):
         Weights that accelerate has offloaded are on the meta device between calls; then it is the
         device on which they are computed with. That of a model that is not loaded yet is meta.
         """
-        found = next(chain(self._module.parameters(), self._module.buffers()), None)
+        module = self._fresh()
+        found = next(chain(module.parameters(), module.buffers()), None)
         if found is None:
             return torch.device("cpu")
         if found.is_meta:
-            for module in self._module.modules():
-                device = execution_device(module)
+            for below in module.modules():
+                device = execution_device(below)
                 if device is not None:
                     return device
         device = found.device
         return device
+
+    def _fresh(self) -> nn.Module:
+        """Return the module that stands at the place now: the one there may have been exchanged."""
+        place: Envoy = self
+        while (parent := place._parent) is not None:
+            if parent._module._modules.get(place._key) is not place._module:
+                self._refresh()
+                break
+            place = parent
+        return self._module
 
     def _child(self, name: str) -> Envoy | None:
         module = self._module._modules.get(name)
@@ -147,6 +163,9 @@ class Envoy(Ports):
         child = self._below.get(name)
         if child is None:
             child = self._below[name] = Envoy(module, name, self)
+            if not hasattr(type(self), name) and name not in _OWN:
+                # from now on `envoy.name` is found without `__getattr__`, at a tenth of the price
+                self.__dict__[name] = child
         elif child._module is not module:
             child._rebind(module)
         return child
@@ -190,20 +209,28 @@ class Envoy(Ports):
             below = module._modules.get(name)
             if below is None:
                 del self._below[name]
+                self.__dict__.pop(name, None)
             elif child._module is not below:
                 child._rebind(below)
 
     def _refresh(self) -> None:
         parent = self._parent
-        if isinstance(parent, Envoy):
-            module = parent._module._modules.get(self._key)
-            if module is not None and module is not self._module:
-                self._rebind(module)
+        if parent is None:
+            return
+        parent._refresh()
+        module = parent._module._modules.get(self._key)
+        if module is None:
+            parent._below.pop(self._key, None)
+            parent.__dict__.pop(self._key, None)
+            raise parent._no_such(self._key)
+        if module is not self._module:
+            self._rebind(module)
 
     def _descend(self, item: str | int) -> Place | None:
         if isinstance(item, int):
-            names = list(self._module._modules)
+            names = list(self._fresh()._modules)
             return self._child(names[item]) if -len(names) <= item < len(names) else None
+        self._fresh()
         found = self._child(item) or self._aliased(item)
         if found is None and item == "source":
             return self.source
@@ -213,7 +240,7 @@ class Envoy(Ports):
         return found
 
     def _places_below(self) -> Iterator[Envoy]:
-        for name in list(self._module._modules):
+        for name in list(self._fresh()._modules):
             child = self._child(name)
             if child is not None:
                 yield child
@@ -251,6 +278,7 @@ class Envoy(Ports):
     @property
     def source(self) -> Source:
         """The operations inside the module's forward; print it to see them beside the text."""
+        self._fresh()
         return Source(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -262,12 +290,14 @@ class Envoy(Ports):
             # a model that is not loaded yet is loaded first: loading makes other modules
             self._root._prepare()
             value = value._module if isinstance(value, Envoy) else value
-            setattr(self._module, name, value)
+            setattr(self._fresh(), name, value)
         else:
-            setattr(self._module, name, value)
+            setattr(self._fresh(), name, value)
+            self.__dict__.pop(name, None)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._module, name)
+        delattr(self._fresh(), name)
+        self.__dict__.pop(name, None)
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the module.
@@ -282,10 +312,10 @@ class Envoy(Ports):
                     "hook=True offers a call to the blocks of a run, and none is under way; "
                     "call the module without it"
                 )
-            return self._module(*args, **kwargs)
+            return self._fresh()(*args, **kwargs)
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
-        return self._module.forward(*args, **kwargs)
+        return self._fresh().forward(*args, **kwargs)
 
 
 def explain_shadowed(root: Envoy, error: BaseException) -> None:

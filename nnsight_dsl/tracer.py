@@ -228,6 +228,8 @@ class Tracer(Block, Place):
         found = None
         if modules is not None:
             envoys = [self._model.get(one) if isinstance(one, str) else one for one in modules]
+            for envoy in envoys:
+                envoy._refresh()
             found = {id(envoy._module) for envoy in envoys}
         self._driver.watch_for([self._model] if modules is None else envoys, machine)
         cache = Cache(

@@ -14,6 +14,9 @@ from .steps import PlainSteps
 ON_TARGET = frozenset({requests.READ, requests.WRITE, requests.ELEMENT, requests.STEP})
 """Requests for whatever object stands before the dot, a place of a model or any other."""
 
+BEFORE = ("input", "inputs")
+"""Ports whose values there are before the call."""
+
 _NO_CODE = Place()
 
 
@@ -21,11 +24,11 @@ def phase_of(request: Request) -> str | None:
     """Tell when a request is served: before the call of its module, or after."""
     verb = request[0]
     if verb == requests.READ:
-        return INPUTS if request[2] in ("input", "inputs") else OUTPUT
+        return INPUTS if request[2] in BEFORE else OUTPUT
     if verb == requests.ELEMENT:
-        return INPUTS if request[4] in ("input", "inputs") else OUTPUT
+        return INPUTS if request[4] in BEFORE else OUTPUT
     if verb == requests.WRITE:
-        return INPUTS if request[3] in ("input", "inputs") else OUTPUT
+        return INPUTS if request[3] in BEFORE else OUTPUT
     return INPUTS if verb == requests.SKIP else None
 
 

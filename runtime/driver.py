@@ -11,15 +11,16 @@ The driver holds no value longer than the request that asked for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from threading import get_ident
 from typing import Any, Protocol
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import READ, Request
 
 from . import complaints
 from .answers import ANSWERS, PARKED, open_run
-from .asking import ON_TARGET, key_of, on_foreign, phase_of, target_of
+from .asking import BEFORE, ON_TARGET, key_of, on_foreign, phase_of, target_of
 from .errors import InternalError, RunAborted
 from .fast_path import has_fast_path, leave_fast_path, return_to_fast_path
 from .instruments import Log
@@ -30,8 +31,11 @@ from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
 from .steps import Steps
-from .taps import Tap
+from .taps import Tap, is_container
 from .tracebacks import clean
+
+
+_order = attrgetter("order")
 
 
 class Watcher(Protocol):
@@ -59,6 +63,7 @@ class Driver:
         ready: machines that go on once the one that runs has stopped, with their answers.
         shared: values of names that other invokes wait for, by name and order of the binder.
         log: what has been served, if somebody wants to know.
+        is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
@@ -75,6 +80,7 @@ class Driver:
         self.machines: list[Machine] = []
         self.failure: BaseException | None = None
         self.log: Log | None = None
+        self.is_direct = True
         self.watchers: list[Watcher] = []
         self.each_step: list[Callable[[], Machine]] = []
         self.thread = get_ident()
@@ -110,6 +116,7 @@ class Driver:
         # a run inside a block of another model: that block is not what is being advanced here
         outer = self._outer = set_current(None)
         try:
+            self.is_direct = self.is_direct and self.log is None
             self._tap_ahead()
             for machine in self.machines:
                 if not machine.is_done and machine.pending is None:
@@ -141,20 +148,27 @@ class Driver:
             set_current(outer)
 
     def tap_for(self, place: Place) -> Tap:
-        """Return the tap at a place; put one there, and at all places above it, if need be."""
-        tap = self._taps.get(key_of(place))
+        """Return the tap at a place; put one there, and at the places above it, if need be."""
+        return self._taps.get(key_of(place)) or self._put_tap(place)
+
+    def _put_tap(self, place: Place) -> Tap:
+        parent = place._parent
+        # what only holds modules is never called, so nothing passes there
+        while parent is not None and is_container(parent._module):
+            parent = parent._parent
+        above = None if parent is None else self.tap_for(parent)
+        place._refresh()
+        key, module = key_of(place), place._module
+        tap = self._taps.get(key)
         if tap is None:
-            for above in ancestors(place):
-                above._refresh()
-                if key_of(above) in self._taps:
-                    break
-                tap = self._taps[key_of(above)] = self._new_tap(above)
-                if above._module is not None and not self.has_ended:
-                    tap.install()
-                    if not self._is_off_fast_path and has_fast_path(above._module):
-                        self._is_off_fast_path = True
-                        leave_fast_path()
-            tap = self._taps[key_of(place)]
+            tap = self._taps[key] = self._new_tap(place)
+            if above is not None:
+                tap.above = (above, *above.above)
+            if module is not None and not self.has_ended:
+                if not self._is_off_fast_path and has_fast_path(module):
+                    self._is_off_fast_path = True
+                    leave_fast_path()
+                tap.install()
         return tap
 
     def _new_tap(self, place: Place) -> Tap:
@@ -341,94 +355,141 @@ class Driver:
             steps.begin()
             self.drive(machine, True)
 
-    def offer_inputs(self, tap: Tap, given: tuple[Any, Any]) -> Any:
-        """Offer the arguments of a call, `(args, kwargs)`; return those to call with."""
-        offer = Offer(tap, INPUTS, tap.index, given, self.own_calls > 0)
-        self._serve(offer)
-        return offer.value
-
-    def offer_output(self, tap: Tap, output: Any) -> Any:
-        """Offer the output of a call; return the one for the caller."""
-        offer = Offer(tap, OUTPUT, tap.index, output, self.own_calls > 0)
-        self._serve(offer)
-        return offer.value
-
     # serving
 
-    def _serve(self, offer: Offer) -> None:
+    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
+        """Offer `(args, kwargs)` before a call, or its output after it.
+
+        Returns:
+            What takes the place of the value: the value itself, where nobody has replaced it.
+        """
+        offer = Offer()
+        offer.tap, offer.phase, offer.index = tap, phase, tap.index
+        offer.value = value
+        offer.is_whole = self.own_calls > 0
         outer, self._offer = self._offer, offer
+        due: list[Machine] = []
+        others: list[Machine] = []
+        for machine in tap.waiting:
+            is_due = machine.phase == phase and machine.step == offer.index
+            (due if is_due else others).append(machine)
+        tap.waiting = others
+        if len(due) > 1:
+            due.sort(key=_order)
         try:
-            waiting = offer.tap.waiting
-            while waiting:
-                machine = self._first_waiting(offer)
-                if machine is None:
-                    break
-                waiting.remove(machine)
-                request = machine.pending
-                if request is not None:
-                    self._answer(machine, request)
+            for machine in due:
+                if machine.pending is not None:
+                    self.drive(machine, request=machine.pending)
                 if offer.handed:
                     take_edits(offer, self.factor)
-                    offer.handed.clear()
+                    offer.handed = ()
         finally:
             self._offer = outer
-
-    def _first_waiting(self, offer: Offer) -> Machine | None:
-        first = None
-        for machine in offer.tap.waiting:
-            if (first is None or machine.order < first.order) and self._is_for(machine, offer):
-                first = machine
-        return first
-
-    def _is_for(self, machine: Machine, offer: Offer) -> bool:
-        request = machine.pending
-        if request is None or phase_of(request) != offer.phase:
-            return False
-        return offer.tap.place._module is None or machine.step == offer.index
-
-    def _answer(self, machine: Machine, request: Request) -> None:
-        try:
-            answer = ANSWERS[request[0]](self, machine, request)
-        except RunAborted:
-            raise
-        except BaseException as error:
-            clean(error)
-            self.drive(machine, error=error)
-            return
-        if answer is not PARKED:
-            self.drive(machine, answer)
+        return offer.value
 
     def drive(
-        self, machine: Machine, answer: Any = None, *, error: BaseException | None = None
+        self,
+        machine: Machine,
+        answer: Any = None,
+        *,
+        error: BaseException | None = None,
+        request: Request | None = None,
     ) -> None:
-        """Resume a machine, and handle what it asks for, until it waits or is done."""
+        """Resume a machine, and handle what it asks for, until it waits or is done.
+
+        Args:
+            machine: the machine.
+            answer: what it goes on with.
+            error: what is raised in it, in place of an answer.
+            request: what it waits for, to be answered first, now that it is offered.
+        """
         while True:
-            try:
-                request = machine.advance(answer) if error is None else machine.throw(error)
-                answer = error = None
-                while request[0] in ON_TARGET and not isinstance(target_of(request), Place):
-                    request = machine.call(*on_foreign(request))
-                while request[0] == requests.OPEN:
-                    # carried, so that its blocks can wait for values of this run, too
-                    request = machine.call(open_run, machine, request)
-            except BaseException as raised:
-                self._fail(machine, raised)
+            if request is None:
+                machine.pending = None
+                try:
+                    if error is not None:
+                        request = machine.throw(error)
+                    else:
+                        request = (machine.resume or machine.advance)(answer)
+                    answer = error = None
+                    if request[0] != READ or not isinstance(request[1], Place):
+                        request = self._for_this_run(machine, request)
+                except BaseException as raised:
+                    self._fail(machine, raised)
             try:
                 if self.writes.replaced:
                     self.writes.check(machine)
+                # What nearly all requests come to stands here in full: reads of a whole value that
+                # is offered, and reads that wait for one. The general form of it is `ANSWERS[READ]`
+                # and `park`; this saves seven Python frames, 1.6 of 3.2 µs for a read.
+                if request[0] == READ:
+                    _, place, port = request
+                    tap, step, offer = self._taps.get(id(place._module)), machine.step, self._offer
+                    phase = INPUTS if port in BEFORE else OUTPUT
+                    if tap is None:
+                        pass
+                    elif offer is not None and offer.tap is tap and offer.phase == phase:
+                        if (
+                            offer.index == step
+                            and port == phase
+                            and machine.rows is None
+                            and self.is_direct
+                            and not offer.handed
+                            and not machine.program.first_items
+                        ):
+                            answer, request = offer.value, None
+                            continue
+                    elif (
+                        (tap.done_step if phase is OUTPUT else tap.begun_step) < step
+                        and self.step <= step
+                        and tap.place is place
+                        and not (self.has_ended or machine.is_builder or tap.can_refuse)
+                        and place._root is self.root
+                    ):
+                        for above in tap.above:
+                            if above.done_step >= step:
+                                break
+                        else:
+                            machine.pending, machine.phase = request, phase
+                            tap.waiting.append(machine)
+                            if phase is INPUTS:
+                                tap.wants_inputs = True
+                            if not self.ready:
+                                return
+                            machine, answer = self._next_ready()
+                            request = None
+                            continue
                 answer = ANSWERS[request[0]](self, machine, request)
             except RunAborted:
                 raise
             except BaseException as raised:
                 clean(raised)
                 error = raised
+                request = None
                 continue
+            request = None
             if answer is PARKED:
                 if not self.ready:
                     return
-                # machines that a barrier or a name has set free go on in order of definition
-                self.ready.sort(key=lambda ready: ready[0].order)
-                machine, answer = self.ready.pop(0)
+                machine, answer = self._next_ready()
+
+    def _for_this_run(self, machine: Machine, request: Request) -> Request:
+        """Do what a request on any other object comes to in plain Python; return one that is ours.
+
+        Both calls are carried, so that what is called can wait for values of this run, too.
+        """
+        while True:
+            if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
+                request = machine.call(*on_foreign(request))
+            elif request[0] == requests.OPEN:
+                request = machine.call(open_run, machine, request)
+            else:
+                return request
+
+    def _next_ready(self) -> tuple[Machine, Any]:
+        """Take the first of the machines that a barrier or a name has set free."""
+        self.ready.sort(key=lambda ready: ready[0].order)
+        return self.ready.pop(0)
 
     def _fail(self, machine: Machine, raised: BaseException) -> None:
         """A machine has raised: keep what it had saved, and leave the run."""
@@ -493,6 +554,9 @@ class Driver:
         if error is not None:
             raise error
         machine.pending = request
+        phase = machine.phase = phase_of(request)
+        if phase == INPUTS:
+            tap.wants_inputs = True
         tap.waiting.append(machine)
         return PARKED
 
@@ -505,15 +569,12 @@ class Driver:
             return None
         step = machine.step
         before_call = phase_of(request) == INPUTS
-        if self.is_stepped:
-            visit = tap.begun_step if before_call else tap.done_step
-            if visit >= step or self.has_ended:
-                return complaints.passed(self, machine, request, tap)
-            if self.step > step:
-                return complaints.not_in_step(self, machine, request)
-        elif (tap.begun if before_call else tap.done) > step:
+        visit = tap.begun_step if before_call else tap.done_step
+        if visit >= step or (self.is_stepped and self.has_ended):
             return complaints.passed(self, machine, request, tap)
-        elif self.has_ended:
+        if self.step > step:
+            return complaints.not_in_step(self, machine, request)
+        if self.has_ended:
             return self._never_came(machine, request)
         place: Place | None = target_of(request)._parent
         while place is not None:
@@ -525,7 +586,7 @@ class Driver:
 
     def _is_over(self, tap: Tap, step: int) -> bool:
         """Tell whether a module has returned for good, so that nothing below it comes any more."""
-        if (tap.done_step if self.is_stepped else tap.done - 1) < step:
+        if tap.done_step < step:
             return False
         if tap.begun != tap.done or tap.begun > step + 1:
             # it runs now, as one that calls itself, or was called more often than once

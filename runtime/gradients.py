@@ -129,6 +129,7 @@ class Backward:
             raise InternalError("a backward pass has no machine")
         while not machine.is_done:
             try:
+                machine.pending = None
                 request = machine.advance(answer) if error is None else machine.throw(error)
                 answer = error = None
                 while not _is_known(request):

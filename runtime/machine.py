@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
 )
+
+advanced = _current.get
+"""`current_machine`, without a Python frame of its own: for what is asked at each call."""
 
 _MOST_CLOSING_REQUESTS = 100
 """How often a closing machine may ask again before it is dropped."""
@@ -60,8 +64,10 @@ class Machine:
     Attributes:
         program: what it runs.
         order: position among the machines of its run, in order of definition.
+        resume: `advance` without a Python frame of ours, for a plain machine; None for others.
         rows: rows of the batch that it sees, None for all.
         pending: the request it waits with, None while it runs and when it is done.
+        phase: what the pending request is for: `"inputs"` of a call, or its `"output"`.
         step: step (or occurrence) that its requests are pinned to.
         loops: the loops over steps that it is in, from the outside in.
         names: names that may leave, once it has come to its end.
@@ -90,8 +96,10 @@ class Machine:
         "order",
         "outer_now",
         "pending",
+        "phase",
         "program",
         "result",
+        "resume",
         "rows",
         "saved",
         "step",
@@ -115,6 +123,7 @@ class Machine:
         self.order = 0
         self.rows: Rows | None = None
         self.pending: Request | None = None
+        self.phase: str | None = None
         self.step = 0
         self.loops: list[Steps] = []
         self.names: dict[str, Any] = {}
@@ -140,6 +149,7 @@ class Machine:
         self._ambient = None if is_plain else Ambient()
         self.context = contextvars.copy_context()
         self.context.run(_current.set, self)
+        self.resume = partial(self.context.run, self._running.send) if is_plain else None
 
     def inner(self, number: int) -> Machine:
         """Make the machine of a block inside this one, which starts from the names of this one."""
@@ -185,15 +195,13 @@ class Machine:
         return self._running
 
     def advance(self, answer: Any) -> Request:
-        """Resume with the answer to the pending request; return the next request."""
-        self.pending = None
+        """Resume with the answer to the last request; return the next request."""
         if self._ambient is None:
             return self.context.run(self._running.send, answer)
         return self._carried(False, answer)
 
     def throw(self, error: BaseException) -> Request:
-        """Resume by raising an error at the pending request; return the next request."""
-        self.pending = None
+        """Resume by raising an error at the last request; return the next request."""
         if self._ambient is None:
             return self.context.run(self._running.throw, error)
         return self._carried(True, error)
@@ -205,6 +213,7 @@ class Machine:
         """
         if self._ambient is None:
             self._ambient = Ambient()
+            self.resume = None
         carrier = greenlet(function)
         carrier.gr_context = self.context
         self._calls.append(carrier)

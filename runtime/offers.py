@@ -8,8 +8,8 @@ effect, and is an error.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from .taps import Tap
 
 
-@dataclass(slots=True)
 class Offer:
     """A value that is being offered, and may be replaced while it is.
+
+    The driver makes one and sets its attributes: an `__init__` would cost as much as the rest.
 
     Attributes:
         tap: where.
@@ -45,7 +46,7 @@ class Offer:
     index: int | None
     value: Any
     is_whole: bool
-    handed: list[tuple[Rows, str, Any, list[Any]]] = field(default_factory=list)
+    handed: Sequence[tuple[Rows, str, Any, list[Any]]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,14 @@ def seen_by(machine: Machine, offer: Offer, port: str, factor: int) -> Any:
             note_view(seen, value, *span)
     if not isinstance(seen, torch.Tensor):
         leaves = leaves_of(seen)
-        offer.handed.append((machine.rows, port, seen, leaves))
+        offer.handed = [*offer.handed, (machine.rows, port, seen, leaves)]
     return seen
 
 
 def take_edits(offer: Offer, factor: int) -> None:
     """Put into the batch what blocks have set in containers that were made for their rows."""
-    for number, (rows, port, container, before) in enumerate(offer.handed):
+    handed = [*offer.handed]
+    for number, (rows, port, container, before) in enumerate(handed):
         leaves = leaves_of(container)
         same = len(leaves) == len(before)
         if same and all(a is b for a, b in zip(leaves, before, strict=True)):
@@ -96,14 +98,15 @@ def take_edits(offer: Offer, factor: int) -> None:
         whole = port_value(offer.value, port)
         new = widen(whole, container, rows, factor)
         offer.value = with_port_value(offer.value, port, new)
-        offer.handed[number] = rows, port, container, leaves
+        handed[number] = rows, port, container, leaves
+    offer.handed = handed
 
 
 def skipped_output(
     tap: Tap, call: Callable[..., Any], module: Any, args: Any, kwargs: Any, factor: int
 ) -> Any:
     """Return the output of a module that some or all machines have asked to skip."""
-    skips, tap.skips = tap.skips, []
+    skips, tap.skips = tap.skips, ()
     tap.skipped_by = skips[-1].line
     # as with writes, the last word on a row holds
     whole = [number for number, skip in enumerate(skips) if skip.rows is None]
@@ -167,7 +170,7 @@ class Writes:
             return
         offer.value = with_port_value(offer.value, port, new)
         # containers of what stood here before are nobody's from now on
-        offer.handed.clear()
+        offer.handed = ()
 
     def _suspect(self, machine: Machine, location: str, difference: str) -> None:
         program = machine.program

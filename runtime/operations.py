@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.bytecode.taps import tapped_code
 from .ambient import top_saved_hooks
 from .errors import OutOfOrderError, PathError
 from .locations import Place, name_of
-from .machine import Machine, _current
+from .machine import Machine, advanced
 from .offers import skipped_output
 from .replays import INPUTS, is_computed_again, offered_unchanged
 from .taps import Tap
@@ -290,14 +290,12 @@ class OperationTap(Tap):
         missing: the error for whoever asks for it, where its function turns out not to have it.
     """
 
-    __slots__ = ("_open", "is_around", "missing")
-
     place: OperationPlace
+    can_refuse = True
 
     def __init__(self, place: OperationPlace, driver: Driver) -> None:
         super().__init__(place, driver, is_stepping=False)
         self.is_around = not driver.is_tapping_ahead
-        self.missing: Exception | None = None
         self._open: list[tuple[int | None, Any, bool]] = []
 
     def install(self) -> None:
@@ -357,8 +355,8 @@ class OperationTap(Tap):
         if not self._is_seen():
             return functools.partial(function, *args, **kwargs)
         outer, self.index = self.index, self.begin()
-        if self.waiting:
-            args, kwargs = self._offer(INPUTS, driver.offer_inputs, (args, kwargs))
+        if self.waiting and self.wants_inputs:
+            args, kwargs = self._offer(INPUTS, (args, kwargs))
         is_entered = self.inside is not None and not self.skips
         self._open.append((outer, (args, kwargs) if driver.watchers else None, is_entered))
         if self.skips:
@@ -378,7 +376,7 @@ class OperationTap(Tap):
         driver = self.driver
         if not (self.waiting or self.is_around or driver.is_stepped or driver.visit_waiters):
             # nobody is to be told: counting is all there is to do, at half the price
-            self.done_step = self.begun
+            self.begun_step = self.done_step = self.begun
             self.begun += 1
             self.done += 1
             if driver.watchers:
@@ -399,17 +397,17 @@ class OperationTap(Tap):
         finally:
             self.index = outer
 
-    def _offer(self, phase: str, offer: Callable[[Tap, Any], Any], value: Any) -> Any:
+    def _offer(self, phase: str, value: Any) -> Any:
+        offer = functools.partial(self.driver.offer, self, phase)
         if top_saved_hooks(True) is None:
-            return offer(self, value)
-        location = name_of(self.place, phase)
-        return offered_unchanged(location, lambda found: offer(self, found), value)
+            return offer(value)
+        return offered_unchanged(name_of(self.place, phase), offer, value)
 
     def _is_seen(self) -> bool:
         driver = self.driver
         return (
             driver.thread == get_ident()
-            and _current.get() is None
+            and advanced() is None
             and not driver.is_in_backward
             and (not driver.has_grad or top_saved_hooks(True) is None or not is_computed_again())
         )
