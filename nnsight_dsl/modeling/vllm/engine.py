@@ -80,6 +80,8 @@ class Engine:
         limit: how long a program may go on without asking for a value.
     """
 
+    is_in_backward = False
+
     def __init__(self, runner: Any, seconds: float) -> None:
         self.runner = runner
         self.thread = get_ident()
@@ -136,6 +138,8 @@ class Engine:
 
     def _take_in(self, scheduled: Any) -> None:
         self._scheduled = scheduled
+        # a forward that failed may have left some
+        self._sampling = []
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
@@ -246,6 +250,8 @@ class Engine:
 
 class EngineTap:
     """The tap on a module, for all requests that address it."""
+
+    is_central = True
 
     __slots__ = ("_calls", "_forward", "driver", "module", "taps")
 

@@ -89,6 +89,8 @@ class RequestDriver(Driver):
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
         self.writes = PortionWrites()
+        # programs see a portion's value, not the portion
+        self.is_direct = False
         self.engine = engine
         self.missed = ""
 
@@ -283,7 +285,7 @@ class Run:
                     error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
                     raise
             tap.skips = [] if phase == OUTPUT else tap.skips
-            (driver.offer_inputs if phase == INPUTS else driver.offer_output)(tap, portion)  # type: ignore[arg-type]
+            driver.offer(tap, phase, portion)
 
         before = value
         self._guarded(serve)
@@ -336,7 +338,7 @@ class Run:
         span = Span(0, 1, 1)
         portion = _Row(value)
         if not self.is_over and tap.wants(OUTPUT):
-            self._guarded(lambda driver: driver.offer_output(tap, portion))
+            self._guarded(lambda driver: driver.offer(tap, OUTPUT, portion))
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
