@@ -283,7 +283,7 @@ class Driver:
         for place, port in self._expected:
             if place._root is self.root or self._is_of_model(place):
                 tap = self._taps.get(id(place._module)) or self._put_tap(place)
-                if tap.can_refuse:
+                if type(tap) is not Tap:
                     tap.expect(port)
         if self._expects_anything:
             self._tap_all()

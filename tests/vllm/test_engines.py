@@ -57,29 +57,6 @@ def test_aliases_lead_to_the_same_places_in_the_engine():
         ended(model)
 
 
-def test_a_prompt_that_is_computed_in_pieces_is_refused_where_it_is_needed():
-    model = started(FACTS, enable_chunked_prefill=True, max_num_batched_tokens=4, max_num_seqs=2)
-    try:
-        with pytest.raises(EngineError, match="in pieces") as caught:
-            with model.trace(PROMPT, max_tokens=2):
-                hidden = model.transformer.h[1].output.save()  # the line
-        lines = [entry.line for entry in traceback.extract_tb(caught.value.__traceback__)]
-        assert any("# the line" in line for line in lines)
-        with model.trace(PROMPT, max_tokens=3, temperature=0.0) as tracer:
-            logits = [].save()
-            for _ in tracer.iter[:]:
-                logits.append(model.logits.output)
-            tracer.result.save()
-        with model.trace(PROMPT, max_tokens=3, temperature=0.0) as tracer:
-            later = [].save()
-            for _ in tracer.iter[1:]:
-                later.append(model.transformer.h[1].output.shape)
-        assert model.tokenizer.decode(logits[0].argmax(-1)) == " Paris"
-        assert later == [(1, 1, 128)] * 2
-    finally:
-        ended(model)
-
-
 def test_a_compiled_engine_refuses_what_it_cannot_offer_and_serves_the_rest():
     model = started(FACTS, enforce_eager=False, compilation_config={"mode": 3, "backend": "eager"})
     try:

@@ -28,6 +28,53 @@ class Mistake(Exception):
     """Raised by a block."""
 
 
+class Unloadable:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_request_that_ends_early_or_does_not_load_leaves_the_others_alone(gpt2, unharmed):
+    unloadable = Unloadable()
+
+    def beside(kind):
+        left = []
+        failure = None
+        try:
+            with gpt2.trace(**GREEDY) as tracer:
+                for number in range(16):
+                    if number == FAULTY and kind == "payload":
+                        with tracer.invoke(PROMPTS[number]):
+                            unloadable.anything
+                        continue
+                    with tracer.invoke(PROMPTS[number]):
+                        if number != FAULTY:
+                            gpt2.transformer.h[number % 6].output[:, -1] *= 1.5
+                            logits = gpt2.logits.output
+                            left.append((number, logits, tracer.result.outputs[0].token_ids))
+                        elif kind == "stop":
+                            gpt2.transformer.h[1].output[:] = 0
+                            tracer.stop()
+                        elif kind == "skip":
+                            gpt2.transformer.h[1].skip(gpt2.transformer.h[1].input * 2)
+        except Exception as error:
+            failure = error
+        return left, failure
+
+    for kind in ("stop", "skip", "payload"):
+        left, failure = beside(kind)
+        assert type(failure) is (ValueError if kind == "payload" else type(None))
+        assert [one[0] for one in left] == [one[0] for one in unharmed]
+        for (_, logits, tokens), (_, expected, same) in zip(left, unharmed, strict=True):
+            assert tokens == same
+            assert (logits - expected).abs().max() <= 1e-4
+    assert not gpt2.engine.llm_engine.has_unfinished_requests()
+    with gpt2.trace(PROMPTS[0], **GREEDY):
+        logits = gpt2.logits.output.save()
+    assert logits.shape[0] == 1
+
+
 def fault(kind, model, tracer):
     layer = model.transformer.h[2]
     if kind == "exception":

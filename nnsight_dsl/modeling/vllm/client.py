@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.modeling.vllm.payload import (
     KEY,
+    WHOLE,
     Outcome,
     Part,
     add_changes,
@@ -23,6 +24,7 @@ from nnsight_dsl.modeling.vllm.payload import (
     load_outcome,
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace
+from nnsight_dsl.modeling.vllm.reach import NOTHING, Reach, reach_of
 from nnsight_dsl.modeling.vllm.run import compiled, operation
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.driver import Driver
@@ -177,6 +179,7 @@ class EngineTracer(Tracer):
             )
         self._check_served(program, user_globals, names)
         part = Part(program, user_globals, dict(names), leaves_all=self._leaves_all)
+        part.reach = self._reach_of(part)
         options = {**self._options, **one.kwargs}
         self._sent.append(Sent(part, _prompt_of(one), options, names))
 
@@ -191,7 +194,12 @@ class EngineTracer(Tracer):
             found.append(Part(one.program, one.user_globals, names))
         for part in found:
             self._check_served(part.program, part.user_globals, part.names)
+            part.reach = self._reach_of(part)
         return found
+
+    def _reach_of(self, part: Part) -> Reach:
+        machine = self._machine_of(part.program, part.user_globals, part.names)
+        return reach_of(machine, part.user_globals, part.names)
 
     def _check_served(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -343,12 +351,23 @@ def _params_of(
             f"n={options['n']} asks for several continuations of a prompt that has a program; "
             "write an invoke for each"
         )
-    payload = dump_parts(parts, rename)
-    extra = {**(options.pop("extra_args", None) or {}), KEY: {"key": one.key, "payload": payload}}
-    # what was computed elsewhere was not offered to these programs, and what they write into
-    # must not be met by others: the salt is part of what a cached block goes by
-    options["skip_reading_prefix_cache"] = True
-    return SamplingParams(**options, extra_args=extra), {**prompt, "cache_salt": one.key}
+    reach = NOTHING
+    for part in parts:
+        reach |= part.reach
+    sent = {
+        "key": one.key,
+        "payload": dump_parts(parts, rename),
+        "reach": (reach.meets_prompt, reach.may_write),
+        WHOLE: reach.meets_prompt and reach.may_write,
+    }
+    extra = {**(options.pop("extra_args", None) or {}), KEY: sent}
+    if reach.meets_prompt:
+        # what was computed for somebody else is offered to nobody here
+        options["skip_reading_prefix_cache"] = True
+    if reach.may_write:
+        # others must not meet what it writes into: the salt is part of what a block goes by
+        prompt = {**prompt, "cache_salt": one.key}
+    return SamplingParams(**options, extra_args=extra), prompt
 
 
 def _prompt_of(one: Input) -> Any:

@@ -30,18 +30,22 @@ from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.modeling.vllm.places import EngineRoot
 from nnsight_dsl.modeling.vllm.ranks import WATCH, Leader
+from nnsight_dsl.modeling.vllm.reach import Reach
 from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Run, Slot, visits_among
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap
 
 _SPLIT = (
-    "this prompt was computed in pieces, and a program needs it as a whole; make the engine with "
-    "enable_chunked_prefill=False, or with max_num_batched_tokens for the longest prompt"
+    "this prompt was computed in pieces, and a block that can change what modules give needs it as "
+    "a whole; make the engine with max_num_batched_tokens for the longest prompt, or only read, by "
+    "accesses in the block itself"
 )
+
 _PREEMPTED = (
-    "the engine ran out of cache, took a request out and computed it again, which the writes of "
-    "its block cannot follow yet; give the engine more cache, or fewer requests at once"
+    "this request was taken out of the engine and computed again, and its block had changed the "
+    "value of an operation, or of a module that lies over several workers, which is not repeated; "
+    "give the engine more memory for its cache (gpu_memory_utilization, or fewer requests at once)"
 )
 
 
@@ -72,7 +76,7 @@ class Engine:
         self._insides: dict[int, Inside] = {}
         self._weights: frozenset[int] | None = None
         self._scheduled: Any = None
-        self._sampling: list[tuple[int, Run]] = []
+        self._sampling: list[tuple[int, Slot]] = []
         self.leader = None if group is None else Leader(self, group)
         self.install()
 
@@ -124,6 +128,8 @@ class Engine:
         self._scheduled = scheduled
         if self.leader is not None:
             self.leader.begin_step()
+        # a forward that failed may have left some
+        self._sampling = []
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
@@ -131,7 +137,7 @@ class Engine:
             sent = extra.get(KEY) if extra else None
             if sent is None or new.req_id in self._runs:
                 continue
-            run = Run(sent["key"], self)
+            run = Run(sent["key"], self, Reach(*sent.get("reach", (True, True))))
             self._runs[new.req_id] = self._by_key[run.key] = run
             with torch.inference_mode():
                 run.start(sent["payload"])
@@ -212,6 +218,9 @@ class Engine:
         try:
             return forward(*args, **kwargs)
         finally:
+            for slot in self.slots:
+                if slot.is_offered and slot.run.pieces:
+                    slot.run.forget_pieces()
             self.slots = []
 
     def _spans(self, total: int) -> list[Slot]:
@@ -227,19 +236,30 @@ class Engine:
             if run is None or run.is_over:
                 continue
             computed = int(batch.num_computed_tokens_cpu[row])
-            if computed < run.has_read and run.has_written:
+            again = min(max(run.has_read - computed, 0), count)
+            if again and run.cannot_repeat:
                 run.fail(EngineError(_PREEMPTED))
                 continue
-            if computed + count < self.runner.requests[request_id].num_tokens:
-                # a piece of the prompt that is not its last: nothing is sampled after it
-                continue
-            again = max(run.has_read - computed, 0)
-            missed = _SPLIT if computed > run.has_read else ""
-            run.has_read = computed + count
-            run.begin_step(missed)
-            if not run.is_over:
-                slots.append(Slot(run, Span(begin + again, count - again, total)))
-                self._sampling.append((row, run))
+            is_piece = computed + count < self.runner.requests[request_id].num_tokens
+            new = count - again
+            slot = Slot(
+                run, computed, Span(begin, again, total), Span(begin + again, new, total), is_piece
+            )
+            if is_piece:
+                # nothing is sampled after it; what it gives is kept where it may be asked for
+                is_kept = run.reach.meets_prompt and not run.reach.may_write
+                if new and is_kept and self.leader is None:
+                    run.pieces += 1
+                    run.has_read = computed + count
+                elif not again:
+                    continue
+            else:
+                if new:
+                    missed = _SPLIT if computed > run.has_read else ""
+                    run.has_read = computed + count
+                    run.begin_step(missed)
+                self._sampling.append((row, slot))
+            slots.append(slot)
         return slots
 
     def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
@@ -249,13 +269,13 @@ class Engine:
         self._offer_rows("samples", sampling, output.sampled_token_ids)
         return output
 
-    def _offer_rows(self, name: str, sampling: list[tuple[int, Run]], rows: Any) -> None:
+    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot]], rows: Any) -> None:
         """Offer each request its row of the logits, or its sampled token."""
         leader = self.leader
         with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
-            for number, run in sampling if rows is not None else ():
+            for number, slot in sampling if rows is not None else ():
                 row = rows[number : number + 1] if name == "logits" else rows[number]
-                new = run.offer_place(name, row)
+                new = slot.run.offer_place(name, row, not slot.is_offered)
                 if new is row:
                     continue
                 if leader is not None and not torch.equal(new, row):
@@ -266,13 +286,23 @@ class Engine:
 class EngineTap:
     """The tap on a module, for all requests that address it."""
 
-    __slots__ = ("driver", "module", "taps")
     is_common = False
+
+    __slots__ = ("_calls", "_forward", "driver", "module", "taps")
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine
         self.module = module
         self.taps: dict[int, RequestTap] = {}
+        self._forward: Any = None
+        self._calls = 0
+
+    def _next_call(self) -> int:
+        """Count the calls of the module in the forward that runs."""
+        if self._forward is not self.driver.slots:
+            self._forward, self._calls = self.driver.slots, 0
+        self._calls += 1
+        return self._calls - 1
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, and offer each request its part of the values."""
@@ -284,13 +314,15 @@ class EngineTap:
         visits = self._visits()
         if not visits:
             return call(module, *args, **kwargs)
+        call_number = self._next_call()
         fresh: set[int] = set()
-        given = self._offer_inputs(visits, (args, kwargs), fresh)
+        given = self._offer_inputs(visits, call_number, (args, kwargs), fresh)
         args, kwargs = given
         output = call(module, *args, **kwargs)
         for slot, tap in visits:
-            output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
-            slot.run.end_visit(tap, args, kwargs, output, slot.span)
+            output = self._served(slot, tap, (OUTPUT, call_number), output, fresh)
+            if slot.is_offered:
+                slot.run.end_visit(tap, args, kwargs, output, slot.span)
         return output
 
     def _led_visit(
@@ -298,19 +330,20 @@ class EngineTap:
     ) -> Any:
         """Do the same, where the other ranks have to stop for it."""
         visits = self._visits()
-        number = leader.number(module)
+        number, call_number = leader.number(module), self._next_call()
         fresh: set[int] = set()
         given = (args, kwargs)
         with leader.stopped(number, INPUTS):
-            given = self._offer_inputs(visits, given, fresh)
+            given = self._offer_inputs(visits, call_number, given, fresh)
         args, kwargs = given
         output = call(module, *args, **kwargs)
         with leader.stopped(number, OUTPUT):
             for slot, tap in visits:
-                output = slot.run.offer(tap, OUTPUT, output, slot.span, fresh)
+                output = self._served(slot, tap, (OUTPUT, call_number), output, fresh)
         with leader.stopped(number, WATCH):
             for slot, tap in visits:
-                slot.run.end_visit(tap, args, kwargs, output, slot.span)
+                if slot.is_offered:
+                    slot.run.end_visit(tap, args, kwargs, output, slot.span)
         return output
 
     def _visits(self) -> list[tuple[Slot, RequestTap]]:
@@ -324,12 +357,26 @@ class EngineTap:
         return visits
 
     def _offer_inputs(
-        self, visits: list[tuple[Slot, RequestTap]], given: Any, fresh: set[int]
+        self, visits: list[tuple[Slot, RequestTap]], call_number: int, given: Any, fresh: set[int]
     ) -> Any:
         for slot, tap in visits:
-            slot.run.begin_visit(tap)
-            given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+            if slot.is_offered:
+                slot.run.begin_visit(tap)
+            given = self._served(slot, tap, (INPUTS, call_number), given, fresh)
         return given
+
+    def _served(
+        self, slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]
+    ) -> Any:
+        """Keep or offer a request's part of a value; return the value to go on with."""
+        run = slot.run
+        if slot.again.count:
+            value = run.edit_again(tap, visit, value, slot, fresh)
+        if slot.is_piece and slot.span.count and not run.reach.may_write:
+            run.keep_piece(tap, visit[0], value, slot.span)
+        elif slot.is_offered:
+            value = run.offer(tap, visit, value, slot, fresh)
+        return value
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

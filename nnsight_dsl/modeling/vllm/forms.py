@@ -17,7 +17,7 @@ their own. A location is to mean what it means on the model of transformers, so 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,25 @@ class Span:
         return None
 
 
+@dataclass(slots=True)
+class Edit:
+    """Rows of a value that a request has changed, so that they can be changed again.
+
+    Attributes:
+        where: the leaf of the value.
+        residual: the leaf that is 0 in those rows from then on, None for none.
+        rows: which of the request's tokens, on the CPU.
+        values: what those rows were given.
+        is_in_place: whether the engine's own tensor was edited.
+    """
+
+    where: Any
+    residual: Any
+    rows: torch.Tensor
+    values: torch.Tensor
+    is_in_place: bool
+
+
 class Portion:
     """What one request is offered of a value, and how its edits get back.
 
@@ -67,7 +86,9 @@ class Portion:
         weights: of an operation, where the model's weights lie in memory.
 
     Attributes:
-        is_edited: whether the engine's value was changed.
+        edits: what was changed, by rows of this portion.
+        earlier: by port, what the pieces of the prompt before this one gave.
+        is_read_only: whether a change is an error.
     """
 
     __slots__ = (
@@ -79,7 +100,10 @@ class Portion:
         "_span",
         "_value",
         "_weights",
+        "earlier",
+        "edits",
         "is_edited",
+        "is_read_only",
     )
 
     def __init__(
@@ -100,7 +124,9 @@ class Portion:
         self._fresh = fresh
         self._is_inputs = phase == "inputs"
         self._seen: tuple[str, Any, list[_Handed]] | None = None
-        self.is_edited = False
+        self.edits: list[Edit] = []
+        self.earlier: Mapping[str, Sequence[Any]] = {}
+        self.is_read_only = False
 
     def seen(self, port: str) -> Any:
         """Return what the request's programs see of a port."""
@@ -119,6 +145,9 @@ class Portion:
                 "axis, so no part of it is this request's; read another operation, or the output "
                 "or the input of a module"
             )
+        before = self.earlier.get(port)
+        if before:
+            value = _put_together([*before, value], handed)
         self._seen = (port, value, handed)
         return value
 
@@ -131,6 +160,8 @@ class Portion:
         old = self.seen(port)
         if new is old:
             return
+        if self.is_read_only:
+            raise EngineError(_READ_ONLY)
         if port == "inputs":
             args, kwargs = new
             new = (tuple(args), dict(kwargs))
@@ -200,7 +231,15 @@ class Portion:
         if self._ranks is not None:
             part = self._ranks.whole(self._value, where, part)
         seen = private(part.unsqueeze(0))
-        handed.append(_Handed(seen, lambda new, edited: self._write(where, new, edited)))
+
+        def write(new: torch.Tensor, edited: bool) -> None:
+            part = self._span.part(_leaf_at(self._value, where))
+            if part is not None and part.shape == new.shape[1:]:
+                rows = _changed(part, new[0])
+                self.edits.append(Edit(where, None, rows.cpu(), new[0][rows], edited))
+            self._write(where, new, edited)
+
+        handed.append(_Handed(seen, write))
         return seen
 
     def _summed(
@@ -214,6 +253,8 @@ class Portion:
             rest = self._ranks.whole(self._value, other, rest)
 
         def write(new: torch.Tensor, edited: bool) -> None:
+            rows = _changed(mine + rest, new[0])
+            self.edits.append(Edit(where, other, rows.cpu(), new[0][rows], False))
             self._write(where, new, False)
             self._write(other, torch.zeros_like(new), False)
 
@@ -236,6 +277,10 @@ class Portion:
                         "requests share; edit one that has a row for each of this request's tokens"
                     )
                 continue
+            if self.is_read_only:
+                if one.seen._version != one.version:
+                    raise EngineError(_READ_ONLY)
+                continue
             if one.new is not None:
                 one.write(one.new, False)
             elif one.seen._version != one.version:
@@ -257,12 +302,37 @@ class Portion:
                 "keep its shape"
             )
         new = new[0] if self._ranks is None else self._ranks.written(where, new[0], edited)
+        self._own_part(where, edited).copy_(new)
+
+    def _own_part(self, where: Any, is_in_place: bool) -> torch.Tensor:
         whole = _leaf_at(self._value, where)
-        if not (edited and whole.is_floating_point()) and id(whole) not in self._fresh:
+        if not (is_in_place and whole.is_floating_point()) and id(whole) not in self._fresh:
             whole = whole.clone()
             self._fresh.add(id(whole))
             self._value = _with_leaf(self._value, where, whole)
-        self.part_at(where).copy_(new)
+        part = self._span.part(whole)
+        if part is None:
+            raise AssertionError("a value has lost its axis of tokens")
+        return part
+
+    def edit_again(self, edits: Sequence[Edit], first: int) -> Any:
+        """Make edits again; return the engine's value.
+
+        Args:
+            edits: what was changed, by positions in the request.
+            first: the position of this portion's first token.
+        """
+        for edit in edits:
+            rows = edit.rows - first
+            here = (rows >= 0) & (rows < self._span.count)
+            if not here.any():
+                continue
+            part = self._own_part(edit.where, edit.is_in_place)
+            rows, here = rows[here].to(part.device), here.to(part.device)
+            part[rows] = edit.values[here]
+            if edit.residual is not None:
+                self._own_part(edit.residual, False)[rows] = 0
+        return self._value
 
 
 class _Handed:
@@ -275,6 +345,37 @@ class _Handed:
         self.write = write
         self.new: Any = None
         self.version = seen._version if isinstance(seen, torch.Tensor) else 0
+
+
+_READ_ONLY = (
+    "a value of a module was changed by a block in whose text no change is to be seen, so the "
+    "engine did not get ready for one; write 'module.output = value' or 'module.output[...] = "
+    "value' in the block itself"
+)
+
+
+def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the rows that differ."""
+    if before.shape[0] == 1:
+        # the one token of a step that goes on: looking would cost more than it saves
+        return torch.zeros(1, dtype=torch.long, device=after.device)
+    return (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
+
+
+def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:
+    """Join what the pieces of a prompt gave, along their tokens."""
+    each = [pytree.tree_leaves(piece) for piece in pieces]
+    structure = pytree.tree_structure(pieces[-1])
+    whole = []
+    for number, one in enumerate(handed):
+        if one.write is None:
+            whole.append(each[-1][number])
+            continue
+        leaf = private(torch.cat([leaves[number] for leaves in each], dim=1))
+        # what is changed is this one, of which the engine knows nothing
+        one.seen, one.version = leaf, leaf._version
+        whole.append(leaf)
+    return pytree.tree_unflatten(whole, structure)
 
 
 def private(part: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.run import OperationRequestTap, visits_among
+from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Slot, visits_among
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.operations import (
     forward_of,
@@ -123,17 +123,22 @@ class EngineOperationTap:
         self._is_around = any(tap.is_around for tap in self.taps.values())
         return self._is_around
 
+    def _visits(self) -> list[tuple[Slot, RequestTap]]:
+        """List the requests in this forward that address the operation."""
+        visits = visits_among(self._engine.slots, self.taps)
+        return [(slot, tap) for slot, tap in visits if slot.is_offered]
+
     def before(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
         """Offer the arguments; return what to call in the operation's place."""
         if self._is_seen():
-            visits = visits_among(self._engine.slots, self.taps)
+            visits = self._visits()
             fresh: set[int] = set()
             given: Any = (args, kwargs)
             for slot, tap in visits:
                 slot.run.begin_visit(tap)
-                given = slot.run.offer(tap, INPUTS, given, slot.span, fresh)
+                given = slot.run.offer(tap, (INPUTS, 0), given, slot, fresh)
             args, kwargs = given
             self._open.append((visits, fresh, given))
         return functools.partial(function, *args, **kwargs)
@@ -145,12 +150,12 @@ class EngineOperationTap:
         if self._is_around and self._open:
             visits, fresh, (args, kwargs) = self._open.pop()
         else:
-            visits, fresh = visits_among(self._engine.slots, self.taps), set()
+            visits, fresh = self._visits(), set()
             args, kwargs = (value,), {}
             for slot, tap in visits:
                 slot.run.begin_visit(tap)
         for slot, tap in visits:
-            value = slot.run.offer(tap, OUTPUT, value, slot.span, fresh)
+            value = slot.run.offer(tap, (OUTPUT, 0), value, slot, fresh)
             slot.run.end_visit(tap, args, kwargs, value, slot.span)
         return value
 

@@ -18,6 +18,10 @@ from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.tracer import Input
 
 _EXTENSION = "nnsight_dsl.modeling.vllm.worker.WorkerExtension"
+_SCHEDULERS = {
+    False: "nnsight_dsl.modeling.vllm.scheduling.WholePromptScheduler",
+    True: "nnsight_dsl.modeling.vllm.scheduling.WholePromptAsyncScheduler",
+}
 
 
 class VLLM(EngineRoot):
@@ -38,8 +42,7 @@ class VLLM(EngineRoot):
             be read and written.
         block_seconds: how long a block may run on without asking for a value.
         rename: aliases of modules, see `NNsight`.
-        **engine_args: passed on to `vllm.LLM`. Prompts are computed in one piece, unless
-            `enable_chunked_prefill=True` is given.
+        **engine_args: passed on to `vllm.LLM`.
 
     Raises:
         EngineError: the engine is asked for something in which no program can be served.
@@ -79,10 +82,16 @@ class VLLM(EngineRoot):
             raise EngineError(f"mode={mode!r} is unknown; write 'sync' or 'async'")
         # the model runner of vLLM's second version has other methods
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        engine_args.setdefault("enable_chunked_prefill", False)
         engine_args.update(model=str(model), enforce_eager=enforce_eager)
-        super().__init__(_built(engine_args), rename=rename)
+        if tensor_parallel_size > 1:
+            # the pieces of a prompt that lies over several workers are not put together
+            engine_args.setdefault("enable_chunked_prefill", False)
+        module, config = _built(engine_args)
+        super().__init__(module, rename=rename)
         engine_args["tensor_parallel_size"] = tensor_parallel_size
+        if config.scheduler_config.enable_chunked_prefill:
+            overlaps = config.scheduler_config.async_scheduling
+            engine_args.setdefault("scheduler_cls", _SCHEDULERS[bool(overlaps)])
         self._engine_args = engine_args
         self._rename = dict(rename or {})
         self._seconds = block_seconds
@@ -206,8 +215,8 @@ def _refuse(engine_args: Mapping[str, Any]) -> None:
             )
 
 
-def _built(engine_args: Mapping[str, Any]) -> nn.Module:
-    """Build vLLM's model without weights."""
+def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+    """Build vLLM's model without weights; return it with its configuration."""
     try:
         from vllm.engine.arg_utils import EngineArgs
     except ImportError as error:
@@ -250,4 +259,4 @@ def _built(engine_args: Mapping[str, Any]) -> nn.Module:
             if is_ours:
                 parallel_state.destroy_model_parallel()
                 parallel_state.destroy_distributed_environment()
-    return module.eval()
+    return module.eval(), config

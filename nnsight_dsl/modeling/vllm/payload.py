@@ -25,6 +25,7 @@ import torch
 
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot, EngineValue
+from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
 from nnsight_dsl.runtime.errors import InterventionError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import traceback_at
@@ -35,6 +36,9 @@ from nnsight_dsl.transforms.stored import dump_programs, load_programs
 
 KEY = "nnsight_dsl"
 """Key of `SamplingParams.extra_args` under which a payload travels."""
+
+WHOLE = "whole"
+"""Key beside the payload: whether the prompt is to be computed in one piece."""
 
 _VERSION = (1, *sys.version_info[:2])
 _MUTABLE = (list, dict, set)
@@ -50,6 +54,7 @@ class Part:
         names: the names that it takes from around it.
         is_for_each_step: whether it starts anew in each step, as an edit does.
         leaves_all: whether all its names leave, saved or not.
+        reach: what it can do at most.
     """
 
     program: Program
@@ -57,6 +62,7 @@ class Part:
     names: dict[str, Any]
     is_for_each_step: bool = False
     leaves_all: bool = False
+    reach: Reach = ANYTHING
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.transforms import requests
 
-_NAMES = ("logits", "samples")
+NAMES = ("logits", "samples")
 
 
 class EnginePlace(Place):
@@ -88,7 +88,7 @@ class EngineRoot(NNsight):
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         self._is_sharded = False
-        self._places = {name: EnginePlace(name) for name in _NAMES}
+        self._places = {name: EnginePlace(name) for name in NAMES}
 
     @property
     def logits(self) -> Any:
@@ -121,12 +121,12 @@ class EngineRoot(NNsight):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _NAMES:
+        if name in NAMES:
             self._places[name].output = value
         else:
             super().__setattr__(name, value)
 
     def _descend(self, item: str | int) -> Place | None:
-        if item in _NAMES:
+        if item in NAMES:
             return self._places[str(item)]
         return super()._descend(item)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.forms import Edit, Portion, Span
 from nnsight_dsl.modeling.vllm.limits import OutOfTime
 from nnsight_dsl.modeling.vllm.payload import (
     Outcome,
@@ -29,6 +29,7 @@ from nnsight_dsl.modeling.vllm.payload import (
     sizes_of,
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
+from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.driver import Driver
@@ -53,6 +54,16 @@ class RequestTap(Tap):
     """What one request knows of a place; the module itself carries the engine's tap."""
 
     driver: RequestDriver
+
+    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
+        super().__init__(place, driver, is_stepping=is_stepping)
+        self.ports: set[str] = set()
+        self.pieces: dict[str, list[Any]] = {}
+        self.edits: dict[tuple[str, int], list[Edit]] = {}
+
+    def expect(self, port: str) -> None:
+        """Note that a program may ask for a port."""
+        self.ports.add(port)
 
     def install(self) -> None:
         """Let the engine's tap of the module offer values to this request."""
@@ -121,10 +132,31 @@ class OperationRequestTap(RequestTap):
 
 @dataclass(slots=True)
 class Slot:
-    """One request in the forward that runs."""
+    """One request in the forward that runs.
+
+    Attributes:
+        run: its programs.
+        first: the position of its first token in this forward.
+        again: those of its tokens that were offered before, and are computed again.
+        span: those that are new.
+        is_piece: whether the prompt goes on in a later forward.
+    """
 
     run: Run
+    first: int
+    again: Span
     span: Span
+    is_piece: bool
+
+    @property
+    def first_new(self) -> int:
+        """The position of the first token that is new."""
+        return self.first + self.again.count
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether programs are offered something of it."""
+        return self.span.count > 0 and not self.is_piece
 
 
 def visits_among(
@@ -146,7 +178,7 @@ class RequestDriver(Driver):
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
         self.writes = PortionWrites()
-        # what is offered is a portion, which is not what a program sees
+        # programs see a portion's value, not the portion
         self.is_direct = False
         self.engine = engine
         self.missed = ""
@@ -210,16 +242,22 @@ class Run:
         key: what the client calls the request.
         driver: drives them.
         is_over: whether they have ended, by themselves or by a fault.
-        has_read: positions of the request whose values have been offered.
-        has_written: whether a program has changed a value of a module.
+        reach: what the programs can do, as was said when they were sent.
+        cannot_repeat: whether a program has changed what is not changed again, should the request
+            be computed again.
+        has_read: positions of the request whose values have been offered, or kept to be.
+        pieces: how many pieces of the prompt were kept, to be offered with the last.
     """
 
-    def __init__(self, key: str, engine: Engine) -> None:
+    def __init__(self, key: str, engine: Engine, reach: Reach = ANYTHING) -> None:
         self.key = key
         self.engine = engine
+        self.reach = reach
         self.is_over = False
         self.has_read = 0
-        self.has_written = False
+        self.cannot_repeat = False
+        self.pieces = 0
+        self._sampled: dict[str, torch.Tensor] = {}
         self.failure: BaseException | None = None
         self.driver: RequestDriver | None = None
         self._block: Machine | None = None
@@ -306,14 +344,47 @@ class Run:
         """A module is called; no program is advanced by that alone."""
         tap.index = tap.begin()
 
-    def offer(self, tap: RequestTap, phase: str, value: Any, span: Span, fresh: set[int]) -> Any:
+    def edit_again(
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+    ) -> Any:
+        """Change what is computed again as it was changed the first time."""
+        edits = tap.edits.get(visit)
+        if not edits:
+            return value
+        portion = Portion(tap.place._module, value, slot.again, fresh, visit[0])
+        return portion.edit_again(edits, slot.first)
+
+    def keep_piece(self, tap: RequestTap, phase: str, value: Any, span: Span) -> None:
+        """Keep a module's values of a piece of the prompt, until the last piece is there."""
+        for port in tap.ports:
+            if (port in ("input", "inputs")) != (phase == INPUTS):
+                continue
+            kept = tap.pieces.setdefault(port, [])
+            if len(kept) < self.pieces:
+                # the first visit of this forward
+                kept.append(Portion(tap.place._module, value, span, set(), phase).seen(port))
+
+    def forget_pieces(self) -> None:
+        """The prompt has been offered."""
+        self.pieces = 0
+        for tap in self.driver._taps.values() if self.driver is not None else ():
+            if isinstance(tap, RequestTap):
+                tap.pieces.clear()
+
+    def offer(
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+    ) -> Any:
         """Offer a value of the engine's; return the one to go on with."""
+        phase = visit[0]
         if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
             return value
         leader = self.engine.leader
-        ranks = None if leader is None else leader.visit(tap.place, phase, span)
-        weights = self.engine.weights if isinstance(tap.place, OperationPlace) else None
-        portion = Portion(tap.place._module, value, span, fresh, phase, ranks, weights)
+        ranks = None if leader is None else leader.visit(tap.place, phase, slot.span)
+        is_operation = isinstance(tap.place, OperationPlace)
+        weights = self.engine.weights if is_operation else None
+        portion = Portion(tap.place._module, value, slot.span, fresh, phase, ranks, weights)
+        portion.is_read_only = not self.reach.may_write
+        portion.earlier = tap.pieces
 
         def serve(driver: RequestDriver) -> None:
             for skip in tap.skips if phase == OUTPUT else ():
@@ -334,11 +405,15 @@ class Run:
             after = portion.finished()
             if ranks is not None and portion.is_edited:
                 ranks.keep()
-            self.has_written = self.has_written or portion.is_edited
-            return after
+            if portion.is_edited and (is_operation or ranks is not None):
+                self.cannot_repeat = True
         except Exception as error:
             self.fail(error)
             return before
+        for edit in portion.edits:
+            edit.rows += slot.first_new
+            tap.edits.setdefault(visit, []).append(edit)
+        return after
 
     def refuse(self, tap: RequestTap, error: Exception) -> None:
         """Tell the programs that wait at a place, and those that ask later, that there is none."""
@@ -368,8 +443,14 @@ class Run:
         ranks = None if leader is None else leader.visit(tap.place, phase, span)
         return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
 
-    def offer_place(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds."""
+    def offer_place(self, name: str, value: torch.Tensor, is_again: bool = False) -> torch.Tensor:
+        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds.
+
+        Args:
+            name: which of the two.
+            value: what the engine has.
+            is_again: whether they were offered before, and are sampled again after preemption.
+        """
         driver = self.driver
         if self.is_over or driver is None:
             return value
@@ -378,6 +459,9 @@ class Run:
         tap = driver._taps.get(id(place._module))
         if not isinstance(tap, RequestTap):
             return value
+        if is_again:
+            return self._sampled.get(name, value)
+        self._sampled.pop(name, None)
         self.begin_visit(tap)
         span = Span(0, 1, 1)
         portion = _Row(value)
@@ -386,6 +470,8 @@ class Run:
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
+        if portion.is_edited:
+            self._sampled[name] = portion.row.detach().clone()
         return portion.row
 
     # the end
@@ -428,11 +514,17 @@ class Run:
 class _Row:
     """A row of the sampler's as an offer; it has one form only."""
 
-    __slots__ = ("row",)
+    __slots__ = ("_handed", "_version", "row")
 
     def __init__(self, row: torch.Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.row = row.detach().clone()
+            self.row = self._handed = row.detach().clone()
+        self._version = self._handed._version
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it is another one, or was edited in place."""
+        return self.row is not self._handed or self._handed._version != self._version
 
     def seen(self, port: str) -> Any:
         return self.row
