@@ -86,6 +86,7 @@ class Portion:
         weights: of an operation, where the model's weights lie in memory.
 
     Attributes:
+        is_edited: whether the engine's value was changed.
         edits: what was changed, by rows of this portion.
         earlier: by port, what the pieces of the prompt before this one gave.
         is_read_only: whether a change is an error.
@@ -127,6 +128,7 @@ class Portion:
         self.edits: list[Edit] = []
         self.earlier: Mapping[str, Sequence[Any]] = {}
         self.is_read_only = False
+        self.is_edited = False
 
     def seen(self, port: str) -> Any:
         """Return what the request's programs see of a port."""
