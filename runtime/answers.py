@@ -72,7 +72,7 @@ def _write(driver: Driver, machine: Machine, request: Request) -> Any:
             and old.device == value.device
         ):
             # What the rest comes to for a tensor in the place of one like it, in no further Python
-            # frame: it saves 1.9 of 3.9 µs.
+            # frame (tests/runtime/test_frames.py counts them).
             offer.value = value
             return None
     if place._module is None:
