@@ -168,7 +168,7 @@ class Envoy(Ports):
         if child is None:
             child = self._below[name] = Envoy(module, name, self)
             if not hasattr(type(self), name) and name not in _OWN:
-                # from now on `envoy.name` is found without `__getattr__`, which costs most of a path
+                # from now on `envoy.name` is found without `__getattr__`: most of a path's price
                 self.__dict__[name] = child
         elif child._module is not module:
             child._rebind(module)
