@@ -374,12 +374,14 @@ class Driver:
     def begin_step(self) -> None:
         """A call of what steps begins: the next step."""
         self.step += 1
-        for tap in list(self._taps.values()):
-            for machine in [m for m in tap.waiting if m.step < self.step]:
-                if tap.place._module is not None and machine.pending is not None:
-                    tap.waiting.remove(machine)
-                    error = complaints.not_in_step(self, machine, machine.pending)
-                    self.drive(machine, error=error)
+        for machine in [*self.machines]:
+            request = machine.pending
+            if request is None or machine.step >= self.step or phase_of(request) is None:
+                continue
+            tap = self._taps.get(key_of(target_of(request)))
+            if tap is not None and tap.place._module is not None and machine in tap.waiting:
+                tap.waiting.remove(machine)
+                self.drive(machine, error=complaints.not_in_step(self, machine, request))
         if self.step > 0:
             for make in self.each_step:
                 machine = make()
@@ -399,6 +401,8 @@ class Driver:
         self._begin_rounds(self.visit_waiters, index)
 
     def _begin_rounds(self, waiters: list[tuple[Machine, Steps]], index: int) -> None:
+        if not waiters:
+            return
         due = [waiter for waiter in waiters if waiter[1].next_step == index]
         for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
             waiters.remove((machine, steps))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from nnsight_dsl.modeling.vllm.drivers import compiled, operation
 from nnsight_dsl.modeling.vllm.payload import (
     KEY,
     WHOLE,
@@ -25,7 +26,6 @@ from nnsight_dsl.modeling.vllm.payload import (
 )
 from nnsight_dsl.modeling.vllm.places import EnginePlace
 from nnsight_dsl.modeling.vllm.reach import NOTHING, Reach, reach_of
-from nnsight_dsl.modeling.vllm.run import compiled, operation
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import BarrierError, BatchingError, EngineError, SharedNameError

@@ -24,14 +24,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.forms import Span
+from nnsight_dsl.modeling.vllm.drivers import (
+    ModuleTap,
+    OperationRequestTap,
+    RequestDriver,
+    RequestTap,
+)
+from nnsight_dsl.modeling.vllm.forms import Portion, Span, copies_of
 from nnsight_dsl.modeling.vllm.insides import Inside
 from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.modeling.vllm.places import EngineRoot
 from nnsight_dsl.modeling.vllm.ranks import WATCH, Leader
 from nnsight_dsl.modeling.vllm.reach import Reach
-from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Run, Slot, visits_among
+from nnsight_dsl.modeling.vllm.run import Run, Slot
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap
@@ -56,6 +62,8 @@ class Engine:
         thread: where the model runs.
         is_compiled: whether the model's modules are not called one by one.
         slots: the requests whose values the forward that runs is to offer.
+        forward: how many forwards have begun.
+        serving: the driver whose programs are being advanced.
         limit: how long a program may go on without asking for a value.
         leader: tells the other ranks what to do, where the model lies over several.
     """
@@ -66,6 +74,8 @@ class Engine:
         self.runner = runner
         self.thread = get_ident()
         self.slots: list[Slot] = []
+        self.forward = 0
+        self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
         self.is_compiled = bool(runner.compilation_config.mode)
         self._runs: dict[str, Run] = {}
@@ -163,16 +173,17 @@ class Engine:
 
     # the model
 
-    def add_tap(self, tap: RequestTap) -> None:
-        """Let a module offer its values to a request, too."""
+    def add_tap(self, tap: ModuleTap) -> EngineTap:
+        """Let a module offer its values to a request, too; return the module's one tap."""
         module: nn.Module = tap.place._module
         found = self._taps.get(id(module))
         if found is None:
             found = self._taps[id(module)] = EngineTap(self, module)
             install_tap(found, module)  # type: ignore[arg-type]
         found.taps[id(tap.driver)] = tap
+        return found
 
-    def remove_tap(self, tap: RequestTap) -> None:
+    def remove_tap(self, tap: ModuleTap) -> None:
         """Take a request off a module, and the tap with the last one."""
         module: nn.Module = tap.place._module
         found = self._taps.get(id(module))
@@ -212,6 +223,7 @@ class Engine:
 
     def _forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.thread = get_ident()
+        self.forward += 1
         self.slots = self._spans(_tokens_in(args, kwargs))
         if self.leader is not None:
             self.leader.begin_forward()
@@ -236,7 +248,9 @@ class Engine:
             if run is None or run.is_over:
                 continue
             computed = int(batch.num_computed_tokens_cpu[row])
-            again = min(max(run.has_read - computed, 0), count)
+            again = run.has_read - computed
+            # nothing, but for a request that was taken out and is computed again
+            again = 0 if again <= 0 else min(again, count)
             if again and run.cannot_repeat:
                 run.fail(EngineError(_PREEMPTED))
                 continue
@@ -274,6 +288,8 @@ class Engine:
         leader = self.leader
         with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
             for number, slot in sampling if rows is not None else ():
+                if not slot.run.addresses(name):
+                    continue
                 row = rows[number : number + 1] if name == "logits" else rows[number]
                 new = slot.run.offer_place(name, row, not slot.is_offered)
                 if new is row:
@@ -284,99 +300,136 @@ class Engine:
 
 
 class EngineTap:
-    """The tap on a module, for all requests that address it."""
+    """The tap on a module, for all requests that address it.
+
+    Attributes:
+        taps: what each request knows of the module.
+        forward: number of the last forward that called it, 0 for none.
+        begun: calls that have begun in that forward.
+        done: calls that have ended in it.
+        is_first_done: whether the first of them has.
+        running: number of the call that runs, None where none does.
+    """
 
     is_common = False
 
-    __slots__ = ("_calls", "_forward", "driver", "module", "taps")
+    __slots__ = (
+        "begun",
+        "done",
+        "driver",
+        "forward",
+        "is_first_done",
+        "module",
+        "running",
+        "taps",
+    )
 
     def __init__(self, engine: Engine, module: nn.Module) -> None:
         self.driver = engine
         self.module = module
-        self.taps: dict[int, RequestTap] = {}
-        self._forward: Any = None
-        self._calls = 0
-
-    def _next_call(self) -> int:
-        """Count the calls of the module in the forward that runs."""
-        if self._forward is not self.driver.slots:
-            self._forward, self._calls = self.driver.slots, 0
-        self._calls += 1
-        return self._calls - 1
+        self.taps: dict[int, ModuleTap] = {}
+        self.forward = self.begun = self.done = 0
+        self.is_first_done = False
+        self.running: int | None = None
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run one call of the module, and offer each request its part of the values."""
-        inside = self.driver.inside(module)
-        if inside is not None:
-            call = inside.called(call)
-        if self.driver.leader is not None:
-            return self._led_visit(self.driver.leader, call, module, args, kwargs)
-        visits = self._visits()
-        if not visits:
-            return call(module, *args, **kwargs)
-        call_number = self._next_call()
-        fresh: set[int] = set()
-        given = self._offer_inputs(visits, call_number, (args, kwargs), fresh)
-        args, kwargs = given
-        output = call(module, *args, **kwargs)
-        for slot, tap in visits:
-            output = self._served(slot, tap, (OUTPUT, call_number), output, fresh)
-            if slot.is_offered:
-                slot.run.end_visit(tap, args, kwargs, output, slot.span)
-        return output
-
-    def _led_visit(
-        self, leader: Leader, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
-    ) -> Any:
-        """Do the same, where the other ranks have to stop for it."""
-        visits = self._visits()
-        number, call_number = leader.number(module), self._next_call()
-        fresh: set[int] = set()
-        given = (args, kwargs)
-        with leader.stopped(number, INPUTS):
-            given = self._offer_inputs(visits, call_number, given, fresh)
-        args, kwargs = given
-        output = call(module, *args, **kwargs)
-        with leader.stopped(number, OUTPUT):
-            for slot, tap in visits:
-                output = self._served(slot, tap, (OUTPUT, call_number), output, fresh)
-        with leader.stopped(number, WATCH):
-            for slot, tap in visits:
-                if slot.is_offered:
-                    slot.run.end_visit(tap, args, kwargs, output, slot.span)
-        return output
-
-    def _visits(self) -> list[tuple[Slot, RequestTap]]:
-        """List the requests in this forward that address the module."""
-        visits = visits_among(self.driver.slots, self.taps)
-        if any(slot.run.driver.own_calls for slot, _ in visits if slot.run.driver is not None):
+        engine = self.driver
+        if engine.serving is not None and engine.serving.own_calls:
             raise EngineError(
                 "hook=True offers a call to other blocks, which an engine runs apart; call the "
                 "module without it"
             )
-        return visits
+        inside = engine.inside(module)
+        if inside is not None:
+            call = inside.called(call)
+        if not engine.slots and engine.leader is None:
+            return call(module, *args, **kwargs)
+        if self.forward != engine.forward:
+            self.forward, self.begun, self.done = engine.forward, 0, 0
+            self.is_first_done = False
+        outer, self.running = self.running, self.begun
+        self.begun += 1
+        try:
+            args, kwargs, output = self._called(call, module, args, kwargs)
+        finally:
+            self.is_first_done = self.is_first_done or self.running == 0
+            self.done += 1
+            self.running = outer
+        self._show(args, kwargs, output)
+        return output
 
-    def _offer_inputs(
-        self, visits: list[tuple[Slot, RequestTap]], call_number: int, given: Any, fresh: set[int]
-    ) -> Any:
-        for slot, tap in visits:
-            if slot.is_offered:
-                slot.run.begin_visit(tap)
-            given = self._served(slot, tap, (INPUTS, call_number), given, fresh)
-        return given
+    def _called(
+        self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Call the module, offering what it is given and what it returns; return these."""
+        fresh: set[int] = set()
+        leader = self.driver.leader
+        if leader is None:
+            args, kwargs = self._offered(INPUTS, (args, kwargs), fresh)
+            output = call(module, *args, **kwargs)
+            return args, kwargs, self._offered(OUTPUT, output, fresh)
+        number = leader.number(module)
+        with leader.stopped(number, INPUTS):
+            args, kwargs = self._offered(INPUTS, (args, kwargs), fresh)
+        output = call(module, *args, **kwargs)
+        with leader.stopped(number, OUTPUT):
+            return args, kwargs, self._offered(OUTPUT, output, fresh)
 
-    def _served(
-        self, slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]
-    ) -> Any:
-        """Keep or offer a request's part of a value; return the value to go on with."""
-        run = slot.run
-        if slot.again.count:
-            value = run.edit_again(tap, visit, value, slot, fresh)
-        if slot.is_piece and slot.span.count and not run.reach.may_write:
-            run.keep_piece(tap, visit[0], value, slot.span)
-        elif slot.is_offered:
-            value = run.offer(tap, visit, value, slot, fresh)
+    def _offered(self, phase: str, value: Any, fresh: set[int]) -> Any:
+        """Keep, change again or offer each request's part; return the value to go on with."""
+        taps, call = self.taps, self.running or 0
+        waiting: list[tuple[Slot, ModuleTap]] = []
+        for slot in self.driver.slots:
+            tap = taps.get(slot.key)
+            if tap is None or slot.run.is_over:
+                continue
+            if slot.is_special:
+                value = _again(slot, tap, (phase, call), value, fresh)
+            # a later call of the same step is none that a request can mean
+            if not slot.is_offered or call > 0 or not (tap.waiting or tap.skips):
+                continue
+            if tap.wants(phase) or (phase == OUTPUT and tap.skips):
+                waiting.append((slot, tap))
+        if not waiting:
+            return value
+        copies = None
+        if phase == OUTPUT and self.driver.leader is None:
+            copies = copies_of(self.module, value, [slot.span for slot, _ in waiting])
+        if copies is None:
+            for slot, one in waiting:
+                value = slot.run.offer(one, (phase, call), value, slot, fresh)
+            return value
+        served = []
+        for (slot, one), copy in zip(waiting, copies, strict=True):
+            portion = Portion(self.module, value, slot.span, fresh, phase, copy=copy)
+            slot.run.serve(one, phase, portion)
+            served.append((slot, one, portion))
+        for slot, one, portion in served:
+            value = slot.run.taken(one, (phase, call), value, slot, portion)
         return value
+
+    def _show(self, args: Any, kwargs: Any, output: Any) -> None:
+        """Show a visit to the caches."""
+        engine = self.driver
+        leader = engine.leader
+        with nullcontext() if leader is None else leader.stopped(leader.number(self.module), WATCH):
+            for slot in engine.slots:
+                driver = slot.run.driver
+                if driver is None or not driver.watchers or not slot.is_offered:
+                    continue
+                tap = self.taps.get(slot.key)
+                if tap is not None and not slot.run.is_over:
+                    slot.run.end_visit(tap, args, kwargs, output, slot.span)
+
+
+def _again(slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]) -> Any:
+    """Do what a request needs for what was, or is yet to be, offered in another forward."""
+    if slot.again.count:
+        value = slot.run.edit_again(tap, visit, value, slot, fresh)
+    if slot.is_piece and slot.span.count and not slot.run.reach.may_write:
+        slot.run.keep_piece(tap, visit[0], value, slot.span)
+    return value
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

@@ -36,7 +36,7 @@ _FIRST = "first"
 _WHOLE = "whole"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Span:
     """The tokens `start` to `start + count` of a flat batch of `total`."""
 
@@ -59,8 +59,9 @@ class Edit:
         where: the leaf of the value.
         residual: the leaf that is 0 in those rows from then on, None for none.
         rows: which of the request's tokens, on the CPU.
-        values: what those rows were given.
+        values: what those rows were given; never written to.
         is_in_place: whether the engine's own tensor was edited.
+        first: the position in the request from which rows count.
     """
 
     where: Any
@@ -68,6 +69,7 @@ class Edit:
     rows: torch.Tensor
     values: torch.Tensor
     is_in_place: bool
+    first: int = 0
 
 
 class Portion:
@@ -84,6 +86,7 @@ class Portion:
         phase: whether it is an input.
         ranks: the other ranks that hold a part of it.
         weights: of an operation, where the model's weights lie in memory.
+        copy: the program's copy of an output, where `copies_of` has made it.
 
     Attributes:
         is_edited: whether the engine's value was changed.
@@ -93,6 +96,7 @@ class Portion:
     """
 
     __slots__ = (
+        "_copy",
         "_fresh",
         "_is_inputs",
         "_module",
@@ -116,7 +120,9 @@ class Portion:
         phase: str,
         ranks: RankedVisit | None = None,
         weights: frozenset[int] | None = None,
+        copy: torch.Tensor | None = None,
     ) -> None:
+        self._copy = copy
         self._weights = weights
         self._ranks = ranks
         self._module = module
@@ -185,8 +191,15 @@ class Portion:
                 one.new = leaf
         self._seen = (port, new, handed)
 
-    def finished(self) -> Any:
-        """Return the engine's value, with the edits of this request."""
+    def finished(self, value: Any = None) -> Any:
+        """Return the engine's value, with the edits of this request.
+
+        Args:
+            value: the engine's value with the edits of other requests, where they were offered
+                theirs at the same time.
+        """
+        if value is not None:
+            self._value = value
         self._take_edits()
         return self._value
 
@@ -200,6 +213,8 @@ class Portion:
     # to the program
 
     def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
+        if form == _WHOLE and isinstance(value, torch.Tensor):
+            return self._leaf(value, (), handed)
         if form == _SUM:
             return self._summed(value[0], value[1], (0,), (1,), handed)
         if form == _FIRST:
@@ -232,13 +247,12 @@ class Portion:
             return leaf
         if self._ranks is not None:
             part = self._ranks.whole(self._value, where, part)
-        seen = private(part.unsqueeze(0))
+        seen = private(part.unsqueeze(0)) if self._copy is None else self._copy
 
         def write(new: torch.Tensor, edited: bool) -> None:
             part = self._span.part(_leaf_at(self._value, where))
             if part is not None and part.shape == new.shape[1:]:
-                rows = _changed(part, new[0])
-                self.edits.append(Edit(where, None, rows.cpu(), new[0][rows], edited))
+                self.edits.append(Edit(where, None, *_changed(part, new[0]), edited))
             self._write(where, new, edited)
 
         handed.append(_Handed(seen, write))
@@ -255,12 +269,14 @@ class Portion:
             rest = self._ranks.whole(self._value, other, rest)
 
         def write(new: torch.Tensor, edited: bool) -> None:
-            rows = _changed(mine + rest, new[0])
-            self.edits.append(Edit(where, other, rows.cpu(), new[0][rows], False))
+            # another request may have written since, in a copy
+            mine = self._span.part(_leaf_at(self._value, where))
+            rest = self._span.part(_leaf_at(self._value, other))
+            self.edits.append(Edit(where, other, *_changed(mine, new[0], rest), False))
             self._write(where, new, False)
             self._write(other, torch.zeros_like(new), False)
 
-        seen = private((mine + rest).unsqueeze(0))
+        seen = private((mine + rest).unsqueeze(0)) if self._copy is None else self._copy
         handed.append(_Handed(seen, write))
         return seen
 
@@ -325,7 +341,7 @@ class Portion:
             first: the position of this portion's first token.
         """
         for edit in edits:
-            rows = edit.rows - first
+            rows = edit.rows + (edit.first - first)
             here = (rows >= 0) & (rows < self._span.count)
             if not here.any():
                 continue
@@ -356,12 +372,25 @@ _READ_ONLY = (
 )
 
 
-def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of the rows that differ."""
+_ONLY_ROW = torch.zeros(1, dtype=torch.long)
+
+
+def _changed(
+    before: torch.Tensor, after: torch.Tensor, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers of the rows that differ, on the CPU, and copies of them.
+
+    Args:
+        before: rows of the engine's.
+        after: what they are given.
+        residual: what is to be added to the rows before, None for nothing.
+    """
     if before.shape[0] == 1:
         # the one token of a step that goes on: looking would cost more than it saves
-        return torch.zeros(1, dtype=torch.long, device=after.device)
-    return (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
+        return _ONLY_ROW, after.detach().clone()
+    before = before if residual is None else before + residual
+    rows = (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
+    return rows.cpu(), after[rows]
 
 
 def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:
@@ -378,6 +407,36 @@ def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:
         one.seen, one.version = leaf, leaf._version
         whole.append(leaf)
     return pytree.tree_unflatten(whole, structure)
+
+
+def copies_of(module: Any, output: Any, spans: Sequence[Span]) -> list[torch.Tensor] | None:
+    """Copy each request's tokens of an output, as its program is to see them.
+
+    This is what `Portion` does for one request, with less between the copies: 2 in place of 10 µs
+    for each.
+
+    Args:
+        module: whose output it is.
+        output: the engine's value.
+        spans: the tokens of each request.
+
+    Returns:
+        A copy for each span; None for an output of more than one tensor.
+    """
+    form = _output_form(module, output)
+    leaves = output if form == _SUM else (output[0] if form == _FIRST else output,)
+    total = spans[0].total
+    if not all(isinstance(one, torch.Tensor) and one.shape[:1] == (total,) for one in leaves):
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        first, *others = (one.detach().unsqueeze(0) for one in leaves)
+        if not others:
+            return [first.narrow(1, one.start, one.count).clone() for one in spans]
+        (rest,) = others
+        return [
+            first.narrow(1, one.start, one.count) + rest.narrow(1, one.start, one.count)
+            for one in spans
+        ]
 
 
 def private(part: torch.Tensor) -> torch.Tensor:

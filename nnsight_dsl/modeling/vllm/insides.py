@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.run import OperationRequestTap, RequestTap, Slot, visits_among
+from nnsight_dsl.modeling.vllm.drivers import OperationRequestTap, RequestTap
+from nnsight_dsl.modeling.vllm.run import Slot, visits_among
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.operations import (
     forward_of,
@@ -137,7 +138,7 @@ class EngineOperationTap:
             fresh: set[int] = set()
             given: Any = (args, kwargs)
             for slot, tap in visits:
-                slot.run.begin_visit(tap)
+                tap.begin_visit()
                 given = slot.run.offer(tap, (INPUTS, 0), given, slot, fresh)
             args, kwargs = given
             self._open.append((visits, fresh, given))
@@ -152,8 +153,8 @@ class EngineOperationTap:
         else:
             visits, fresh = self._visits(), set()
             args, kwargs = (value,), {}
-            for slot, tap in visits:
-                slot.run.begin_visit(tap)
+            for _, tap in visits:
+                tap.begin_visit()
         for slot, tap in visits:
             value = slot.run.offer(tap, (OUTPUT, 0), value, slot, fresh)
             slot.run.end_visit(tap, args, kwargs, value, slot.span)

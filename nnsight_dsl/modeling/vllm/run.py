@@ -13,13 +13,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_dsl.modeling.vllm.forms import Edit, Portion, Span
+from nnsight_dsl.modeling.vllm.drivers import RequestDriver, RequestTap
+from nnsight_dsl.modeling.vllm.forms import Portion, Span
 from nnsight_dsl.modeling.vllm.limits import OutOfTime
 from nnsight_dsl.modeling.vllm.payload import (
     Outcome,
@@ -28,135 +28,52 @@ from nnsight_dsl.modeling.vllm.payload import (
     load_parts,
     sizes_of,
 )
-from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
 from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
 from nnsight_dsl.mounts import explain_helpers, tensor_save
-from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError, RunAborted, WriteError
-from nnsight_dsl.runtime.locations import Place, name_of, places_at
+from nnsight_dsl.runtime.errors import RunAborted, WriteError
+from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machine import Machine, set_current, unplain
-from nnsight_dsl.runtime.offers import Offer, Writes
 from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
-from nnsight_dsl.runtime.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values import misfit
 from nnsight_dsl.tracer import Input, Tracer
-from nnsight_dsl.transforms.requests import Request
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine import Engine
-    from nnsight_dsl.modeling.vllm.insides import Inside
 
 
-class RequestTap(Tap):
-    """What one request knows of a place; the module itself carries the engine's tap."""
-
-    driver: RequestDriver
-
-    def __init__(self, place: Place, driver: Driver, *, is_stepping: bool) -> None:
-        super().__init__(place, driver, is_stepping=is_stepping)
-        self.ports: set[str] = set()
-        self.pieces: dict[str, list[Any]] = {}
-        self.edits: dict[tuple[str, int], list[Edit]] = {}
-
-    def expect(self, port: str) -> None:
-        """Note that a program may ask for a port."""
-        self.ports.add(port)
-
-    def install(self) -> None:
-        """Let the engine's tap of the module offer values to this request."""
-        if not isinstance(self.place, EnginePlace):
-            self.driver.engine.add_tap(self)
-
-    def remove(self) -> None:
-        """Take this request off the engine's tap."""
-        if not isinstance(self.place, EnginePlace) and self.place._module is not None:
-            self.driver.engine.remove_tap(self)
-
-    def wants(self, phase: str) -> bool:
-        """Tell whether a program waits for the phase of the visit that runs."""
-        return any(
-            machine.step == self.index and _phase(machine.pending) == phase
-            for machine in self.waiting
-        )
-
-
-class OperationRequestTap(RequestTap):
-    """What one request knows of an operation inside a module's forward.
-
-    Attributes:
-        is_around: whether its arguments are wanted, or it is skipped.
-    """
-
-    place: OperationPlace
-    can_refuse = True
-
-    def __init__(self, place: OperationPlace, driver: RequestDriver) -> None:
-        super().__init__(place, driver, is_stepping=False)
-        self.is_around = not driver.is_tapping_ahead
-
-    def install(self) -> None:
-        """Have the forward around it tapped when it is next called."""
-        parent = self.place._parent
-        if parent is None:
-            raise AssertionError("an operation stands in something")
-        self.driver.tap_for(parent)
-        self.driver.engine.add_operation(self)
-
-    def remove(self) -> None:
-        """Take this request off the operation."""
-        self.driver.engine.remove_operation(self)
-
-    def expect(self, port: str) -> None:
-        """Get ready for requests of a port."""
-        self.is_around = self.is_around or port != OUTPUT
-
-    def uncovered(self, machine: Machine) -> Exception | None:
-        """Return the error for a machine that asks while the forward runs without this tap."""
-        parent = self.place._parent
-        if parent is None:
-            raise AssertionError("an operation stands in something")
-        above = self.driver.tap_for(parent)
-        inside: Inside | None = self.driver.engine.inside(self.place._owner)
-        is_running = above.index == machine.step and not self.driver.is_offering_inputs(above)
-        if not is_running or inside is None or inside.covers(self):
-            return None
-        return OutOfOrderError(
-            f"{self.place._path} was asked for while the forward that it is in was already "
-            "running, and was not expected there; spell the operation out in the block's text "
-            "from a name that stands before the block, or ask before the forward is called"
-        )
-
-
-@dataclass(slots=True)
 class Slot:
     """One request in the forward that runs.
 
     Attributes:
         run: its programs.
+        key: by which taps know it.
         first: the position of its first token in this forward.
         again: those of its tokens that were offered before, and are computed again.
         span: those that are new.
         is_piece: whether the prompt goes on in a later forward.
+        is_offered: whether programs are offered something of it.
+        is_special: whether more is to be done than to offer it.
     """
 
-    run: Run
-    first: int
-    again: Span
-    span: Span
-    is_piece: bool
+    __slots__ = ("again", "first", "is_offered", "is_piece", "is_special", "key", "run", "span")
+
+    def __init__(self, run: Run, first: int, again: Span, span: Span, is_piece: bool) -> None:
+        self.run = run
+        self.key = id(run.driver)
+        self.first = first
+        self.again = again
+        self.span = span
+        self.is_piece = is_piece
+        self.is_offered = span.count > 0 and not is_piece
+        self.is_special = is_piece or again.count > 0
 
     @property
     def first_new(self) -> int:
         """The position of the first token that is new."""
         return self.first + self.again.count
-
-    @property
-    def is_offered(self) -> bool:
-        """Whether programs are offered something of it."""
-        return self.span.count > 0 and not self.is_piece
 
 
 def visits_among(
@@ -166,73 +83,8 @@ def visits_among(
     return [
         (slot, tap)
         for slot in slots
-        if not slot.run.is_over and (tap := taps.get(id(slot.run.driver))) is not None
+        if not slot.run.is_over and (tap := taps.get(slot.key)) is not None
     ]
-
-
-class RequestDriver(Driver):
-    """The driver of one request's programs."""
-
-    def __init__(self, root: EngineRoot, engine: Engine) -> None:
-        super().__init__(root, root)
-        # steps are told by the engine, not by a tap on the root
-        self.stepping = None
-        self.writes = PortionWrites()
-        # programs see a portion's value, not the portion
-        self.is_direct = False
-        self.engine = engine
-        self.missed = ""
-
-    def _new_tap(self, place: Place) -> Tap:
-        if isinstance(place, OperationPlace):
-            reason = operation(place, self.engine.is_compiled, self.engine.leader is not None)
-            if reason is not None:
-                raise EngineError(reason)
-            return OperationRequestTap(place, self)
-        is_module = place._module is not None and not isinstance(place, EnginePlace)
-        if is_module and self.engine.is_compiled:
-            raise EngineError(compiled(name_of(place, "output")))
-        return RequestTap(place, self, is_stepping=False)
-
-    def _tap_all(self) -> None:
-        if not self.engine.is_compiled:
-            super()._tap_all()
-
-    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
-        """See to it that a cache is shown what it was asked for.
-
-        Raises:
-            EngineError: the engine has compiled the model, whose modules are not called.
-        """
-        if self.engine.is_compiled:
-            raise EngineError(compiled("what a cache keeps"))
-        super().watch_for(places, machine)
-
-    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Return what the request's programs see of the current offer.
-
-        Raises:
-            EngineError: part of it went by before it could be offered.
-        """
-        if self.missed and not isinstance(offer.tap.place, EnginePlace):
-            raise EngineError(self.missed)
-        return offer.value.seen(port)
-
-
-class PortionWrites(Writes):
-    """What is written goes into the portion that is offered, if it fits there."""
-
-    def put(
-        self,
-        machine: Machine,
-        offer: Offer,
-        location: tuple[Place, str],
-        seen: Any,
-        new: Any,
-        factor: int,
-    ) -> None:
-        """Replace what the request's programs see of a port."""
-        offer.value.put(location[1], new)
 
 
 class Run:
@@ -313,10 +165,11 @@ class Run:
         if self.is_over or driver is None:
             return None
         outer = set_current(None)
+        self.engine.serving = driver
         try:
             with self.engine.limit:
                 result = call(driver)
-            if driver.may_stop():
+            if driver.is_stopped and driver.may_stop():
                 self._close()
             return result
         except RunAborted:
@@ -325,6 +178,7 @@ class Run:
             clean(error)
             self.fail(error)
         finally:
+            self.engine.serving = None
             set_current(outer)
         return None
 
@@ -338,11 +192,8 @@ class Run:
         """
         if self.driver is not None:
             self.driver.missed = missed
-        self._guarded(lambda driver: driver.begin_step())
-
-    def begin_visit(self, tap: RequestTap) -> None:
-        """A module is called; no program is advanced by that alone."""
-        tap.index = tap.begin()
+            self.driver.forward = self.engine.forward
+        self._guarded(Driver.begin_step)
 
     def edit_again(
         self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
@@ -380,38 +231,38 @@ class Run:
             return value
         leader = self.engine.leader
         ranks = None if leader is None else leader.visit(tap.place, phase, slot.span)
-        is_operation = isinstance(tap.place, OperationPlace)
-        weights = self.engine.weights if is_operation else None
+        weights = self.engine.weights if isinstance(tap.place, OperationPlace) else None
         portion = Portion(tap.place._module, value, slot.span, fresh, phase, ranks, weights)
+        self.serve(tap, phase, portion)
+        value = self.taken(tap, visit, value, slot, portion)
+        if portion.is_edited and (ranks is not None or weights is not None):
+            self.cannot_repeat = True
+        if portion.is_edited and ranks is not None:
+            ranks.keep()
+        return value
+
+    def serve(self, tap: RequestTap, phase: str, portion: Portion) -> None:
+        """Let the programs see a portion that they wait for."""
         portion.is_read_only = not self.reach.may_write
         portion.earlier = tap.pieces
+        if phase == OUTPUT and tap.skips:
+            self._guarded(lambda _: _put_skips(tap, portion))
+        self._guarded(lambda driver: driver.offer(tap, phase, portion))
 
-        def serve(driver: RequestDriver) -> None:
-            for skip in tap.skips if phase == OUTPUT else ():
-                try:
-                    portion.put("output", skip.value)
-                except Exception as error:
-                    error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
-                    raise
-            tap.skips = [] if phase == OUTPUT else tap.skips
-            driver.offer(tap, phase, portion)
-
-        before = value
-        self._guarded(serve)
+    def taken(
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, portion: Portion
+    ) -> Any:
+        """Take in what the programs have done to their portion of a value; return that value."""
         if self.failure is not None or (self.driver is not None and self.driver.failure):
             # what a program that failed had written by then is not let in
-            return before
+            return value
         try:
-            after = portion.finished()
-            if ranks is not None and portion.is_edited:
-                ranks.keep()
-            if portion.is_edited and (is_operation or ranks is not None):
-                self.cannot_repeat = True
+            after = portion.finished(value)
         except Exception as error:
             self.fail(error)
-            return before
+            return value
         for edit in portion.edits:
-            edit.rows += slot.first_new
+            edit.first = slot.first_new
             tap.edits.setdefault(visit, []).append(edit)
         return after
 
@@ -421,11 +272,8 @@ class Run:
         self._guarded(lambda driver: driver.fail_waiting(tap, error))
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
-        """A module has returned."""
-        tap.done += 1
-        if tap.index is not None:
-            tap.done_step = tap.index
-        tap.index = None
+        """A visit is over: show it to the caches."""
+        tap.end_visit()
         if self.driver is not None and self.driver.watchers:
 
             def watch(driver: RequestDriver) -> None:
@@ -442,6 +290,14 @@ class Run:
             return (), {}
         ranks = None if leader is None else leader.visit(tap.place, phase, span)
         return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
+
+    def addresses(self, name: str) -> bool:
+        """Tell whether a program may ask for the request's logits, or its samples."""
+        driver = self.driver
+        if self.is_over or driver is None:
+            return False
+        root: Any = driver.root
+        return id(root._places[name]._module) in driver._taps
 
     def offer_place(self, name: str, value: torch.Tensor, is_again: bool = False) -> torch.Tensor:
         """Offer the request's logits or its sampled token, `[1, ...]`; return what holds.
@@ -462,7 +318,7 @@ class Run:
         if is_again:
             return self._sampled.get(name, value)
         self._sampled.pop(name, None)
-        self.begin_visit(tap)
+        tap.begin_visit()
         span = Span(0, 1, 1)
         portion = _Row(value)
         if not self.is_over and tap.wants(OUTPUT):
@@ -511,6 +367,17 @@ class Run:
             self._patches.close()
 
 
+def _put_skips(tap: RequestTap, portion: Portion) -> None:
+    """Let what skips have given take the place of an output."""
+    for skip in tap.skips:
+        try:
+            portion.put("output", skip.value)
+        except Exception as error:
+            error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
+            raise
+    tap.skips = []
+
+
 class _Row:
     """A row of the sampler's as an offer; it has one form only."""
 
@@ -534,33 +401,6 @@ class _Row:
         if difference is not None:
             raise WriteError(f"the value written is {difference}; make it fit")
         self.row = new
-
-
-def compiled(location: str) -> str:
-    """Say why a location inside a compiled engine is refused."""
-    return (
-        f"{location} lies inside a model that the engine has compiled, where no value is offered; "
-        "make the engine with VLLM(..., enforce_eager=True)"
-    )
-
-
-def operation(place: OperationPlace, is_compiled: bool, is_sharded: bool) -> str | None:
-    """Say why an operation inside a forward is refused, None if it is served."""
-    if is_compiled:
-        return compiled(place._path)
-    if len(place._chain) > 1:
-        return (
-            f"{place._path} is an operation of a function that another operation calls, which is "
-            "not offered in an engine; ask for that operation, or for one of a module's own forward"
-        )
-    if is_sharded:
-        return (
-            f"{place._path} is an operation inside a forward, of which each worker of an engine "
-            "with tensor_parallel_size > 1 does a part, and how they go together is not known; "
-            "read the output or the input of a module, or make the engine with "
-            "tensor_parallel_size=1"
-        )
-    return None
 
 
 def _machine_of(part: Part, tracer: Tracer) -> Machine:
@@ -595,7 +435,3 @@ def _expect(driver: Driver, machine: Machine) -> None:
             driver.expect((place, state.port) for place in found)
     if not is_known:
         driver.expect_anything()
-
-
-def _phase(request: Request | None) -> str | None:
-    return None if request is None else phase_of(request)
