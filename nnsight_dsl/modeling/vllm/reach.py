@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from nnsight_dsl.modeling.vllm.places import NAMES, EnginePlace
@@ -48,6 +49,8 @@ class Reach:
 NOTHING = Reach(False, False)
 ANYTHING = Reach(True, True)
 
+_CONTAINERS = (list, dict, set)
+
 
 def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str, Any]) -> Reach:
     """Tell what a program can do, at most.
@@ -60,9 +63,15 @@ def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str,
     program = machine.program
     if not machine.is_plain or program.looks_outside:
         return ANYTHING
-    tree, shift = _parsed(program)
-    later = _later_lines(tree, shift)
-    found = Reach(False, _edits_in_place(tree, program, user_globals, names))
+    text = _text_of(program)
+    containers = frozenset(
+        name
+        for name in text.around
+        if type(program.initial(name, user_globals, names, fall_back=True)) in _CONTAINERS
+    )
+    if containers not in text.edits:
+        text.edits[containers] = _edits_in_place(text.tree, text.containers(containers))
+    found = Reach(False, text.edits[containers])
     for state in program.states:
         places = _places_of(state, machine)
         if places is None:
@@ -71,7 +80,7 @@ def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str,
             # neither kept of the pieces of a prompt, nor repeated
             return ANYTHING
         if any(one._module is not None and not isinstance(one, EnginePlace) for one in places):
-            meets = not any(state.line in lines for lines in later)
+            meets = not any(state.line in lines for lines in text.later)
             found |= Reach(meets, state.kind == WRITE)
     return found
 
@@ -79,6 +88,57 @@ def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str,
 def _places_of(state: State, machine: Machine) -> list[Place] | None:
     start = machine.seen_name(state.root) if state.root is not None else None
     return places_at(start, state.path) if isinstance(start, Place) else None
+
+
+@dataclass(slots=True)
+class _Text:
+    """What a program's text tells, whatever its names stand for.
+
+    Attributes:
+        tree: the text, parsed.
+        later: lines in which no step but later ones than the first is asked for.
+        made: names that the block gives containers of its own.
+        around: names that it takes from around it.
+        other: names that it gives something else.
+        edits: whether something may be edited in place, by the names around that are containers.
+    """
+
+    tree: ast.Module
+    later: list[range]
+    made: frozenset[str]
+    around: frozenset[str]
+    other: frozenset[str]
+    edits: dict[frozenset[str], bool] = field(default_factory=dict)
+
+    def containers(self, around: frozenset[str]) -> frozenset[str]:
+        """Collect the names that stand for nothing but lists, dicts and sets."""
+        return (self.made | around) - self.other - (self.around - around)
+
+
+@lru_cache(maxsize=256)
+def _text_of(program: Program) -> _Text:
+    tree, shift = _parsed(program)
+    made: set[str] = set()
+    other: set[str] = set()
+    around: set[str] = set()
+    assigned: set[ast.Name] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _makes_container(node.value):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    assigned.add(target)
+                    made.add(target.id)
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            # in place, so it stays what it was
+            assigned.add(node.target)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            if not isinstance(node.ctx, ast.Load) and node not in assigned:
+                other.add(node.id)
+            elif node.id not in program.bound:
+                around.add(node.id)
+    later = _later_lines(tree, shift)
+    return _Text(tree, later, frozenset(made), frozenset(around), frozenset(other))
 
 
 def _parsed(program: Program) -> tuple[ast.Module, int]:
@@ -118,17 +178,14 @@ def _is_later(head: ast.expr) -> bool:
     return isinstance(first, ast.Constant) and type(first.value) is int and first.value >= 1
 
 
-def _edits_in_place(
-    tree: ast.AST, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
-) -> bool:
+def _edits_in_place(tree: ast.AST, containers: frozenset[str]) -> bool:
     """Tell whether something could be edited in place that may be a model's value."""
-    containers = _containers(tree, program, user_globals, names)
     for node in ast.walk(tree):
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
             if node.target.id not in containers:
                 return True
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
-            if not _is_harmless(node.target, set()):
+            if not _is_harmless(node.target, frozenset()):
                 # the item is edited in place, and may be a model's value
                 return True
         elif isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -143,7 +200,7 @@ def _edits_in_place(
     return False
 
 
-def _is_harmless(target: ast.expr, containers: set[str]) -> bool:
+def _is_harmless(target: ast.expr, containers: frozenset[str]) -> bool:
     """Tell whether an assignment is one of a state's, or of a container of the block's own."""
     depth = 0
     while isinstance(target, ast.Subscript):
@@ -152,32 +209,6 @@ def _is_harmless(target: ast.expr, containers: set[str]) -> bool:
         # a port is a state, which is looked at as such; the engine's own values are no module's
         return target.attr in PORTS or (target.attr in NAMES and isinstance(target.value, ast.Name))
     return depth == 1 and isinstance(target, ast.Name) and target.id in containers
-
-
-def _containers(
-    tree: ast.AST, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
-) -> set[str]:
-    """Collect the names that stand for nothing but lists, dicts and sets."""
-    good: set[str] = set()
-    bad: set[str] = set()
-    assigned: set[ast.Name] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and _makes_container(node.value):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    assigned.add(target)
-                    good.add(target.id)
-        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            # in place, so it stays what it was
-            assigned.add(node.target)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            if not isinstance(node.ctx, ast.Load) and node not in assigned:
-                bad.add(node.id)
-            elif node.id not in program.bound:
-                value = program.initial(node.id, user_globals, names, fall_back=True)
-                (good if type(value) in (list, dict, set) else bad).add(node.id)
-    return good - bad
 
 
 def _makes_container(value: ast.expr) -> bool:
