@@ -23,6 +23,7 @@ from nnsight_dsl.runtime.taps import Tap
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine import Engine, EngineTap
     from nnsight_dsl.modeling.vllm.insides import Inside
+    from nnsight_dsl.modeling.vllm.run import Slot
 
 
 class RequestTap(Tap):
@@ -182,6 +183,7 @@ class RequestDriver(Driver):
     Attributes:
         engine: the engine.
         forward: number of the forward of the step that runs, 0 before the first.
+        slot: where its request is in the forward that runs, None where it is not.
         missed: why modules cannot be offered in that; empty where they can.
     """
 
@@ -195,6 +197,7 @@ class RequestDriver(Driver):
         self.engine = engine
         self.missed = ""
         self.forward = 0
+        self.slot: Slot | None = None
 
     def _new_tap(self, place: Place) -> Tap:
         if isinstance(place, OperationPlace):

@@ -62,6 +62,7 @@ class Engine:
         thread: where the model runs.
         is_compiled: whether the model's modules are not called one by one.
         slots: the requests whose values the forward that runs is to offer.
+        special: those of them of which more is to be done than that.
         forward: how many forwards have begun.
         serving: the driver whose programs are being advanced.
         limit: how long a program may go on without asking for a value.
@@ -74,6 +75,7 @@ class Engine:
         self.runner = runner
         self.thread = get_ident()
         self.slots: list[Slot] = []
+        self.special: list[Slot] = []
         self.forward = 0
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
@@ -225,6 +227,7 @@ class Engine:
         self.thread = get_ident()
         self.forward += 1
         self.slots = self._spans(_tokens_in(args, kwargs))
+        self.special = [slot for slot in self.slots if slot.is_special]
         if self.leader is not None:
             self.leader.begin_forward()
         try:
@@ -233,7 +236,9 @@ class Engine:
             for slot in self.slots:
                 if slot.is_offered and slot.run.pieces:
                     slot.run.forget_pieces()
-            self.slots = []
+                if slot.run.driver is not None:
+                    slot.run.driver.slot = None
+            self.slots = self.special = []
 
     def _spans(self, total: int) -> list[Slot]:
         """Find each program's tokens in the flat batch, and let its step begin."""
@@ -274,6 +279,8 @@ class Engine:
                     run.begin_step(missed)
                 self._sampling.append((row, slot))
             slots.append(slot)
+            if run.driver is not None:
+                run.driver.slot = slot
         return slots
 
     def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
@@ -378,19 +385,23 @@ class EngineTap:
 
     def _offered(self, phase: str, value: Any, fresh: set[int]) -> Any:
         """Keep, change again or offer each request's part; return the value to go on with."""
-        taps, call = self.taps, self.running or 0
-        waiting: list[tuple[Slot, ModuleTap]] = []
-        for slot in self.driver.slots:
-            tap = taps.get(slot.key)
-            if tap is None or slot.run.is_over:
-                continue
-            if slot.is_special:
+        call = self.running or 0
+        for slot in self.driver.special:
+            tap = self.taps.get(slot.key)
+            if tap is not None and not slot.run.is_over:
                 value = _again(slot, tap, (phase, call), value, fresh)
-            # a later call of the same step is none that a request can mean
-            if not slot.is_offered or call > 0 or not (tap.waiting or tap.skips):
+        if call > 0:
+            # a later call in the same step is none that a request can mean
+            return value
+        waiting: list[tuple[Slot, ModuleTap]] = []
+        for one in self.taps.values():
+            if not one.waiting and not one.skips:
                 continue
-            if tap.wants(phase) or (phase == OUTPUT and tap.skips):
-                waiting.append((slot, tap))
+            place = one.driver.slot
+            if place is None or not place.is_offered or place.run.is_over:
+                continue
+            if one.wants(phase) or (phase == OUTPUT and one.skips):
+                waiting.append((place, one))
         if not waiting:
             return value
         copies = None

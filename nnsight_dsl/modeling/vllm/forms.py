@@ -250,9 +250,6 @@ class Portion:
         seen = private(part.unsqueeze(0)) if self._copy is None else self._copy
 
         def write(new: torch.Tensor, edited: bool) -> None:
-            part = self._span.part(_leaf_at(self._value, where))
-            if part is not None and part.shape == new.shape[1:]:
-                self.edits.append(Edit(where, None, *_changed(part, new[0]), edited))
             self._write(where, new, edited)
 
         handed.append(_Handed(seen, write))
@@ -269,12 +266,11 @@ class Portion:
             rest = self._ranks.whole(self._value, other, rest)
 
         def write(new: torch.Tensor, edited: bool) -> None:
-            # another request may have written since, in a copy
-            mine = self._span.part(_leaf_at(self._value, where))
-            rest = self._span.part(_leaf_at(self._value, other))
-            self.edits.append(Edit(where, other, *_changed(mine, new[0], rest), False))
-            self._write(where, new, False)
-            self._write(other, torch.zeros_like(new), False)
+            self._write(where, new, False, other)
+            if self._ranks is None:
+                self._own_part(other, False).zero_()
+            else:
+                self._write(other, torch.zeros_like(new), False)
 
         seen = private((mine + rest).unsqueeze(0)) if self._copy is None else self._copy
         handed.append(_Handed(seen, write))
@@ -304,34 +300,53 @@ class Portion:
             elif one.seen._version != one.version:
                 one.write(one.seen, True)
 
-    def _write(self, where: Any, new: torch.Tensor, edited: bool) -> None:
-        """Put rows into a leaf of the value.
+    def _write(
+        self, where: Any, new: torch.Tensor, edited: bool, residual: Any | None = None
+    ) -> None:
+        """Put rows into a leaf of the value, and note which were changed.
 
         An edit in place shows wherever the engine goes on with the same tensor, as in
         transformers; a replacement is seen by the caller alone. Numbers of tokens and positions
         stand in buffers of the engine, which are never written to.
+
+        Args:
+            where: the leaf.
+            new: its rows, as a batch of one.
+            edited: whether they were edited in place.
+            residual: the leaf that is to become 0, if there is one.
         """
         self.is_edited = True
         part = self.part_at(where)
         shape = tuple(part.shape) if self._ranks is None else self._ranks.shape(where, part)
-        if tuple(new.shape[1:]) != shape:
+        rows = new[0]
+        if rows.shape != shape:
             raise WriteError(
                 f"a value of shape {(1, *shape)} was given the shape {tuple(new.shape)} in place; "
                 "keep its shape"
             )
-        new = new[0] if self._ranks is None else self._ranks.written(where, new[0], edited)
-        self._own_part(where, edited).copy_(new)
+        if self._ranks is None:
+            rest = None if residual is None else self.part_at(residual)
+            self.edits.append(Edit(where, residual, *_changed(part, rows, rest), edited))
+        else:
+            rows = self._ranks.written(where, rows, edited)
+        self._own_part(where, edited, part).copy_(rows)
 
-    def _own_part(self, where: Any, is_in_place: bool) -> torch.Tensor:
+    def _own_part(
+        self, where: Any, is_in_place: bool, part: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the request's rows of a leaf, in a copy of it where they are not to be edited.
+
+        Args:
+            where: the leaf.
+            is_in_place: whether the engine's own tensor is to be edited, if it has real numbers.
+            part: the request's rows of it as it is, if they are at hand.
+        """
         whole = _leaf_at(self._value, where)
         if not (is_in_place and whole.is_floating_point()) and id(whole) not in self._fresh:
-            whole = whole.clone()
+            whole, part = whole.clone(), None
             self._fresh.add(id(whole))
             self._value = _with_leaf(self._value, where, whole)
-        part = self._span.part(whole)
-        if part is None:
-            raise AssertionError("a value has lost its axis of tokens")
-        return part
+        return self.part_at(where) if part is None else part
 
     def edit_again(self, edits: Sequence[Edit], first: int) -> Any:
         """Make edits again; return the engine's value.

@@ -50,6 +50,7 @@ class Limit:
         self.seconds = seconds
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._is_asleep = True
         self._until: float | None = None
         self._thread = 0
         self._depth = 0
@@ -67,9 +68,9 @@ class Limit:
             self._thread = threading.get_ident()
             self._until = time.monotonic() + self.seconds
             self._entries += 1
-            is_asleep = not self._wake.is_set()
-        if is_asleep:
-            self._wake.set()
+            if self._is_asleep:
+                self._is_asleep = False
+                self._wake.set()
 
     def __exit__(self, *error: object) -> None:
         self._depth -= 1
@@ -104,6 +105,7 @@ class Limit:
                         _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
                 elif seen == self._entries:
                     # nothing has been entered since the last look
+                    self._is_asleep = True
                     self._wake.clear()
                     continue
                 seen = self._entries
