@@ -44,7 +44,7 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed $(PEERS)/.installed
+bench: $(VENV)/.installed-vllm $(PEERS)/.installed
 	$(BIN)/python -m benchmarks --write
 
 bench-quick: $(VENV)/.installed $(PEERS)/.installed

@@ -213,3 +213,9 @@ def test_what_an_engine_cannot_do_is_refused(gpt2):
             barrier = tracer.barrier(2)
     with pytest.raises(EngineError, match="scan"):
         gpt2.scan(PROMPTS[0])
+    with pytest.raises(EngineError, match="plan"):
+        gpt2.plan(PROMPTS[0])
+    with pytest.raises(EngineError, match="'plan' is an option of a run in this process"):
+        gpt2.trace(PROMPTS[0], plan=True)
+    with pytest.raises(EngineError, match=r"stop=\['auto'\]"):
+        gpt2.trace(PROMPTS[0], stop="auto")

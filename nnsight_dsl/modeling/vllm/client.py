@@ -77,12 +77,18 @@ class EngineTracer(Tracer):
     _model: VLLM
 
     def __init__(self, model: VLLM, function: str, given: Input, options: dict[str, Any]) -> None:
+        is_planned = options.pop("plan", False)
         super().__init__(model, function, given, options)
-        if self._is_validated or self._log is not None:
-            word = "log" if self._log is not None else "scan"
+        if self._is_validated or self._log is not None or is_planned:
+            word = "log" if self._log is not None else "plan" if is_planned else "scan"
             raise EngineError(
                 f"{word!r} is an option of a run in this process, and this one is the engine's; "
                 "leave it out"
+            )
+        if options.get("stop") == "auto":
+            raise EngineError(
+                "stop='auto' ends a forward early, which an engine computes for all of its "
+                "requests; leave it out, or write stop=['auto'] to stop at that text"
             )
         self._sent: list[Sent] = []
 

@@ -153,6 +153,17 @@ class VLLM(EngineRoot):
             "the same block on LanguageModel(repository)"
         )
 
+    def plan(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a plan is made of a forward on fake tensors.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "model.plan() runs a forward on fake tensors, which a model of vLLM cannot; plan the "
+            "same block on LanguageModel(repository)"
+        )
+
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Serve a prompt without a block; return its `RequestOutput`."""
         return self.trace(*args, trace=False, **kwargs)
