@@ -74,6 +74,7 @@ class Outcome:
 
     Attributes:
         names: the names that leave the block.
+        saved: those of them that may leave what is around it, too.
         returned: what the block returned, if it is an intervention.
         changed: containers around the block that it has added to, by name.
         failure: what it raised.
@@ -82,6 +83,7 @@ class Outcome:
     """
 
     names: dict[str, Any] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list)
     returned: Any = None
     changed: dict[str, Any] = field(default_factory=dict)
     failure: BaseException | None = None
@@ -311,8 +313,8 @@ def _program_of(recipe: str, number: int) -> Program:
     except SyntaxError as error:
         raise InterventionError(
             f"line {error.lineno} of {error.filename} cannot be lowered by the engine, which runs "
-            f"Python {_dotted(_PYTHON)} ({error.msg}); write it otherwise, or use the same versions "
-            "at both ends"
+            f"Python {_dotted(_PYTHON)} ({error.msg}); write it otherwise, or use the same "
+            "versions at both ends"
         ) from None
 
 
