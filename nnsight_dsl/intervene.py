@@ -34,6 +34,7 @@ from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
@@ -241,13 +242,13 @@ class Intervention(Generic[_Params, _Result]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self._function
-        found = inspect.getclosurevars(function)
+        names, around = global_names(function.__code__), self.user_globals
         return _rebuilt, (
             self.program.recipe,
             function.__code__.co_firstlineno,
             (function.__defaults__, function.__kwdefaults__),
-            _without_modules(found.globals),
-            _without_modules(found.nonlocals),
+            _without_modules({name: around[name] for name in names if name in around}),
+            _without_modules(inspect.getclosurevars(function).nonlocals),
             self._bound,
         )
 

@@ -12,14 +12,13 @@ functions bind a payload to one version of Python, and only a payload that has s
 
 from __future__ import annotations
 
-import dis
 import io
 import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -33,6 +32,7 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.source import Source, SourceOperation
 from nnsight_dsl.tracer import Tracer
+from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.recipes import lower_again
 
@@ -323,7 +323,7 @@ def _globals_of(part: Part) -> dict[str, Any]:
     program = part.program
     wanted = {*program.params, *_roots(program)} - part.names.keys()
     for one in program.all_programs():
-        wanted |= _global_names(one.code)
+        wanted |= global_names(one.code)
     found = {name: part.user_globals[name] for name in wanted if name in part.user_globals}
     return {**found, "__name__": part.user_globals.get("__name__", "<nnsight_dsl>")}
 
@@ -341,19 +341,6 @@ def _roots(program: Program) -> set[str]:
     if program.plain is not None:
         found |= program.plain.roots
     return found
-
-
-@lru_cache(maxsize=1024)
-def _global_names(code: CodeType) -> frozenset[str]:
-    found = {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _global_names(constant)
-    return frozenset(found)
 
 
 def sizes_of(names: Mapping[str, Any]) -> dict[str, int]:
