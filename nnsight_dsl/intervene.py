@@ -18,13 +18,14 @@ runs, and one named `tracer` its tracer. Arguments are checked against the annot
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import builtins
 import functools
+import importlib
 import inspect
 import linecache
-import textwrap
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints
@@ -33,9 +34,11 @@ from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
+from nnsight_dsl.transforms.recipes import lower_again, parse_recipe
 
 if TYPE_CHECKING:
     from nnsight_dsl.plan import Plan
@@ -48,16 +51,20 @@ class Intervention(Generic[_Params, _Result]):
     """A function whose body is lowered to a program. Made by `@intervene`."""
 
     def __init__(
-        self, function: Callable[_Params, _Result], bound: Mapping[str, Any] | None = None
+        self,
+        function: Callable[_Params, _Result],
+        bound: Mapping[str, Any] | None = None,
+        program: Program | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._bound = dict(bound or {})
         self._signature = inspect.signature(function)
-        self._lowered: Program | None = None
+        self._lowered = program
         self._unbound: Intervention[_Params, _Result] = self
         self._has_source = True
-        self._refuse()
+        if program is None:
+            self._refuse()
 
     def __call__(self, *args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
         """Run the function's statements as part of the block that calls it.
@@ -234,9 +241,16 @@ class Intervention(Generic[_Params, _Result]):
         refuse_unsupported(node.body, file, lines, may_return=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        lines, _ = inspect.getsourcelines(self._function)
-        source = textwrap.dedent("".join(lines))
-        return _rebuilt, (source, self._function.__name__, _captured(self._function), self._bound)
+        function: Any = self._function
+        names, around = global_names(function.__code__), self.user_globals
+        return _rebuilt, (
+            self.program.recipe,
+            function.__code__.co_firstlineno,
+            (function.__defaults__, function.__kwdefaults__),
+            _without_modules({name: around[name] for name in names if name in around}),
+            _without_modules(inspect.getclosurevars(function).nonlocals),
+            self._bound,
+        )
 
 
 def _run_in(machine: Machine, running: Running) -> Any:
@@ -274,7 +288,7 @@ def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Re
     return Intervention(function)
 
 
-_parse = one_at_a_time(ast.parse)
+_FACTORY = "_nns_factory"
 
 
 @one_at_a_time
@@ -305,7 +319,7 @@ def _definition(function: Callable[..., Any]) -> tuple[ast.FunctionDef, list[str
 
 
 def _around(function: Callable[..., Any], lines: list[str]) -> Any:
-    from nnsight_dsl.transforms.source.pipeline import Surroundings, future_flags
+    from nnsight_dsl.transforms.source.surroundings import Surroundings, future_flags
 
     code: types.CodeType = function.__code__
     arguments = code.co_argcount + code.co_kwonlyargcount
@@ -330,12 +344,17 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
         return {}
 
 
-def _captured(function: Callable[..., Any]) -> dict[str, Any]:
-    """Collect the values that a function takes from outside; modules go by their name."""
-    found = inspect.getclosurevars(function)
-    values = {**found.globals, **found.nonlocals}
+def _without_modules(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the names of modules in their places, which cannot be pickled."""
     return {
         name: _ModuleName(value.__name__) if isinstance(value, types.ModuleType) else value
+        for name, value in values.items()
+    }
+
+
+def _with_modules(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: importlib.import_module(value) if isinstance(value, _ModuleName) else value
         for name, value in values.items()
     }
 
@@ -347,29 +366,55 @@ class _ModuleName(str):
 
 
 def _rebuilt(
-    source: str, name: str, captured: Mapping[str, Any], bound: Mapping[str, Any]
+    recipe: str,
+    first_line: int,
+    defaults: tuple[Any, Any],
+    user_globals: Mapping[str, Any],
+    closed: Mapping[str, Any],
+    bound: Mapping[str, Any],
 ) -> Intervention[..., Any]:
-    """Make an intervention from its source text and the values it takes from outside."""
-    import importlib
-
-    filename = f"<nnsight_dsl intervention {name} {abs(hash(source)):x}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    namespace: dict[str, Any] = {
+    """Make an intervention from the recipe of its program and the values it takes from outside."""
+    program = lower_again(recipe)[0]
+    code = _definition_code(recipe, tuple(closed))
+    namespace = {
         "__builtins__": builtins,
-        "__name__": f"nnsight_dsl_intervention_{name}",
+        "__name__": f"nnsight_dsl_intervention_{program.name}",
+        **_with_modules(user_globals),
     }
-    for key, value in captured.items():
-        namespace[key] = importlib.import_module(value) if isinstance(value, _ModuleName) else value
-    tree = _parse(source, filename)
-    definition = tree.body[0]
-    if isinstance(definition, ast.FunctionDef):
-        # the decorators have done their work; their lines stay, so that positions are right
-        definition.decorator_list = []
-    exec(one_at_a_time(compile)(tree, filename, "exec"), namespace)
-    function = namespace[name]
-    first = function.__code__.co_firstlineno
-    decorated = _parse(source).body[0]
-    if isinstance(decorated, ast.FunctionDef) and decorated.decorator_list:
-        first = min(one.lineno for one in decorated.decorator_list)
-    function.__code__ = function.__code__.replace(co_firstlineno=first)
-    return Intervention(function, bound)
+    own: dict[str, Any] = {}
+    exec(code, namespace, own)
+    function = own[_FACTORY](**_with_modules(closed))
+    function.__defaults__, function.__kwdefaults__ = defaults
+    function.__qualname__ = program.name
+    function.__code__ = function.__code__.replace(
+        co_firstlineno=first_line, co_qualname=program.name
+    )
+    return Intervention(function, bound, program)
+
+
+@functools.lru_cache(maxsize=1024)
+@one_at_a_time
+def _definition_code(recipe: str, closed: tuple[str, ...]) -> types.CodeType:
+    """Compile the function of a recipe, in a function that is given what it closes over."""
+    definition, _, around = parse_recipe(recipe)
+    filename = around.filename
+    if not isinstance(definition, ast.FunctionDef):
+        raise TypeError(f"an intervention is a function, and a {type(definition).__name__} is none")
+    if not linecache.getlines(filename):
+        lines = [f"{line}\n" for line in around.lines]
+        linecache.cache[filename] = (0, None, lines, filename)
+    # the decorators have done their work, and the defaults were evaluated where it was defined
+    definition.decorator_list = []
+    arguments = definition.args
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [one and ast.Constant(None) for one in arguments.kw_defaults]
+    tree = ast.parse(f"def {_FACTORY}({', '.join(closed)}):\n    return {definition.name}")
+    factory = tree.body[0]
+    if isinstance(factory, ast.FunctionDef):
+        factory.body.insert(0, definition)
+    # annotations stay text: what they name need not be there
+    flags = __future__.annotations.compiler_flag
+    code: types.CodeType = compile(
+        ast.fix_missing_locations(tree), filename, "exec", flags, dont_inherit=True
+    )
+    return code

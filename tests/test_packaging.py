@@ -109,6 +109,15 @@ def test_import_loads_nothing_heavy(module):
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["intervene", "sweep"])
+def test_a_public_name_is_no_module_when_the_module_was_imported_first(module):
+    done = run_python(
+        f"import nnsight_dsl.{module}; from nnsight_dsl import intervene, sweep; "
+        "print(type(intervene).__name__, type(sweep).__name__)"
+    )
+    assert done.stdout.split() == ["function", "function"], done.stderr
+
+
 @pytest.mark.parametrize("folder", LINKED_FOLDERS)
 def test_a_folder_imported_by_its_own_name_says_how_to_import_it(folder):
     done = run_python(f"import {folder}")

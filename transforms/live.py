@@ -178,8 +178,8 @@ def _item_index(code: CodeType, offset: int, node: ast.With) -> int:
 
 
 def _surroundings(frame: FrameType, node: ast.With, lines: list[str]) -> Any:
-    from .source.pipeline import Surroundings, future_flags
     from .source.scopes import rebound_beside
+    from .source.surroundings import Surroundings, future_flags
 
     code = frame.f_code
     is_function = bool(code.co_flags & CO_OPTIMIZED)

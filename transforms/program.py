@@ -45,6 +45,8 @@ class Program:
         first_items: lines that read `.output[0]`, which means the first row where the output is a
             tensor.
         looks_outside: whether names of the enclosing function are looked up in its frame.
+        recipe: what the outermost block is lowered from again elsewhere (see `recipes.py`).
+        number: place among the outermost block's `all_programs()`.
         outer_is_global: True where names that are not given fall back to globals and builtins.
     """
 
@@ -68,6 +70,8 @@ class Program:
     state_blocks: tuple[tuple[int, int], ...]
     first_items: frozenset[int]
     looks_outside: bool
+    recipe: str
+    number: int
 
     @property
     def has_invokes(self) -> bool:
@@ -149,7 +153,7 @@ class Program:
         return self.bound.union(*(child.all_bound() for child in self.children))
 
     def all_programs(self) -> Sequence[Program]:
-        """Return this program and all programs inside it."""
+        """Return this program and all programs inside it, each before those in it."""
         found = [self]
         for child in self.children:
             found.extend(child.all_programs())

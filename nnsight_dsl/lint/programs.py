@@ -11,7 +11,8 @@ from .blocks import Block
 
 def program_of(file: File, block: Block) -> Program | None:
     """Lower an outermost block; None where it cannot be."""
-    from nnsight_dsl.transforms.source.pipeline import Surroundings, lower_block, lower_function
+    from nnsight_dsl.transforms.source.pipeline import lower_block, lower_function
+    from nnsight_dsl.transforms.source.surroundings import Surroundings
 
     around = Surroundings(file.source.file, file.source.lines, is_function=True)
     try:

@@ -15,6 +15,12 @@ def scaled(model, layer: int, factor: float = 2.0):
     return torch.relu(model.output)
 
 
+@intervene
+def shares(model, layer: int = FACTOR - 2, *, times: int = FACTOR):
+    """Read a global in a comprehension only, and have defaults that were computed."""
+    return sum([torch.relu(model.layers[i].output) * FACTOR for i in range(layer + 1)]) / times
+
+
 def shifting(amount):
     @intervene
     def shifted(model, layer: int):

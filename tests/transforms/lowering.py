@@ -16,7 +16,8 @@ from typing import Any
 from nnsight_dsl.transforms import names, requests
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.requests import Request
-from nnsight_dsl.transforms.source.pipeline import Surroundings, lower_block
+from nnsight_dsl.transforms.source.pipeline import lower_block
+from nnsight_dsl.transforms.source.surroundings import Surroundings
 
 FILENAME = "<a block>"
 

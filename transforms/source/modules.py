@@ -40,8 +40,9 @@ from typing import TypeVar
 from ..blocks_text import OPENING_CALLS
 from ..errors import UnsupportedSyntaxError
 from ..program import Program
-from .pipeline import Surroundings, future_flags, lower_block
+from .pipeline import lower_block
 from .scopes import nonlocals_in
+from .surroundings import Surroundings, future_flags
 
 _Node = TypeVar("_Node", bound=ast.AST)
 

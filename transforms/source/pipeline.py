@@ -15,12 +15,12 @@ Calls that look at their own frame come before all; `return`, in a function, aft
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from types import CodeType
 
 import libcst as cst
@@ -28,6 +28,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 
 from .. import names, requests
 from ..program import Program
+from ..recipes import write_recipe
 from ..spans import Origins, Span, relocate
 from . import emit
 from .accesses import states_of
@@ -43,37 +44,11 @@ from .passes.steps import Steps
 from .passes.writes import Writes
 from .plain import plain_of
 from .scopes import Names, mangled, names_of
+from .surroundings import Surroundings
 from .unsupported import INNER_BLOCKS, refuse_unsupported
 
 _FACTORY = "_nns_factory"
 _FOR = re.compile(r"\bfor\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What is known about the place where a block stands.
-
-    Attributes:
-        filename: file name for tracebacks.
-        lines: lines of the file.
-        name: name of the enclosing function, `<module>` at the top level.
-        locals: names that are local to the enclosing function.
-        is_function: False at module level, in a class body and in `exec`.
-        class_name: class that the code stands in, for the mangling of private names.
-        flags: the `__future__` features of the file, as `compile` takes them.
-        rebound: names that a function beside the block may rebind while the block runs.
-        first_argument: first argument of the enclosing function, for `super()`.
-    """
-
-    filename: str
-    lines: Sequence[str]
-    name: str = "<module>"
-    locals: frozenset[str] = frozenset()
-    is_function: bool = False
-    class_name: str | None = None
-    first_argument: str | None = None
-    rebound: frozenset[str] = frozenset()
-    flags: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +91,7 @@ def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
     refuse_unsupported(user_body, around.filename, around.lines)
     span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
     unit = _unit("block", body, user_body, span, origins, text, around)
-    return _program(unit, origins, around)
+    return _program(unit, origins, around, write_recipe(node, item, around))
 
 
 def lower_function(node: ast.FunctionDef, around: Surroundings) -> Program:
@@ -135,7 +110,7 @@ def lower_function(node: ast.FunctionDef, around: Surroundings) -> Program:
     span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
     unit = _unit("block", body, list(node.body), span, origins, text, around)
     unit.function = _visited(unit.function, Returns(origins))
-    return _program(unit, origins, around)
+    return _program(unit, origins, around, write_recipe(node, None, around))
 
 
 def _parsed(
@@ -267,7 +242,7 @@ def _share_names(
             )
 
 
-def _program(unit: _Unit, origins: Origins, around: Surroundings) -> Program:
+def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -> Program:
     _finish(unit, origins, around.class_name)
     _choose_params(unit, around.locals)
     functions = _functions(unit, origins)
@@ -296,7 +271,7 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings) -> Program:
     compiled = compile(tree, around.filename, "exec", flags=around.flags, dont_inherit=True)
     codes = _function_codes(compiled)
     texts = {function.name.value: _text(function) for function in functions}
-    return _built(unit, around, codes, texts)
+    return _built(unit, around, codes, texts, recipe, count())
 
 
 def _finish(unit: _Unit, origins: Origins, class_name: str | None) -> None:
@@ -349,8 +324,13 @@ def _built(
     around: Surroundings,
     codes: dict[str, CodeType],
     texts: dict[str, str],
+    recipe: str,
+    numbers: Iterator[int],
 ) -> Program:
-    children = tuple(_built(child, around, codes, texts) for child in unit.children)
+    number = next(numbers)  # before its children take theirs, as in `all_programs`
+    children = tuple(
+        _built(child, around, codes, texts, recipe, numbers) for child in unit.children
+    )
     return Program(
         kind=unit.kind,
         name=around.name,
@@ -372,17 +352,9 @@ def _built(
         state_blocks=_state_blocks(unit.body),
         first_items=_first_items(unit.body),
         looks_outside=bool(around.rebound),
+        recipe=recipe,
+        number=number,
     )
-
-
-_FUTURE = 0
-for _feature in __future__.all_feature_names:
-    _FUTURE |= getattr(__future__, _feature).compiler_flag
-
-
-def future_flags(code: CodeType) -> int:
-    """Return the `__future__` features that some code was compiled with."""
-    return code.co_flags & _FUTURE
 
 
 def _visited(function: cst.FunctionDef, rewrite: cst.CSTTransformer) -> cst.FunctionDef:

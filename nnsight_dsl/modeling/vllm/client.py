@@ -30,7 +30,7 @@ from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import BarrierError, BatchingError, EngineError, SharedNameError
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machine import current_machine, set_current
 from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.tracer import BarrierCall, Input, Tracer
@@ -150,6 +150,8 @@ class EngineTracer(Tracer):
                 continue
             outcome = self._loaded(one)
             left.update(outcome.names)
+            for name in outcome.saved if self._leaves_all else ():
+                self._saved.add(outcome.names[name])
             add_changes(one.names, outcome.changed)
             self._result = outcome.returned
             failure = failure or outcome.failure
@@ -274,6 +276,8 @@ class Requests:
         for one in sent:
             params, prompt = prepared(one, parts, rename, limit)
             ids[one.key] = (params, prompt)
+        # the block of a session is running: what it calls by itself would be offered to nobody
+        outer = set_current(None)
         try:
             for one in sent:
                 params, prompt = ids[one.key]
@@ -283,6 +287,8 @@ class Requests:
             self._engine.abort_request(list(ids))
             self._engine.collective_rpc("nnsight_dsl_finish", args=(dict.fromkeys(ids),))
             raise
+        finally:
+            set_current(outer)
         results = {one.key: pickle.dumps(one.output) for one in sent if parts or one.part}
         if not results:
             return

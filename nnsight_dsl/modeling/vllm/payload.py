@@ -1,23 +1,24 @@
 """Programs on their way to the engine, and what they have saved on its way back.
 
-A program travels as its lowered code and its text, with the values of the names that it takes
-from around it. The model and its modules, the tracer, and the engine's logits and samples are not
-sent: they go by name, and stand at the other end for those there.
+A program travels as its recipe (`transforms/recipes.py`): the text that it was lowered from and
+what it takes to lower it again, which the engine does once for each text. With it come the values
+of the names that it takes from around it. The model and its modules, the tracer, and the engine's
+logits and samples are not sent: they go by name, and stand at the other end for those there.
 
 Everything is pickled by `cloudpickle` (vLLM brings it), so that functions of the user's own
-module travel by value: the engine may run in a process that cannot import that module.
+module travel by value: the engine may run in a process that cannot import that module. Only such
+functions bind a payload to one version of Python, and only a payload that has some names it.
 """
 
 from __future__ import annotations
 
-import dis
 import io
 import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -31,8 +32,9 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.source import Source, SourceOperation
 from nnsight_dsl.tracer import Tracer
+from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.program import Program
-from nnsight_dsl.transforms.stored import dump_programs, load_programs
+from nnsight_dsl.transforms.recipes import lower_again
 
 KEY = "nnsight_dsl"
 """Key of `SamplingParams.extra_args` under which a payload travels."""
@@ -40,7 +42,8 @@ KEY = "nnsight_dsl"
 WHOLE = "whole"
 """Key beside the payload: whether the prompt is to be computed in one piece."""
 
-_VERSION = (1, *sys.version_info[:2])
+_FORMAT = 2
+_PYTHON = sys.version_info[:2]
 _MUTABLE = (list, dict, set)
 
 
@@ -71,6 +74,7 @@ class Outcome:
 
     Attributes:
         names: the names that leave the block.
+        saved: those of them that may leave what is around it, too.
         returned: what the block returned, if it is an intervention.
         changed: containers around the block that it has added to, by name.
         failure: what it raised.
@@ -79,6 +83,7 @@ class Outcome:
     """
 
     names: dict[str, Any] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list)
     returned: Any = None
     changed: dict[str, Any] = field(default_factory=dict)
     failure: BaseException | None = None
@@ -116,6 +121,7 @@ def _pickler() -> Any:
 
     class ReferringPickler(Pickler):
         to_cpu = False
+        has_code = False
 
         def persistent_id(self, obj: Any) -> Any:
             return _reference_to(obj)
@@ -129,17 +135,25 @@ def _pickler() -> Any:
                     return _tensor_of, (data, kept.dtype, tuple(kept.shape))
                 if kept is not obj:
                     return kept.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            self.has_code = self.has_code or type(obj) is CodeType
             return super().reducer_override(obj)
 
     return ReferringPickler
 
 
 def _pickled(value: Any, *, to_cpu: bool = False) -> bytes:
+    return _pickled_with_version(value, to_cpu=to_cpu)[0]
+
+
+def _pickled_with_version(
+    value: Any, *, to_cpu: bool = False
+) -> tuple[bytes, tuple[int, int] | None]:
+    """Return a value as bytes, and the version of Python that code in it was made for, if any."""
     buffer = io.BytesIO()
     pickler = _pickler()(buffer, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.to_cpu = to_cpu
     pickler.dump(value)
-    return buffer.getvalue()
+    return buffer.getvalue(), _PYTHON if pickler.has_code else None
 
 
 def _is_simple(tensor: torch.Tensor) -> bool:
@@ -218,16 +232,19 @@ def dump_parts(parts: Sequence[Part], rename: Mapping[str, Any]) -> bytes:
     try:
         values = [(_globals_of(part), _names_of(part)) for part in parts]
         flags = [(part.is_for_each_step, part.leaves_all) for part in parts]
-        code = [dump_programs((part.program,)) for part in parts]
-        return _pickled((_VERSION, dict(rename), code, flags, _each_pickled(parts, values)))
+        programs = [(part.program.recipe, part.program.number) for part in parts]
+        data, python = _each_pickled(parts, values)
+        return _pickled(((_FORMAT, python), dict(rename), programs, flags, data))
     finally:
         for module in by_value.values():
             unregister_pickle_by_value(module)
 
 
-def _each_pickled(parts: Sequence[Part], values: Sequence[tuple[Any, Any]]) -> bytes:
+def _each_pickled(
+    parts: Sequence[Part], values: Sequence[tuple[Any, Any]]
+) -> tuple[bytes, tuple[int, int] | None]:
     try:
-        return _pickled(values)
+        return _pickled_with_version(values)
     except Exception as error:
         for part, (user_globals, names) in zip(parts, values, strict=True):
             for name, value in {**user_globals, **names}.items():
@@ -253,30 +270,52 @@ def opened(data: bytes) -> tuple[Any, ...]:
     """Unpack a payload as far as it can be without a model.
 
     Raises:
-        InterventionError: it was made by another version of Python or of this package.
+        InterventionError: it was made by another version of this package, or brings functions of
+            another version of Python.
     """
     found: tuple[Any, ...] = pickle.loads(data)
-    if found[0] != _VERSION:
+    number, python = found[0]
+    if number != _FORMAT:
         raise InterventionError(
-            f"a program was made for {found[0]} (format, Python) and the engine runs {_VERSION}; "
-            "use the same versions at both ends"
+            f"a program was sent in form {number} and the engine reads form {_FORMAT}; use the "
+            "same version of nnsight_dsl at both ends"
+        )
+    if python is not None and python != _PYTHON:
+        raise InterventionError(
+            f"a block takes functions from around it, whose code is of Python {_dotted(python)}, "
+            f"and the engine runs Python {_dotted(_PYTHON)}; use the same version at both ends, "
+            "decorate the functions with @intervene, or import them from a module at both ends"
         )
     return found
 
 
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
 def load_parts(data: tuple[Any, ...], root: EngineRoot, tracer: Tracer) -> list[Part]:
-    """Return the programs of an unpacked payload, with places of a model here."""
-    _, _, codes, flags, values = data
+    """Return the programs of an unpacked payload, with places of a model here.
+
+    Raises:
+        InterventionError: the text of a program cannot be lowered here.
+    """
+    _, _, programs, flags, values = data
     loaded = _unpickled(values, root, tracer)
     parts = []
-    for code, flag, (user_globals, names) in zip(codes, flags, loaded, strict=True):
-        parts.append(Part(_program_of(code), user_globals, names, *flag))
+    for (recipe, number), flag, (user_globals, names) in zip(programs, flags, loaded, strict=True):
+        parts.append(Part(_program_of(recipe, number), user_globals, names, *flag))
     return parts
 
 
-@lru_cache(maxsize=1024)
-def _program_of(code: bytes) -> Program:
-    return load_programs(code)[0]
+def _program_of(recipe: str, number: int) -> Program:
+    try:
+        return lower_again(recipe)[number]
+    except SyntaxError as error:
+        raise InterventionError(
+            f"line {error.lineno} of {error.filename} cannot be lowered by the engine, which runs "
+            f"Python {_dotted(_PYTHON)} ({error.msg}); write it otherwise, or use the same "
+            "versions at both ends"
+        ) from None
 
 
 def _globals_of(part: Part) -> dict[str, Any]:
@@ -284,7 +323,7 @@ def _globals_of(part: Part) -> dict[str, Any]:
     program = part.program
     wanted = {*program.params, *_roots(program)} - part.names.keys()
     for one in program.all_programs():
-        wanted |= _global_names(one.code)
+        wanted |= global_names(one.code)
     found = {name: part.user_globals[name] for name in wanted if name in part.user_globals}
     return {**found, "__name__": part.user_globals.get("__name__", "<nnsight_dsl>")}
 
@@ -302,19 +341,6 @@ def _roots(program: Program) -> set[str]:
     if program.plain is not None:
         found |= program.plain.roots
     return found
-
-
-@lru_cache(maxsize=1024)
-def _global_names(code: CodeType) -> frozenset[str]:
-    found = {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _global_names(constant)
-    return frozenset(found)
 
 
 def sizes_of(names: Mapping[str, Any]) -> dict[str, int]:

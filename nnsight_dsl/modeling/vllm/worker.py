@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from typing import Any
 
@@ -27,6 +28,8 @@ class WorkerExtension:
             self._nnsight_dsl_engine = Follower(self.model_runner, group)
         else:
             self._nnsight_dsl_engine = Engine(self.model_runner, seconds, group)
+            # what lowers programs is imported now, and not while the first one holds up a step
+            importlib.import_module("nnsight_dsl.transforms.source.pipeline")
 
     def nnsight_dsl_finish(self, results: dict[str, bytes | None]) -> dict[str, bytes] | None:
         """End the programs of some requests; return what they have left, from one worker only.
