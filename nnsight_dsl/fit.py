@@ -59,6 +59,7 @@ class Fit:
         names: the names that were looked at, and what each stood for.
         roots: those of them that accesses start from and that stand for something else each time.
         seen: what the others of these stand for.
+        is_alone: whether a run of it needs nothing but one plain machine.
         chain: for each module on the way to a place: where it stands, under which name.
     """
 
@@ -68,6 +69,7 @@ class Fit:
     fixtures: Sequence[Fixture]
     expected: Sequence[tuple[Place, str]]
     is_closed: bool
+    is_alone: bool
     names: Sequence[tuple[str, Any]]
     roots: frozenset[str]
     seen: Mapping[str, Any]
@@ -160,6 +162,7 @@ def _new_fit(
         fixtures=fixtures,
         expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
         is_closed=is_closed,
+        is_alone=is_plain and not (changing or program.children or program.looks_outside),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},

@@ -35,7 +35,7 @@ def save(value: _Value) -> _Value:
     machine = advanced()
     if machine is None:
         raise complaints.outside("a saved value")
-    machine.saved.objects[id(value)] = value
+    machine.saved[id(value)] = value
     return value
 
 
@@ -45,7 +45,7 @@ def _save_method(value: Any) -> Any:
         return value.save()
     if isinstance(value, torch.Tensor) and (machine := advanced()) is not None:
         # what `save` does, without a Python frame of its own
-        machine.saved.objects[id(value)] = value
+        machine.saved[id(value)] = value
         return value
     if isinstance(value, (type, types.ModuleType)) or "save" in getattr(value, "__dict__", ()):
         # a class, a module or an object that carries a `save` of its own

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -33,7 +34,7 @@ from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
 from .steps import Steps
-from .taps import Fixture, Tap, is_container, put_taps, remove_taps
+from .taps import Fixture, Tap, is_container, is_usual_call, put_taps, remove_taps
 from .tracebacks import clean
 
 _order = attrgetter("order")
@@ -69,10 +70,12 @@ class Driver:
         log: what has been served, if somebody wants to know.
         is_common: whether no visit means more than its output's being offered: there are no steps,
             no loops over visits and no backward passes.
+        is_usual: whether torch calls modules as it does by itself.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
+        stops_itself: whether the run may end before the model does, without a block's asking.
     """
 
     # what holds for most runs stands on the class, so that making a driver is cheap
@@ -92,11 +95,18 @@ class Driver:
     is_in_backward = False
     has_grad = False
     is_common = True
+    is_usual = False
     is_tapping_ahead = False
     _offer: Offer | None = None
     _outer: Machine | None = None
     _is_off_fast_path = False
     _expects_anything = False
+    stops_itself = False
+    each_step: list[Callable[[], Machine]]
+    visit_waiters: Sequence[tuple[Machine, Steps]] = ()
+    step_waiters: Sequence[tuple[Machine, Steps]] = ()
+    ready: Sequence[tuple[Machine, Any]] = ()
+    shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
@@ -104,14 +114,10 @@ class Driver:
         self.is_stepped = stepping is not None
         if stepping is not None:
             self.is_common = False
+            self.each_step = []
         self.machines: list[Machine] = []
         self.watchers: list[Watcher] = []
-        self.each_step: list[Callable[[], Machine]] = []
         self.thread = get_ident()
-        self.visit_waiters: list[tuple[Machine, Steps]] = []
-        self.step_waiters: list[tuple[Machine, Steps]] = []
-        self.ready: list[tuple[Machine, Any]] = []
-        self.shared: dict[str, dict[int, Any]] = {}
         self.writes = Writes()
         self._taps: dict[int, Tap] = {}
         self._expected: list[tuple[Place, str]] = []
@@ -134,14 +140,19 @@ class Driver:
             if self.log is not None:
                 self.is_direct = False
             self.has_grad = torch.is_grad_enabled()
-            self._tap_ahead()
+            self.is_usual = is_usual_call()
+            is_expected = self._fixtures or self._expected or self._expects_anything
+            if is_expected or self.stepping is not None:
+                self._tap_ahead()
             for machine in self.machines:
                 if not machine.is_done and machine.pending is None:
-                    self.drive(machine, None)
-            if not self.may_stop():
+                    self.drive(machine)
+            if not (self.is_stopped and self.may_stop()):
                 result = function(*args, **kwargs)
-                if self.failure is None:
-                    self._finish(result)
+                for machine in self.machines:
+                    if not machine.is_done:
+                        self._finish(result)
+                        break
         except RunAborted:
             pass
         except BaseException as error:
@@ -333,10 +344,9 @@ class Driver:
         return loop.over()
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
-        waiters = sorted(self.step_waiters + self.visit_waiters, key=lambda waiter: waiter[0].order)
-        self.step_waiters = []
-        self.visit_waiters = []
-        return waiters
+        waiters = [*self.step_waiters, *self.visit_waiters]
+        self.step_waiters = self.visit_waiters = ()
+        return sorted(waiters, key=lambda waiter: waiter[0].order)
 
     def warn_of_missing(self, machine: Machine, steps: Steps) -> None:
         taken = self.step + 1 if self.is_stepped else None
@@ -362,7 +372,7 @@ class Driver:
                 clean(error)
                 if self.failure is None:
                     self.failure = error
-        self.shared.clear()
+        self.shared = {}
         # taps name their driver: without them it goes as soon as nobody needs it
         self._taps.clear()
 
@@ -386,7 +396,10 @@ class Driver:
                 machine.step = self.step
                 self.machines.append(machine)
                 self.drive(machine, None)
-        self._begin_rounds(self.step_waiters, self.step)
+        if self.step_waiters:
+            due = [waiter for waiter in self.step_waiters if waiter[1].next_step == self.step]
+            self.step_waiters = [waiter for waiter in self.step_waiters if waiter not in due]
+            self._begin_rounds(due)
 
     def watch(self, tap: Tap, args: Any, kwargs: Any, output: Any) -> None:
         """Show the watchers a visit that is over."""
@@ -396,12 +409,12 @@ class Driver:
     def begin_visit(self, index: int) -> None:
         """A module is called for the `index`-th time, in a run with one forward of the root."""
         self.most_visits = max(self.most_visits, index + 1)
-        self._begin_rounds(self.visit_waiters, index)
+        due = [waiter for waiter in self.visit_waiters if waiter[1].next_step == index]
+        self.visit_waiters = [waiter for waiter in self.visit_waiters if waiter not in due]
+        self._begin_rounds(due)
 
-    def _begin_rounds(self, waiters: list[tuple[Machine, Steps]], index: int) -> None:
-        due = [waiter for waiter in waiters if waiter[1].next_step == index]
+    def _begin_rounds(self, due: list[tuple[Machine, Steps]]) -> None:
         for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
-            waiters.remove((machine, steps))
             steps.begin()
             self.drive(machine, True)
 
@@ -555,8 +568,8 @@ class Driver:
 
     def _next_ready(self) -> tuple[Machine, Any]:
         """Take the first of the machines that a barrier or a name has set free."""
-        self.ready.sort(key=lambda ready: ready[0].order)
-        return self.ready.pop(0)
+        first, *self.ready = sorted(self.ready, key=lambda ready: ready[0].order)
+        return first
 
     def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
         """A machine has raised: keep what it had saved, and leave the run."""

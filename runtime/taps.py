@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from nnsight_dsl.transforms.names import TAPPED
 
@@ -54,6 +55,11 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 _set_class = object.__dict__["__class__"].__set__
 _set_bases = type.__dict__["__bases__"].__set__
+_call_impl = nn.Module._call_impl
+_all_forward_pre_hooks = torch_module._global_forward_pre_hooks
+_all_forward_hooks = torch_module._global_forward_hooks
+_all_backward_pre_hooks = torch_module._global_backward_pre_hooks
+_all_backward_hooks = torch_module._global_backward_hooks
 _taps: dict[int, Tap] = {}
 _tapped_classes: dict[type, type] = {}
 _metaclasses: WeakKeyDictionary[type, type] = WeakKeyDictionary()
@@ -333,6 +339,11 @@ def remove_taps(taps: Iterable[Tap]) -> None:
             tap.remove()
 
 
+def is_usual_call() -> bool:
+    """Tell whether torch calls modules as it does by itself, which is no subject to a run."""
+    return nn.Module._call_impl is _call_impl and torch._C._get_tracing_state() is None
+
+
 def is_container(module: Any) -> bool:
     """Tell whether a module only holds others, as `nn.ModuleList` does, so that nobody calls it."""
     cls = type(module)
@@ -376,6 +387,7 @@ def _new_tapped_class(cls: type) -> type:
 
 def _tapped_class(cls: type) -> type:
     call = cls.__call__
+    is_usual = call is nn.Module.__call__ and getattr(cls, "_call_impl", None) is _call_impl
 
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         tap = _taps.get(id(self))
@@ -384,9 +396,10 @@ def _tapped_class(cls: type) -> type:
         driver = tap.driver
         if driver.thread != get_ident() or advanced() is not None:
             return call(self, *args, **kwargs)
+        own = self.__dict__
         if (
             not (tap.is_common and driver.is_common)
-            or self._forward_hooks
+            or own["_forward_hooks"]
             or top_saved_hooks(True) is not None
             or (driver.has_grad and not torch.is_grad_enabled())
         ):
@@ -396,7 +409,25 @@ def _tapped_class(cls: type) -> type:
         tap.begun = index + 1
         outer, tap.index = tap.index, index
         try:
-            output = call(self, *args, **kwargs)
+            if (
+                is_usual
+                and driver.is_usual
+                and not (
+                    own["_forward_pre_hooks"]
+                    or own["_backward_hooks"]
+                    or own["_backward_pre_hooks"]
+                    or _all_forward_pre_hooks
+                    or _all_forward_hooks
+                    or _all_backward_pre_hooks
+                    or _all_backward_hooks
+                    or "_compiled_call_impl" in own
+                )
+            ):
+                # What torch's call comes to where nothing is hooked. To leave out its two frames
+                # saves 0.5 µs, which is what the rest of a visit costs.
+                output = self.forward(*args, **kwargs)
+            else:
+                output = call(self, *args, **kwargs)
             if tap.waiting:
                 output = driver.offer(tap, OUTPUT, output)
         finally:

@@ -158,6 +158,8 @@ class LanguageModel(NNsight):
         if self._origin is None:
             self.dispatch()
 
+    _makes_batches = True
+
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "generate":
             generate: Callable[..., Any] = self._module.generate
