@@ -35,7 +35,7 @@ def run(block: Any, program: Program) -> dict[str | None, Any]:
     """
     frame = sys._getframe(1)
     left: dict[str | None, Any]
-    # the names of a function are its own: what `names_around` returns for it, in no frame of its own
+    # what `names_around` returns for the frame of a function, without one of its own
     is_function = frame.f_code.co_flags & CO_OPTIMIZED
     names = frame.f_locals if is_function else names_around(frame)
     left, failure = block._finished(program, frame.f_globals, names, frame)

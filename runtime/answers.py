@@ -57,8 +57,7 @@ def _write(driver: Driver, machine: Machine, request: Request) -> Any:
     if (
         offer is not None
         and port == offer.phase == OUTPUT
-        and machine.rows is None
-        and driver.is_direct
+        and machine.sees_all
         and not offer.handed
         and offer.index == machine.step
         and offer.tap is driver._taps.get(id(place._module))

@@ -11,19 +11,18 @@ The driver holds no value longer than the request that asked for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from threading import get_ident
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import READ, WRITE, Request
+from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
-from .answers import ANSWERS, PARKED, open_run
-from .asking import BEFORE, ON_TARGET, key_of, on_foreign, phase_of, target_of
+from .answers import PARKED
+from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
 from .fast_path import FAST_LAYERS, leave_fast_path, return_to_fast_path
 from .instruments import Log
@@ -33,14 +32,10 @@ from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
+from .serving import Serving
 from .steps import Steps
 from .taps import Fixture, Tap, is_container, is_usual_call, put_taps, remove_taps
 from .tracebacks import clean
-
-_order = attrgetter("order")
-_NOTHING: Sequence[Any] = ()
-_TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
-"""Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
 
 class Watcher(Protocol):
@@ -50,7 +45,7 @@ class Watcher(Protocol):
         """See the arguments and the output of a visit, after the edits of all blocks."""
 
 
-class Driver:
+class Driver(Serving):
     """One run of one model.
 
     Attributes:
@@ -145,6 +140,7 @@ class Driver:
             if is_expected or self.stepping is not None:
                 self._tap_ahead()
             for machine in self.machines:
+                machine.sees_all = self._sees_all(machine)
                 if not machine.is_done and machine.pending is None:
                     self.drive(machine)
             if not (self.is_stopped and self.may_stop()):
@@ -163,6 +159,10 @@ class Driver:
                 self._outer = None
                 set_current(outer)
         return result
+
+    def _sees_all(self, machine: Machine) -> bool:
+        """Tell whether a machine is handed values just as they are."""
+        return machine.rows is None and self.is_direct and not machine.program.first_items
 
     def build(self, machine: Machine) -> None:
         """Run the machine that only collects invokes; they are added to `machines`."""
@@ -394,6 +394,7 @@ class Driver:
             for make in self.each_step:
                 machine = make()
                 machine.step = self.step
+                machine.sees_all = self._sees_all(machine)
                 self.machines.append(machine)
                 self.drive(machine, None)
         if self.step_waiters:
@@ -417,176 +418,6 @@ class Driver:
         for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
             steps.begin()
             self.drive(machine, True)
-
-    # serving
-
-    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
-        """Offer `(args, kwargs)` before a call, or its output after it.
-
-        Returns:
-            What takes the place of the value: the value itself, where nobody has replaced it.
-        """
-        offer = Offer()
-        offer.tap = tap
-        offer.phase = phase
-        index = offer.index = tap.index
-        offer.value = value
-        offer.is_whole = self.own_calls > 0
-        offer.handed = _NOTHING
-        outer, self._offer = self._offer, offer
-        due: list[Machine] = []
-        others: list[Machine] = []
-        for machine in tap.waiting:
-            if machine.phase == phase and machine.step == index:
-                due.append(machine)
-            else:
-                others.append(machine)
-        tap.waiting = others
-        if len(due) > 1:
-            due.sort(key=_order)
-        try:
-            for machine in due:
-                request = machine.pending
-                if request is None:
-                    continue
-                # the answer to nearly all requests; `ANSWERS` knows the others
-                if (
-                    request[0] == READ
-                    and request[2] == phase
-                    and machine.rows is None
-                    and self.is_direct
-                    and not machine.program.first_items
-                ):
-                    self.drive(machine, offer.value)
-                else:
-                    self.drive(machine, request=request)
-                if offer.handed:
-                    take_edits(offer, self.factor)
-                    offer.handed = _NOTHING
-        finally:
-            self._offer = outer
-        return offer.value
-
-    def drive(
-        self,
-        machine: Machine,
-        answer: Any = None,
-        *,
-        error: BaseException | None = None,
-        request: Request | None = None,
-    ) -> None:
-        """Resume a machine, and handle what it asks for, until it waits or is done.
-
-        Args:
-            machine: the machine.
-            answer: what it goes on with.
-            error: what is raised in it, in place of an answer.
-            request: what it waits for, to be answered first, now that it is offered.
-        """
-        while True:
-            if request is None:
-                machine.pending = None
-                try:
-                    if error is not None:
-                        request = machine.throw(error)
-                    else:
-                        request = (machine.resume or machine.advance)(answer)
-                    answer = error = None
-                    number = _TARGETS.get(request[0])
-                    if number is not None and not isinstance(request[number], Place):
-                        request = self._for_this_run(machine, request)
-                except BaseException as raised:
-                    self._fail(machine, raised)
-            try:
-                if self.writes.replaced:
-                    self.writes.check(machine)
-                # What nearly all requests come to stands here in full: reads of a whole value that
-                # is offered, and reads that wait for one. The general form of it is `ANSWERS[READ]`
-                # and `park`, at a dozen Python frames (tests/runtime/test_frames.py counts them).
-                if request[0] == READ:
-                    _, place, port = request
-                    tap, step, offer = self._taps.get(id(place._module)), machine.step, self._offer
-                    phase = INPUTS if port in BEFORE else OUTPUT
-                    if tap is None:
-                        pass
-                    elif offer is not None and offer.tap is tap and offer.phase == phase:
-                        if (
-                            offer.index == step
-                            and port == phase
-                            and machine.rows is None
-                            and self.is_direct
-                            and not offer.handed
-                            and not machine.program.first_items
-                        ):
-                            answer, request = offer.value, None
-                            continue
-                    elif (
-                        (tap.done_step if phase is OUTPUT else tap.begun_step) < step
-                        and self.step <= step
-                        and tap.place is place
-                        and not (self.has_ended or machine.is_builder or tap.can_refuse)
-                    ):
-                        for above in tap.above:
-                            if above.done_step >= step:
-                                break
-                        else:
-                            machine.pending, machine.phase = request, phase
-                            tap.waiting.append(machine)
-                            if phase is INPUTS:
-                                tap.wants_inputs, tap.is_common = True, False
-                            if not self.ready:
-                                return
-                            machine, answer = self._next_ready()
-                            request = None
-                            continue
-                answer = ANSWERS[request[0]](self, machine, request)
-            except RunAborted:
-                raise
-            except BaseException as raised:
-                clean(raised)
-                error = raised
-                request = None
-                continue
-            request = None
-            if answer is PARKED:
-                if not self.ready:
-                    return
-                machine, answer = self._next_ready()
-
-    def _for_this_run(self, machine: Machine, request: Request) -> Request:
-        """Do what a request on any other object comes to in plain Python; return one that is ours.
-
-        Both calls are carried, so that what is called can wait for values of this run, too.
-        """
-        while True:
-            if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
-                request = machine.call(*on_foreign(request))
-            elif request[0] == requests.OPEN:
-                request = machine.call(open_run, machine, request)
-            else:
-                return request
-
-    def _next_ready(self) -> tuple[Machine, Any]:
-        """Take the first of the machines that a barrier or a name has set free."""
-        first, *self.ready = sorted(self.ready, key=lambda ready: ready[0].order)
-        return first
-
-    def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
-        """A machine has raised: keep what it had saved, and leave the run."""
-        machine.is_done = True
-        cause = raised.__cause__
-        if isinstance(raised, RuntimeError) and isinstance(cause, StopIteration):
-            # Python turns a StopIteration that leaves a generator into this RuntimeError
-            raised = cause
-        traceback = raised.__traceback__
-        while traceback is not None:
-            if traceback.tb_frame.f_code is machine.program.code:
-                left = machine.program.names_in(traceback.tb_frame.f_locals)
-                machine.names = left if machine.is_builder else machine.leaving(left)
-            traceback = traceback.tb_next
-        clean(raised)
-        self.failure = raised
-        raise RunAborted
 
     # requests
 
