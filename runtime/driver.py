@@ -25,6 +25,7 @@ from .answers import PARKED
 from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
 from .fast_path import FAST_LAYERS, leave_fast_path, return_to_fast_path
+from .fixtures import Fixtures
 from .instruments import Log
 from .locations import Place
 from .machine import Machine, advanced, set_current
@@ -34,7 +35,7 @@ from .replays import INPUTS, OUTPUT
 from .rows import narrow
 from .serving import Serving
 from .steps import Steps
-from .taps import Fixture, Tap, is_container, is_usual_call, put_taps, remove_taps
+from .taps import Tap, is_container, is_usual_call
 from .tracebacks import clean
 
 
@@ -95,6 +96,7 @@ class Driver(Serving):
     _offer: Offer | None = None
     _outer: Machine | None = None
     _is_off_fast_path = False
+    _put: Fixtures | None = None
     _expects_anything = False
     stops_itself = False
     each_step: list[Callable[[], Machine]]
@@ -116,7 +118,7 @@ class Driver(Serving):
         self.writes = Writes()
         self._taps: dict[int, Tap] = {}
         self._expected: list[tuple[Place, str]] = []
-        self._fixtures: list[Sequence[Fixture]] = []
+        self._fixtures: list[Fixtures] = []
 
     # the run
 
@@ -230,7 +232,7 @@ class Driver(Serving):
         """Add a machine, with what is known of the places that it can ask for."""
         machine.order = len(self.machines)
         self.machines.append(machine)
-        if machine.fixtures:
+        if machine.fixtures is not None and machine.fixtures not in self._fixtures:
             self._fixtures.append(machine.fixtures)
         if machine.expected:
             self._expected.extend(machine.expected)
@@ -284,13 +286,16 @@ class Driver(Serving):
         self.is_tapping_ahead = True
         if self.stepping is None and type(self)._new_tap is Driver._new_tap:
             for fixtures in self._fixtures:
-                put_taps(self, self._taps, fixtures)
+                if not self._taps and fixtures.put(self, self._taps):
+                    self._put = fixtures
+                else:
+                    self._expected.extend((place, OUTPUT) for place in fixtures.places)
         else:
             if self.stepping is not None:
                 # each of them is below the place whose calls are steps
                 self.tap_for(self.stepping)
             for fixtures in self._fixtures:
-                self._expected.extend((one.place, OUTPUT) for one in fixtures)
+                self._expected.extend((place, OUTPUT) for place in fixtures.places)
         for place, port in self._expected:
             if place._root is self.root or self._is_of_model(place):
                 tap = self._taps.get(id(place._module)) or self._put_tap(place)
@@ -358,7 +363,13 @@ class Driver(Serving):
         if self._is_off_fast_path:
             self._is_off_fast_path = False
             return_to_fast_path()
-        remove_taps(self._taps.values())
+        put = self._put
+        if put is None or len(self._taps) > len(put):
+            for tap in self._taps.values():
+                if put is None or not put.has(tap):
+                    tap.remove()
+        if put is not None:
+            put.remove()
         self._offer = None
         for machine in self.machines:
             if machine.is_done:

@@ -33,9 +33,9 @@ from .rows import Rows
 from .saved import Saved
 
 if TYPE_CHECKING:
+    from .fixtures import Fixtures
     from .locations import Place
     from .steps import Steps
-    from .taps import Fixture
 
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
@@ -94,7 +94,7 @@ class Machine:
     result: Any = None
     resume: Callable[[Any], Request] | None = None
     expected: Sequence[tuple[Place, str]] = ()
-    fixtures: Sequence[Fixture] = ()
+    fixtures: Fixtures | None = None
     is_closed = False
     sees_all = False
     _seen_names: Mapping[str, Any] = MappingProxyType({})
