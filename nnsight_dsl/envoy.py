@@ -79,16 +79,16 @@ class Envoy(Ports):
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
 
     def __getitem__(self, item: int | slice | str) -> Any:
-        if isinstance(item, str):
-            child = self._child(item)
-            if child is None:
-                raise self._no_such(item)
-            return child
         if type(item) is int and isinstance(self._module, nn.ModuleList):
             # its names are its numbers: no list of a thousand of them for each access
             found = self._below.get(str(item))
             if found is not None:
                 return found
+        if isinstance(item, str):
+            child = self._child(item)
+            if child is None:
+                raise self._no_such(item)
+            return child
         names = list(self._fresh()._modules)
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]

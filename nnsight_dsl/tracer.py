@@ -458,9 +458,10 @@ class Tracer(Block, Place):
         if len(inputs) > 1:
             total = sum(batch.counts)
             start = 0
-            for one, count in zip(inputs, batch.counts, strict=True):
-                one.rows = Rows(start, count, total)
+            for number, (one, count) in enumerate(zip(inputs, batch.counts, strict=True)):
+                one.rows = Rows(start, count, total, number)
                 start += count
+            driver.counts = batch.counts
         else:
             inputs[0].rows = None
         driver.factor = self._model._rows_per_row(batch.kwargs)

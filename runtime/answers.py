@@ -57,7 +57,8 @@ def _write(driver: Driver, machine: Machine, request: Request) -> Any:
     if (
         offer is not None
         and port == offer.phase == OUTPUT
-        and machine.sees_all
+        and machine.rows is None
+        and machine.is_usual
         and not offer.handed
         and offer.index == machine.step
         and offer.tap is driver._taps.get(id(place._module))

@@ -138,11 +138,9 @@ class Driver(Serving):
                 self.is_direct = False
             self.has_grad = torch.is_grad_enabled()
             self.is_usual = is_usual_call()
-            is_expected = self._fixtures or self._expected or self._expects_anything
-            if is_expected or self.stepping is not None:
-                self._tap_ahead()
+            self._tap_ahead()
             for machine in self.machines:
-                machine.sees_all = self._sees_all(machine)
+                machine.is_usual = self.is_direct and not machine.program.first_items
                 if not machine.is_done and machine.pending is None:
                     self.drive(machine)
             if not (self.is_stopped and self.may_stop()):
@@ -161,10 +159,6 @@ class Driver(Serving):
                 self._outer = None
                 set_current(outer)
         return result
-
-    def _sees_all(self, machine: Machine) -> bool:
-        """Tell whether a machine is handed values just as they are."""
-        return machine.rows is None and self.is_direct and not machine.program.first_items
 
     def build(self, machine: Machine) -> None:
         """Run the machine that only collects invokes; they are added to `machines`."""
@@ -405,7 +399,7 @@ class Driver(Serving):
             for make in self.each_step:
                 machine = make()
                 machine.step = self.step
-                machine.sees_all = self._sees_all(machine)
+                machine.is_usual = self.is_direct and not machine.program.first_items
                 self.machines.append(machine)
                 self.drive(machine, None)
         if self.step_waiters:

@@ -80,7 +80,7 @@ class Machine:
         expected: places and ports that it is known to ask for.
         fixtures: modules among them that have been looked up already.
         is_closed: whether it can ask for no others.
-        sees_all: whether it is handed values just as they are.
+        is_usual: whether it is handed values, or its rows of them, just as they are.
         is_builder: whether it only collects invokes, before the model runs.
     """
 
@@ -96,7 +96,7 @@ class Machine:
     expected: Sequence[tuple[Place, str]] = ()
     fixtures: Fixtures | None = None
     is_closed = False
-    sees_all = False
+    is_usual = False
     _seen_names: Mapping[str, Any] = MappingProxyType({})
     _outer: Mapping[str, Any] = MappingProxyType({})
     _carrier: greenlet | None = None

@@ -22,6 +22,7 @@ from .locations import Place
 from .machine import Machine
 from .offers import Offer, Writes, take_edits
 from .replays import INPUTS, OUTPUT
+from .rows import parts_of
 from .tracebacks import clean
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Serving:
         writes: what the machines have written.
         ready: machines that go on once the one that runs has stopped, with their answers.
         is_direct: whether a machine that sees all rows is handed values just as they are.
+        counts: rows of each input in a batch of several.
         own_calls: how many calls of modules that blocks make themselves are under way.
         has_ended: whether the model has returned.
     """
@@ -51,6 +53,7 @@ class Serving:
     factor = 1
     failure: BaseException | None = None
     is_direct = True
+    counts: Sequence[int] = ()
     own_calls = 0
     has_ended = False
     writes: Writes
@@ -80,16 +83,25 @@ class Serving:
                 due = [one for one in due if one.phase == phase and one.step == index]
                 break
         tap.waiting = others
+        parts = None
         if len(due) > 1:
             due.sort(key=_order)
+            # the rows of all inputs at once, where most of them are asked for
+            is_most = 2 * len(due) > len(self.counts) > 1
+            if is_most and self.factor == 1 and not offer.is_whole:
+                parts = parts_of(value, self.counts, sum(self.counts))
         try:
             for machine in due:
                 request = machine.pending
                 if request is None:
                     continue
                 # the answer to nearly all requests; `ANSWERS` knows the others
-                if machine.sees_all and request[0] == READ and request[2] == phase:
+                is_usual = machine.is_usual and request[0] == READ and request[2] == phase
+                rows = machine.rows
+                if is_usual and rows is None:
                     self.drive(machine, offer.value)
+                elif is_usual and rows is not None and parts is not None and offer.value is value:
+                    self.drive(machine, parts[rows.number])
                 else:
                     self.drive(machine, None, None, request)
                 if offer.handed:
@@ -145,7 +157,8 @@ class Serving:
                         if (
                             offer.index == step
                             and port == offer.phase
-                            and machine.sees_all
+                            and machine.rows is None
+                            and machine.is_usual
                             and not offer.handed
                         ):
                             answer, request = offer.value, None
