@@ -119,7 +119,8 @@ class Serving:
         answer: Any = None,
         error: BaseException | None = None,
         request: Request | None = None,
-    ) -> None:
+        at: Tap | None = None,
+    ) -> Any:
         """Resume a machine, and handle what it asks for, until it waits or is done.
 
         Args:
@@ -127,98 +128,126 @@ class Serving:
             answer: what it goes on with.
             error: what is raised in it, in place of an answer.
             request: what it waits for, to be answered first, now that it is offered.
+            at: where the answer is the output, which is offered to nobody else. This is what
+                `offer` comes to for one machine, in a Python frame less.
+
+        Returns:
+            What takes the place of the output that is offered.
         """
         taps = self._taps
-        while True:
-            if request is None:
-                machine.pending = None
+        own = outer = None
+        if at is not None:
+            outer = self._offer
+            own = self._offer = Offer()
+            own.tap = at
+            own.phase = OUTPUT
+            own.index = at.index
+            own.value = answer
+            own.is_whole = self.own_calls > 0
+            own.handed = _NOTHING
+        try:
+            while True:
+                if request is None:
+                    machine.pending = None
+                    try:
+                        if error is not None:
+                            request = machine.throw(error)
+                        else:
+                            request = (machine.resume or machine.advance)(answer)
+                        answer = error = None
+                        number = _TARGETS.get(request[0])
+                        if number is not None and not isinstance(request[number], Place):
+                            request = self._for_this_run(machine, request)
+                    except BaseException as raised:
+                        self._fail(machine, raised)
                 try:
-                    if error is not None:
-                        request = machine.throw(error)
-                    else:
-                        request = (machine.resume or machine.advance)(answer)
-                    answer = error = None
-                    number = _TARGETS.get(request[0])
-                    if number is not None and not isinstance(request[number], Place):
-                        request = self._for_this_run(machine, request)
-                except BaseException as raised:
-                    self._fail(machine, raised)
-            try:
-                if self.writes.replaced:
-                    self.writes.check(machine)
-                if request[0] == READ:
-                    _, place, port = request
-                    tap, step = taps.get(id(place._module)), machine.step
-                    if tap is None:
-                        pass
-                    elif (
-                        (offer := self._offer) is not None
-                        and offer.tap is tap
-                        and offer.phase == (INPUTS if port in BEFORE else OUTPUT)
-                    ):
+                    if self.writes.replaced:
+                        self.writes.check(machine)
+                    if request[0] == READ:
+                        _, place, port = request
+                        tap, step = taps.get(id(place._module)), machine.step
+                        if tap is None:
+                            pass
+                        elif (
+                            (offer := self._offer) is not None
+                            and offer.tap is tap
+                            and offer.phase == (INPUTS if port in BEFORE else OUTPUT)
+                        ):
+                            if (
+                                offer.index == step
+                                and port == offer.phase
+                                and machine.rows is None
+                                and machine.is_usual
+                                and not offer.handed
+                            ):
+                                answer, request = offer.value, None
+                                continue
+                        elif (
+                            (tap.done_step if port == OUTPUT else tap.begun_step) < step
+                            and self.step <= step
+                            and tap.place is place
+                            and not (self.has_ended or machine.is_builder or tap.can_refuse)
+                        ):
+                            for above in tap.above:
+                                if above.done_step >= step:
+                                    break
+                            else:
+                                machine.pending, machine.phase = request, OUTPUT
+                                if port in BEFORE:
+                                    machine.phase, tap.wants_inputs, tap.is_common = (
+                                        INPUTS,
+                                        True,
+                                        False,
+                                    )
+                                tap.waiting.append(machine)
+                                if not self.ready:
+                                    break
+                                machine, answer = self._next_ready()
+                                request = None
+                                continue
+                    elif request[0] == WRITE:
+                        # a tensor in the place of one like it, where that is offered
+                        _, value, place, port = request
+                        offer = self._offer
                         if (
-                            offer.index == step
-                            and port == offer.phase
+                            offer is not None
+                            and port == OUTPUT == offer.phase
+                            and offer.tap is taps.get(id(place._module))
+                            and offer.index == machine.step
                             and machine.rows is None
                             and machine.is_usual
                             and not offer.handed
+                            and isinstance(old := offer.value, torch.Tensor)
+                            and isinstance(value, torch.Tensor)
+                            and old.shape == value.shape
+                            and old.dtype == value.dtype
+                            and old.device == value.device
                         ):
-                            answer, request = offer.value, None
+                            offer.value = value
+                            answer = request = value = old = None
                             continue
-                    elif (
-                        (tap.done_step if port == OUTPUT else tap.begun_step) < step
-                        and self.step <= step
-                        and tap.place is place
-                        and not (self.has_ended or machine.is_builder or tap.can_refuse)
-                    ):
-                        for above in tap.above:
-                            if above.done_step >= step:
-                                break
-                        else:
-                            machine.pending, machine.phase = request, OUTPUT
-                            if port in BEFORE:
-                                machine.phase, tap.wants_inputs, tap.is_common = INPUTS, True, False
-                            tap.waiting.append(machine)
-                            if not self.ready:
-                                return
-                            machine, answer = self._next_ready()
-                            request = None
-                            continue
-                elif request[0] == WRITE:
-                    # a tensor in the place of one like it, where that is offered
-                    _, value, place, port = request
-                    offer = self._offer
-                    if (
-                        offer is not None
-                        and port == OUTPUT == offer.phase
-                        and offer.tap is taps.get(id(place._module))
-                        and offer.index == machine.step
-                        and machine.rows is None
-                        and machine.is_usual
-                        and not offer.handed
-                        and isinstance(old := offer.value, torch.Tensor)
-                        and isinstance(value, torch.Tensor)
-                        and old.shape == value.shape
-                        and old.dtype == value.dtype
-                        and old.device == value.device
-                    ):
-                        offer.value = value
-                        answer = request = value = old = None
-                        continue
-                    value = old = None
-                answer = ANSWERS[request[0]](self, machine, request)  # type: ignore[arg-type]
-            except RunAborted:
-                raise
-            except BaseException as raised:
-                clean(raised)
-                error = raised
+                        value = old = None
+                    answer = ANSWERS[request[0]](self, machine, request)  # type: ignore[arg-type]
+                except RunAborted:
+                    raise
+                except BaseException as raised:
+                    clean(raised)
+                    error = raised
+                    request = None
+                    continue
                 request = None
-                continue
-            request = None
-            if answer is PARKED:
-                if not self.ready:
-                    return
-                machine, answer = self._next_ready()
+                if answer is PARKED:
+                    if not self.ready:
+                        break
+                    machine, answer = self._next_ready()
+        finally:
+            if own is not None:
+                self._offer = outer
+        if own is None:
+            return None
+        if own.handed:
+            take_edits(own, self.factor)
+        return own.value
 
     def _for_this_run(self, machine: Machine, request: Request) -> Request:
         """Do what a request on any other object comes to in plain Python; return one that is ours.

@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from nnsight_dsl.transforms.names import TAPPED
+from nnsight_dsl.transforms.requests import READ
 
 from .ambient import top_saved_hooks
 from .locations import Place, name_of
@@ -344,8 +345,23 @@ def _tapped_class(cls: type) -> type:
                 output = self.forward(*args, **kwargs)
             else:
                 output = call(self, *args, **kwargs)
-            if tap.waiting:
-                output = driver.offer(tap, OUTPUT, output)
+            waiting = tap.waiting
+            if waiting:
+                machine = waiting[0]
+                request = machine.pending
+                if (
+                    len(waiting) == 1
+                    and machine.is_usual
+                    and machine.rows is None
+                    and machine.step == index
+                    and request is not None
+                    and request[0] == READ
+                    and request[2] == OUTPUT
+                ):
+                    del waiting[0]
+                    output = driver.drive(machine, output, at=tap)
+                else:
+                    output = driver.offer(tap, OUTPUT, output)
         finally:
             tap.index = outer
         tap.done += 1
