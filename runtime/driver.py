@@ -66,6 +66,7 @@ class Driver(Serving):
         log: what has been served, if somebody wants to know.
         is_common: whether no visit means more than its output's being offered: there are no steps,
             no loops over visits and no backward passes.
+        is_tapped_ahead: whether there are places to tap that no machine has named.
         is_usual: whether torch calls modules as it does by itself.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
@@ -92,6 +93,7 @@ class Driver(Serving):
     has_grad = False
     is_common = True
     is_usual = False
+    is_tapped_ahead = False
     is_tapping_ahead = False
     _offer: Offer | None = None
     _outer: Machine | None = None
@@ -138,7 +140,9 @@ class Driver(Serving):
                 self.is_direct = False
             self.has_grad = torch.is_grad_enabled()
             self.is_usual = is_usual_call()
-            self._tap_ahead()
+            is_expected = self._fixtures or self._expected or self._expects_anything
+            if is_expected or self.is_tapped_ahead or self.stepping is not None:
+                self._tap_ahead()
             for machine in self.machines:
                 machine.is_usual = self.is_direct and not machine.program.first_items
                 if not machine.is_done and machine.pending is None:

@@ -316,7 +316,11 @@ class Machine:
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger
-            (self.resume or self.advance)(None)
+            if self._ambient is None:
+                # by `next`, which makes no StopIteration of its return
+                self.context.run(next, self._running, None)
+            else:
+                self.advance(None)
         except StopIteration:
             pass
         finally:
