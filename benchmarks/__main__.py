@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import cold, contest, lint, memory, operations, report, scaling, sweeps
+from . import cold, contest, lint, memory, operations, prices, report, scaling, sweeps
 from .parts import MODELS, machine
 from .results import Row
 
@@ -44,6 +44,7 @@ QUESTIONS: dict[str, Callable[..., list[Row]]] = {
     "cold": cold.rows,
     "memory": memory.rows,
     "operations": operations.rows,
+    "prices": prices.rows,
     "lint": lint.rows,
     "vllm": _vllm,
 }

@@ -82,7 +82,8 @@ def invokes(model: Any, prompts: Any) -> Any:
         found = [].save()
         for i in range(len(prompts)):
             with tracer.invoke(prompts[i]):
-                found.append(layers[i % count].output)
+                for j in range(count):
+                    found.append(layers[j].output)
     return found
 
 

@@ -38,8 +38,8 @@ CASES: Mapping[str, str] = {
     "edits_12": "12 edits",
     "source_read": "a read inside a forward",
     "cache": "all modules cached",
-    "invokes_8": "8 invokes, one read each",
-    "invokes_64": "64 invokes, one read each",
+    "invokes_8": "8 invokes, each reads all layers",
+    "invokes_64": "64 invokes, each reads all layers",
     "generate_16": "16 tokens, an edit in each step",
     "backward_4": "backward, 4 gradients",
 }
@@ -132,12 +132,11 @@ def hooks(model: str) -> dict[str, Case]:
     def rows(batch: dict[str, torch.Tensor], count: int) -> list[Any]:
         found: list[Any] = []
         handles = []
-        for number, layer in enumerate(layers):
-            wanted = range(number, count, len(layers))
 
-            def keep(_module: Any, _args: Any, output: Any, wanted: range = wanted) -> None:
-                found.extend(output[row : row + 1] for row in wanted)
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            found.extend(output[row : row + 1] for row in range(count))
 
+        for layer in layers:
             handles.append(layer.register_forward_hook(keep))
         try:
             module(**batch)

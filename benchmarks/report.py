@@ -60,7 +60,8 @@ def page(rows: Sequence[Row], machine: str, plot: str | None) -> str:
         "*bare* is the forward alone; the columns of contestants are what each adds to the "
         "forward of its own process, measured beside it in the same turn; ratios are ratios of "
         "what is added. *imported*: a module under the import hook; *script*: a plain script, "
-        "second entry and later.", "",
+        "second entry and later. A target that is missed stays in the table: the prices, further "
+        "down, say what of it goes where, and docs/design/0003-prices.md why.", "",
     ]  # fmt: skip
     if plot is not None:
         lines += [f"![what each adds to the forward]({plot})", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from inspect import CO_OPTIMIZED
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.transforms.live import names_around
@@ -34,7 +35,10 @@ def run(block: Any, program: Program) -> dict[str | None, Any]:
     """
     frame = sys._getframe(1)
     left: dict[str | None, Any]
-    left, failure = block._finished(program, frame.f_globals, names_around(frame), frame)
+    # what `names_around` returns for the frame of a function, without one of its own
+    is_function = frame.f_code.co_flags & CO_OPTIMIZED
+    names = frame.f_locals if is_function else names_around(frame)
+    left, failure = block._finished(program, frame.f_globals, names, frame)
     if failure is not None:
         left[None] = failure
     return left

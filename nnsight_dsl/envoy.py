@@ -28,7 +28,7 @@ _CHANGING = frozenset(
     "train type xpu".split()
 )
 """Methods of a module that change it and return it."""
-_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below"})
+_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
 
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
@@ -55,6 +55,7 @@ class Envoy(Ports):
         self._path = key if parent is None or not parent._path else f"{parent._path}.{key}"
         self._root: Envoy = self if parent is None else parent._root
         self._below: dict[str, Envoy] = {}
+        self._at: dict[int, Envoy] = {}
 
     # the tree
 
@@ -79,16 +80,15 @@ class Envoy(Ports):
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
 
     def __getitem__(self, item: int | slice | str) -> Any:
+        if type(item) is int:
+            found = self._at.get(item)
+            if found is not None:
+                return found
         if isinstance(item, str):
             child = self._child(item)
             if child is None:
                 raise self._no_such(item)
             return child
-        if type(item) is int and isinstance(self._module, nn.ModuleList):
-            # its names are its numbers: no list of a thousand of them for each access
-            found = self._below.get(str(item))
-            if found is not None:
-                return found
         names = list(self._fresh()._modules)
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]
@@ -98,7 +98,11 @@ class Envoy(Ports):
                 f"{self._path or 'the model'} has {len(names)} modules, and number {index} was "
                 f"asked for; they are numbered from 0 to {len(names) - 1}"
             )
-        return self._child(names[index])
+        child = self._child(names[index])
+        if child is not None and index >= 0 and isinstance(self._module, nn.ModuleList):
+            # from now on it is found without a list of the names, of which there may be a thousand
+            self._at[index] = child
+        return child
 
     def __len__(self) -> int:
         return len(self._fresh()._modules)
@@ -209,6 +213,7 @@ class Envoy(Ports):
     def _rebind(self, module: nn.Module) -> None:
         """Mirror another module from now on, as do the envoys below."""
         self.__dict__["_module"] = module
+        self._at.clear()
         for name, child in list(self._below.items()):
             below = module._modules.get(name)
             if below is None:
@@ -225,6 +230,7 @@ class Envoy(Ports):
         module = parent._module._modules.get(self._key)
         if module is None:
             parent._below.pop(self._key, None)
+            parent._at.clear()
             parent.__dict__.pop(self._key, None)
             raise parent._no_such(self._key)
         if module is not self._module:

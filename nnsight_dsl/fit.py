@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from nnsight_dsl.runtime.fixtures import Fixtures
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machine import carried_programs
-from nnsight_dsl.runtime.taps import Fixture, fixtures_of
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.program import Program, Running
@@ -59,15 +59,17 @@ class Fit:
         names: the names that were looked at, and what each stood for.
         roots: those of them that accesses start from and that stand for something else each time.
         seen: what the others of these stand for.
+        is_alone: whether a run of it needs nothing but one plain machine.
         chain: for each module on the way to a place: where it stands, under which name.
     """
 
     user_globals: dict[str, Any]
     function: Callable[..., Running]
     is_plain: bool
-    fixtures: Sequence[Fixture]
+    fixtures: Fixtures | None
     expected: Sequence[tuple[Place, str]]
     is_closed: bool
+    is_alone: bool
     names: Sequence[tuple[str, Any]]
     roots: frozenset[str]
     seen: Mapping[str, Any]
@@ -151,15 +153,16 @@ def _new_fit(
     changing = {name for name, mark in marks if mark is _ANY_PLAIN and name in roots}
     # a block may name places of another model, whose runs are not this one
     own = [place for place, _ in expected if place._root is root]
-    fixtures = fixtures_of(own)
-    fixed = {id(one.module) for one in fixtures}
+    fixtures = Fixtures(own)
+    fixed = {id(place._module) for place in fixtures.places}
     return Fit(
         user_globals=user_globals,
         function=program.function(user_globals, INJECTED),
         is_plain=is_plain,
-        fixtures=fixtures,
+        fixtures=fixtures if fixed else None,
         expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
         is_closed=is_closed,
+        is_alone=is_plain and not (changing or program.children or program.looks_outside),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},

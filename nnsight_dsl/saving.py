@@ -14,6 +14,7 @@ from nnsight_dsl.runtime.machine import advanced
 from nnsight_dsl.transforms import names
 
 _Value = TypeVar("_Value")
+_of_tensors = vars(torch.Tensor)
 
 
 def save(value: _Value) -> _Value:
@@ -35,18 +36,20 @@ def save(value: _Value) -> _Value:
     machine = advanced()
     if machine is None:
         raise complaints.outside("a saved value")
-    machine.saved.objects[id(value)] = value
+    machine.saved[id(value)] = value
     return value
 
 
 def _save_method(value: Any) -> Any:
     """What `value.save()` in a block means."""
+    # what it comes to for a tensor, without asking its class: that costs 0.3 of 0.5 µs
+    if type(value) is torch.Tensor and "save" not in _of_tensors:
+        machine = advanced()
+        if machine is not None:
+            machine.saved[id(value)] = value
+            return value
     if getattr(type(value), "save", None) is not None:
         return value.save()
-    if isinstance(value, torch.Tensor) and (machine := advanced()) is not None:
-        # what `save` does, without a Python frame of its own
-        machine.saved.objects[id(value)] = value
-        return value
     if isinstance(value, (type, types.ModuleType)) or "save" in getattr(value, "__dict__", ()):
         # a class, a module or an object that carries a `save` of its own
         own = getattr(value, "save", None)

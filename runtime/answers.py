@@ -53,28 +53,6 @@ def _read(driver: Driver, machine: Machine, request: Request) -> Any:
 
 def _write(driver: Driver, machine: Machine, request: Request) -> Any:
     _, value, place, port = request
-    offer = driver._offer
-    if (
-        offer is not None
-        and port == offer.phase == OUTPUT
-        and machine.rows is None
-        and driver.is_direct
-        and not offer.handed
-        and offer.index == machine.step
-        and offer.tap is driver._taps.get(id(place._module))
-    ):
-        old = offer.value
-        if (
-            isinstance(old, torch.Tensor)
-            and isinstance(value, torch.Tensor)
-            and old.shape == value.shape
-            and old.dtype == value.dtype
-            and old.device == value.device
-        ):
-            # What the rest comes to for a tensor in the place of one like it, in no further Python
-            # frame (tests/runtime/test_frames.py counts them).
-            offer.value = value
-            return None
     if place._module is None:
         location = name_of(place, port)
         raise WriteError(f"{location} is what the run returns; it can be read, not written")
@@ -149,7 +127,10 @@ def _step(driver: Driver, machine: Machine, request: Request) -> Any:
         steps.begin()
         return True
     machine.pending = request
-    (driver.step_waiters if driver.is_stepped else driver.visit_waiters).append((machine, steps))
+    if driver.is_stepped:
+        driver.step_waiters = [*driver.step_waiters, (machine, steps)]
+    else:
+        driver.visit_waiters = [*driver.visit_waiters, (machine, steps)]
     driver.is_common = False
     if driver.stepping is not None:
         driver.tap_for(driver.stepping)
@@ -204,16 +185,17 @@ def _has_other_backward(driver: Driver, machine: Machine) -> bool:
 
 def _bind(driver: Driver, machine: Machine, request: Request) -> Any:
     _, name, value = request
-    driver.shared.setdefault(name, {})[machine.order] = value
+    told = {**driver.shared.get(name, {}), machine.order: value}
+    driver.shared = {**driver.shared, name: told}
     for other in driver.machines:
         waits = other.pending
         is_waiting = waits is not None and waits[:2] == (requests.NAME, name)
         if is_waiting and machine.order < other.order:
             other.pending = None
-            driver.ready.append((other, value))
+            driver.ready = [*driver.ready, (other, value)]
     if not driver.ready:
         return None
-    driver.ready.append((machine, None))
+    driver.ready = [*driver.ready, (machine, None)]
     return PARKED
 
 
@@ -246,7 +228,7 @@ def _meet(driver: Driver, machine: Machine, request: Request) -> Any:
     if len(barrier.arrived) >= barrier.participants:
         for other in barrier.arrived:
             other.pending = None
-            driver.ready.append((other, None))
+            driver.ready = [*driver.ready, (other, None)]
         barrier.arrived = []
     return PARKED
 
@@ -264,7 +246,8 @@ def _end(driver: Driver, machine: Machine, request: Request) -> Any:
     machine.finish(is_stopped=request[0] == requests.STOP)
     if driver.has_met:
         _check_barriers(driver)
-    if driver.may_stop() and not driver.has_ended and not driver.ready:
+    is_over = (driver.is_stopped or driver.stops_itself) and driver.may_stop()
+    if is_over and not driver.has_ended and not driver.ready:
         raise RunAborted
     return PARKED
 

@@ -11,20 +11,21 @@ The driver holds no value longer than the request that asked for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from threading import get_ident
-from typing import Any, NoReturn, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import READ, WRITE, Request
+from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
-from .answers import ANSWERS, PARKED, open_run
-from .asking import BEFORE, ON_TARGET, key_of, on_foreign, phase_of, target_of
+from .answers import PARKED
+from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
 from .fast_path import FAST_LAYERS, leave_fast_path, return_to_fast_path
+from .fixtures import Fixtures
 from .instruments import Log
 from .locations import Place
 from .machine import Machine, advanced, set_current
@@ -32,14 +33,10 @@ from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
+from .serving import Serving
 from .steps import Steps
-from .taps import Fixture, Tap, is_container, put_taps, remove_taps
+from .taps import Tap, is_container, is_usual_call
 from .tracebacks import clean
-
-_order = attrgetter("order")
-_NOTHING: Sequence[Any] = ()
-_TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
-"""Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
 
 class Watcher(Protocol):
@@ -49,7 +46,7 @@ class Watcher(Protocol):
         """See the arguments and the output of a visit, after the edits of all blocks."""
 
 
-class Driver:
+class Driver(Serving):
     """One run of one model.
 
     Attributes:
@@ -69,10 +66,13 @@ class Driver:
         log: what has been served, if somebody wants to know.
         is_common: whether no visit means more than its output's being offered: there are no steps,
             no loops over visits and no backward passes.
+        is_tapped_ahead: whether there are places to tap that no machine has named.
+        is_usual: whether torch calls modules as it does by itself.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
+        stops_itself: whether the run may end before the model does, without a block's asking.
     """
 
     # what holds for most runs stands on the class, so that making a driver is cheap
@@ -92,11 +92,20 @@ class Driver:
     is_in_backward = False
     has_grad = False
     is_common = True
+    is_usual = False
+    is_tapped_ahead = False
     is_tapping_ahead = False
     _offer: Offer | None = None
     _outer: Machine | None = None
     _is_off_fast_path = False
+    _put: Fixtures | None = None
     _expects_anything = False
+    stops_itself = False
+    each_step: list[Callable[[], Machine]]
+    visit_waiters: Sequence[tuple[Machine, Steps]] = ()
+    step_waiters: Sequence[tuple[Machine, Steps]] = ()
+    ready: Sequence[tuple[Machine, Any]] = ()
+    shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
@@ -104,18 +113,14 @@ class Driver:
         self.is_stepped = stepping is not None
         if stepping is not None:
             self.is_common = False
+            self.each_step = []
         self.machines: list[Machine] = []
         self.watchers: list[Watcher] = []
-        self.each_step: list[Callable[[], Machine]] = []
         self.thread = get_ident()
-        self.visit_waiters: list[tuple[Machine, Steps]] = []
-        self.step_waiters: list[tuple[Machine, Steps]] = []
-        self.ready: list[tuple[Machine, Any]] = []
-        self.shared: dict[str, dict[int, Any]] = {}
         self.writes = Writes()
         self._taps: dict[int, Tap] = {}
         self._expected: list[tuple[Place, str]] = []
-        self._fixtures: list[Sequence[Fixture]] = []
+        self._fixtures: list[Fixtures] = []
 
     # the run
 
@@ -134,14 +139,20 @@ class Driver:
             if self.log is not None:
                 self.is_direct = False
             self.has_grad = torch.is_grad_enabled()
-            self._tap_ahead()
+            self.is_usual = is_usual_call()
+            is_expected = self._fixtures or self._expected or self._expects_anything
+            if is_expected or self.is_tapped_ahead or self.stepping is not None:
+                self._tap_ahead()
             for machine in self.machines:
+                machine.is_usual = self.is_direct and not machine.program.first_items
                 if not machine.is_done and machine.pending is None:
-                    self.drive(machine, None)
-            if not self.may_stop():
+                    self.drive(machine)
+            if not (self.is_stopped and self.may_stop()):
                 result = function(*args, **kwargs)
-                if self.failure is None:
-                    self._finish(result)
+                for machine in self.machines:
+                    if not machine.is_done:
+                        self._finish(result)
+                        break
         except RunAborted:
             pass
         except BaseException as error:
@@ -219,7 +230,7 @@ class Driver:
         """Add a machine, with what is known of the places that it can ask for."""
         machine.order = len(self.machines)
         self.machines.append(machine)
-        if machine.fixtures:
+        if machine.fixtures is not None and machine.fixtures not in self._fixtures:
             self._fixtures.append(machine.fixtures)
         if machine.expected:
             self._expected.extend(machine.expected)
@@ -273,13 +284,16 @@ class Driver:
         self.is_tapping_ahead = True
         if self.stepping is None and type(self)._new_tap is Driver._new_tap:
             for fixtures in self._fixtures:
-                put_taps(self, self._taps, fixtures)
+                if not self._taps and fixtures.put(self, self._taps):
+                    self._put = fixtures
+                else:
+                    self._expected.extend((place, OUTPUT) for place in fixtures.places)
         else:
             if self.stepping is not None:
                 # each of them is below the place whose calls are steps
                 self.tap_for(self.stepping)
             for fixtures in self._fixtures:
-                self._expected.extend((one.place, OUTPUT) for one in fixtures)
+                self._expected.extend((place, OUTPUT) for place in fixtures.places)
         for place, port in self._expected:
             if place._root is self.root or self._is_of_model(place):
                 tap = self._taps.get(id(place._module)) or self._put_tap(place)
@@ -333,10 +347,9 @@ class Driver:
         return loop.over()
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
-        waiters = sorted(self.step_waiters + self.visit_waiters, key=lambda waiter: waiter[0].order)
-        self.step_waiters = []
-        self.visit_waiters = []
-        return waiters
+        waiters = [*self.step_waiters, *self.visit_waiters]
+        self.step_waiters = self.visit_waiters = ()
+        return sorted(waiters, key=lambda waiter: waiter[0].order)
 
     def warn_of_missing(self, machine: Machine, steps: Steps) -> None:
         taken = self.step + 1 if self.is_stepped else None
@@ -348,7 +361,13 @@ class Driver:
         if self._is_off_fast_path:
             self._is_off_fast_path = False
             return_to_fast_path()
-        remove_taps(self._taps.values())
+        put = self._put
+        if put is None or len(self._taps) > len(put):
+            for tap in self._taps.values():
+                if put is None or not put.has(tap):
+                    tap.remove()
+        if put is not None:
+            put.remove()
         self._offer = None
         for machine in self.machines:
             if machine.is_done:
@@ -362,7 +381,7 @@ class Driver:
                 clean(error)
                 if self.failure is None:
                     self.failure = error
-        self.shared.clear()
+        self.shared = {}
         # taps name their driver: without them it goes as soon as nobody needs it
         self._taps.clear()
 
@@ -386,9 +405,13 @@ class Driver:
             for make in self.each_step:
                 machine = make()
                 machine.step = self.step
+                machine.is_usual = self.is_direct and not machine.program.first_items
                 self.machines.append(machine)
                 self.drive(machine, None)
-        self._begin_rounds(self.step_waiters, self.step)
+        if self.step_waiters:
+            due = [waiter for waiter in self.step_waiters if waiter[1].next_step == self.step]
+            self.step_waiters = [waiter for waiter in self.step_waiters if waiter not in due]
+            self._begin_rounds(due)
 
     def watch(self, tap: Tap, args: Any, kwargs: Any, output: Any) -> None:
         """Show the watchers a visit that is over."""
@@ -398,186 +421,14 @@ class Driver:
     def begin_visit(self, index: int) -> None:
         """A module is called for the `index`-th time, in a run with one forward of the root."""
         self.most_visits = max(self.most_visits, index + 1)
-        self._begin_rounds(self.visit_waiters, index)
+        due = [waiter for waiter in self.visit_waiters if waiter[1].next_step == index]
+        self.visit_waiters = [waiter for waiter in self.visit_waiters if waiter not in due]
+        self._begin_rounds(due)
 
-    def _begin_rounds(self, waiters: list[tuple[Machine, Steps]], index: int) -> None:
-        if not waiters:
-            return
-        due = [waiter for waiter in waiters if waiter[1].next_step == index]
+    def _begin_rounds(self, due: list[tuple[Machine, Steps]]) -> None:
         for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
-            waiters.remove((machine, steps))
             steps.begin()
             self.drive(machine, True)
-
-    # serving
-
-    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
-        """Offer `(args, kwargs)` before a call, or its output after it.
-
-        Returns:
-            What takes the place of the value: the value itself, where nobody has replaced it.
-        """
-        offer = Offer()
-        offer.tap = tap
-        offer.phase = phase
-        index = offer.index = tap.index
-        offer.value = value
-        offer.is_whole = self.own_calls > 0
-        offer.handed = _NOTHING
-        outer, self._offer = self._offer, offer
-        due: list[Machine] = []
-        others: list[Machine] = []
-        for machine in tap.waiting:
-            if machine.phase == phase and machine.step == index:
-                due.append(machine)
-            else:
-                others.append(machine)
-        tap.waiting = others
-        if len(due) > 1:
-            due.sort(key=_order)
-        try:
-            for machine in due:
-                request = machine.pending
-                if request is None:
-                    continue
-                # the answer to nearly all requests; `ANSWERS` knows the others
-                if (
-                    request[0] == READ
-                    and request[2] == phase
-                    and machine.rows is None
-                    and self.is_direct
-                    and not machine.program.first_items
-                ):
-                    self.drive(machine, offer.value)
-                else:
-                    self.drive(machine, request=request)
-                if offer.handed:
-                    take_edits(offer, self.factor)
-                    offer.handed = _NOTHING
-        finally:
-            self._offer = outer
-        return offer.value
-
-    def drive(
-        self,
-        machine: Machine,
-        answer: Any = None,
-        *,
-        error: BaseException | None = None,
-        request: Request | None = None,
-    ) -> None:
-        """Resume a machine, and handle what it asks for, until it waits or is done.
-
-        Args:
-            machine: the machine.
-            answer: what it goes on with.
-            error: what is raised in it, in place of an answer.
-            request: what it waits for, to be answered first, now that it is offered.
-        """
-        while True:
-            if request is None:
-                machine.pending = None
-                try:
-                    if error is not None:
-                        request = machine.throw(error)
-                    else:
-                        request = (machine.resume or machine.advance)(answer)
-                    answer = error = None
-                    number = _TARGETS.get(request[0])
-                    if number is not None and not isinstance(request[number], Place):
-                        request = self._for_this_run(machine, request)
-                except BaseException as raised:
-                    self._fail(machine, raised)
-            try:
-                if self.writes.replaced:
-                    self.writes.check(machine)
-                # What nearly all requests come to stands here in full: reads of a whole value that
-                # is offered, and reads that wait for one. The general form of it is `ANSWERS[READ]`
-                # and `park`, at a dozen Python frames (tests/runtime/test_frames.py counts them).
-                if request[0] == READ:
-                    _, place, port = request
-                    tap, step, offer = self._taps.get(id(place._module)), machine.step, self._offer
-                    phase = INPUTS if port in BEFORE else OUTPUT
-                    if tap is None:
-                        pass
-                    elif offer is not None and offer.tap is tap and offer.phase == phase:
-                        if (
-                            offer.index == step
-                            and port == phase
-                            and machine.rows is None
-                            and self.is_direct
-                            and not offer.handed
-                            and not machine.program.first_items
-                        ):
-                            answer, request = offer.value, None
-                            continue
-                    elif (
-                        (tap.done_step if phase is OUTPUT else tap.begun_step) < step
-                        and self.step <= step
-                        and tap.place is place
-                        and not (self.has_ended or machine.is_builder or tap.can_refuse)
-                    ):
-                        for above in tap.above:
-                            if above.done_step >= step:
-                                break
-                        else:
-                            machine.pending, machine.phase = request, phase
-                            tap.waiting.append(machine)
-                            if phase is INPUTS:
-                                tap.wants_inputs, tap.is_common = True, False
-                            if not self.ready:
-                                return
-                            machine, answer = self._next_ready()
-                            request = None
-                            continue
-                answer = ANSWERS[request[0]](self, machine, request)
-            except RunAborted:
-                raise
-            except BaseException as raised:
-                clean(raised)
-                error = raised
-                request = None
-                continue
-            request = None
-            if answer is PARKED:
-                if not self.ready:
-                    return
-                machine, answer = self._next_ready()
-
-    def _for_this_run(self, machine: Machine, request: Request) -> Request:
-        """Do what a request on any other object comes to in plain Python; return one that is ours.
-
-        Both calls are carried, so that what is called can wait for values of this run, too.
-        """
-        while True:
-            if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
-                request = machine.call(*on_foreign(request))
-            elif request[0] == requests.OPEN:
-                request = machine.call(open_run, machine, request)
-            else:
-                return request
-
-    def _next_ready(self) -> tuple[Machine, Any]:
-        """Take the first of the machines that a barrier or a name has set free."""
-        self.ready.sort(key=lambda ready: ready[0].order)
-        return self.ready.pop(0)
-
-    def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
-        """A machine has raised: keep what it had saved, and leave the run."""
-        machine.is_done = True
-        cause = raised.__cause__
-        if isinstance(raised, RuntimeError) and isinstance(cause, StopIteration):
-            # Python turns a StopIteration that leaves a generator into this RuntimeError
-            raised = cause
-        traceback = raised.__traceback__
-        while traceback is not None:
-            if traceback.tb_frame.f_code is machine.program.code:
-                left = machine.program.names_in(traceback.tb_frame.f_locals)
-                machine.names = left if machine.is_builder else machine.leaving(left)
-            traceback = traceback.tb_next
-        clean(raised)
-        self.failure = raised
-        raise RunAborted
 
     # requests
 

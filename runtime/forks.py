@@ -211,6 +211,8 @@ class Forking(_Copying):
         orders: of all machines that begin with the trunk; those without a fork stay with it.
     """
 
+    is_tapped_ahead = True
+
     def __init__(self, root: Place, forks: Mapping[int, Fork], orders: Iterable[int]) -> None:
         super().__init__(root)
         self.total = 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
@@ -32,9 +33,9 @@ from .rows import Rows
 from .saved import Saved
 
 if TYPE_CHECKING:
+    from .fixtures import Fixtures
     from .locations import Place
     from .steps import Steps
-    from .taps import Fixture
 
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
@@ -79,40 +80,28 @@ class Machine:
         expected: places and ports that it is known to ask for.
         fixtures: modules among them that have been looked up already.
         is_closed: whether it can ask for no others.
+        is_usual: whether it is handed values, or its rows of them, just as they are.
         is_builder: whether it only collects invokes, before the model runs.
     """
 
-    __slots__ = (
-        "_ambient",
-        "_calls",
-        "_carrier",
-        "_home",
-        "_injected",
-        "_outer",
-        "_running",
-        "_seen_names",
-        "context",
-        "expected",
-        "fixtures",
-        "is_builder",
-        "is_closed",
-        "is_done",
-        "is_plain",
-        "leaves_all",
-        "loops",
-        "names",
-        "order",
-        "outer_now",
-        "pending",
-        "phase",
-        "program",
-        "result",
-        "resume",
-        "rows",
-        "saved",
-        "step",
-        "user_globals",
-    )
+    # what holds for most machines stands on the class, so that making one is cheap
+    order = 0
+    rows: Rows | None = None
+    phase: str | None = None
+    loops: Sequence[Steps] = ()
+    is_builder = False
+    leaves_all = False
+    result: Any = None
+    resume: Callable[[Any], Request] | None = None
+    expected: Sequence[tuple[Place, str]] = ()
+    fixtures: Fixtures | None = None
+    is_closed = False
+    is_usual = False
+    _seen_names: Mapping[str, Any] = MappingProxyType({})
+    _outer: Mapping[str, Any] = MappingProxyType({})
+    _carrier: greenlet | None = None
+    _home: greenlet | None = None
+    _ambient: Ambient | None = None
 
     def __init__(
         self,
@@ -121,7 +110,6 @@ class Machine:
         frame_names: Mapping[str, Any],
         saved: Saved,
         injected: Mapping[str, Any],
-        *,
         is_plain: bool,
         seen_names: Mapping[str, Any] | None = None,
         function: Callable[..., Running] | None = None,
@@ -129,44 +117,32 @@ class Machine:
         self.program = program
         self.user_globals = user_globals
         self.saved = saved
-        self.order = 0
-        self.rows: Rows | None = None
         self.pending: Request | None = None
-        self.phase: str | None = None
         self.step = 0
-        self.loops: list[Steps] = []
         self.names: dict[str, Any] = {}
         self.is_done = False
-        self.is_builder = False
-        self.leaves_all = False
-        self.result: Any = None
         self.is_plain = is_plain
-        self.expected: Sequence[tuple[Place, str]] = ()
-        self.fixtures: Sequence[Fixture] = ()
-        self.is_closed = False
-        self._seen_names = seen_names or {}
+        if seen_names:
+            self._seen_names = seen_names
         if type(frame_names) is not dict and (now := getattr(frame_names, "now", None)):
             # some names of the enclosing function are looked up in its frame
             injected, function = {**injected, OUTER: now}, None
         self._injected = injected
         self.outer_now = injected[OUTER]
-        self._outer = (
-            {name: program.initial(name, user_globals, frame_names) for name in program.fetched}
-            if program.fetched
-            else {}
-        )
+        if program.fetched:
+            self._outer = {
+                name: program.initial(name, user_globals, frame_names) for name in program.fetched
+            }
         if function is None:
             function = program.function(user_globals, injected)
-        self._running: Running = program.started(function, user_globals, frame_names)
-        self._carrier: greenlet | None = None
-        self._calls: list[greenlet] = []
-        self._home: greenlet | None = None
-        self._ambient = None if is_plain else Ambient()
-        self.context = contextvars.copy_context()
-        self.context.run(_current.set, self)
-        self.resume: Callable[[Any], Request] | None = None
+        running = self._running = program.started(function, user_globals, frame_names)
+        context = self.context = contextvars.copy_context()
+        context.run(_current.set, self)
         if is_plain:
-            self.resume = partial(self.context.run, self._running.send)  # type: ignore[call-arg]
+            self.resume = partial(context.run, running.send)  # type: ignore[call-arg]
+        else:
+            self._ambient = Ambient()
+            self._calls: list[greenlet] = []
 
     def inner(self, number: int) -> Machine:
         """Make the machine of a block inside this one, which starts from the names of this one."""
@@ -230,6 +206,7 @@ class Machine:
         """
         if self._ambient is None:
             self._ambient = Ambient()
+            self._calls = []
             self.resume = None
         carrier = greenlet(function)
         carrier.gr_context = self.context
@@ -331,15 +308,19 @@ class Machine:
         # a builder's names are judged when the run is over: its invokes may still save them
         if self.is_builder or self.leaves_all:
             self.names = self.program.names_left(self._running)
-        elif self.saved.objects:
-            self.names = self.leaving(self.program.names_left(self._running))
+        elif self.saved and (frame := self._running.gi_frame) is not None:
+            self.names = self.saved.leaving(frame.f_locals, self.program)
         if is_stopped:
             self.close()
             return
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger
-            (self.resume or self.advance)(None)
+            if self._ambient is None:
+                # by `next`, which makes no StopIteration of its return
+                self.context.run(next, self._running, None)
+            else:
+                self.advance(None)
         except StopIteration:
             pass
         finally:
@@ -349,7 +330,7 @@ class Machine:
         """Return those of the names that may leave the block."""
         if self.leaves_all:
             return dict(names)
-        return self.saved.leaving(names, self.program.saved_names)
+        return self.saved.leaving(names, self.program)
 
     def close(self) -> None:
         """End a machine that waits, so that its `finally` and `with` statements run.
@@ -367,7 +348,7 @@ class Machine:
     def _close(self) -> None:
         error: BaseException = RunEnded()
         for _ in range(_MOST_CLOSING_REQUESTS):
-            if self._running.gi_frame is None and not self._calls:
+            if self._running.gi_frame is None and not (self._ambient and self._calls):
                 return
             try:
                 self.throw(error)

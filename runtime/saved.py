@@ -11,36 +11,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nnsight_dsl.transforms.program import Program
+
 _SHARED_TYPES = (int, float, bool, str, bytes, type(None))
 
 
-class Saved:
-    """The objects that the blocks of one run have saved.
+class Saved(dict[int, object]):
+    """The objects that the blocks of one run have saved, by identity.
 
-    Attributes:
-        objects: by identity; they are kept alive, so that no other one can take the identity of
-            one of them.
+    They are kept alive, so that no other one can take the identity of one of them.
     """
 
-    __slots__ = ("objects",)
-
-    def __init__(self) -> None:
-        self.objects: dict[int, object] = {}
+    __slots__ = ()
 
     def add(self, value: object) -> None:
-        self.objects[id(value)] = value
+        self[id(value)] = value
 
-    def clear(self) -> None:
-        """Let go of all of them, once it is settled what leaves."""
-        self.objects.clear()
-
-    def leaving(self, names: Mapping[str, Any], saved_names: frozenset[str]) -> dict[str, Any]:
-        """Return those names that may leave, with their values."""
-        objects, left = self.objects, {}
-        if objects:
+    def leaving(self, names: Mapping[str, Any], program: Program) -> dict[str, Any]:
+        """Return those names that a program binds and that may leave, with their values."""
+        left: dict[str, Any] = {}
+        if self:
             for name, value in names.items():
-                if id(value) in objects and (
-                    name in saved_names or not isinstance(value, _SHARED_TYPES)
+                if (
+                    id(value) in self
+                    and name in program.bound
+                    and (name in program.saved_names or not isinstance(value, _SHARED_TYPES))
                 ):
                     left[name] = value
         return left

@@ -125,7 +125,7 @@ class Steps:
         self.is_over = False
         self.next_step: int | None = None
         self.value: Any = None
-        machine.loops.append(self)
+        machine.loops = [*machine.loops, self]
 
     def look_ahead(self) -> int | None:
         """Return the step that the next round waits for, None after the last one."""
@@ -141,7 +141,7 @@ class Steps:
         self._machine.step = self._before
         if self in self._machine.loops:
             # with those inside it, should one of them not have been closed
-            del self._machine.loops[self._machine.loops.index(self) :]
+            self._machine.loops = self._machine.loops[: self._machine.loops.index(self)]
 
 
 class PlainSteps:

@@ -36,6 +36,8 @@ class Stopping(Driver):
             while a value of the model was offered.
     """
 
+    stops_itself = True
+
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         super().__init__(root, stepping)
         self.points: StopPoints | None = None

@@ -46,6 +46,9 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
+    _makes_batches = False
+    """Whether one input by itself is more than the arguments of the call."""
+
     _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
 
     def __init__(
@@ -77,7 +80,12 @@ class NNsight(Envoy):
         Raises:
             NoInputError: neither the trace nor an invoke in it has an input.
         """
-        return self._opened("trace", Input(args, {}), kwargs, trace)
+        if kwargs or not trace:
+            return self._opened("trace", Input(args, {}), kwargs, trace)
+        # what that comes to, in a Python frame less
+        tracer = Tracer(self, "trace", Input(args, {}), kwargs)
+        tracer._is_usual = True
+        return tracer
 
     def session(self, **options: Any) -> Session:
         """Open a block of several traces, between which values flow without being saved.
@@ -154,7 +162,7 @@ class NNsight(Envoy):
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
         edits = [*self._edits]
         copy.__dict__.update(
-            own, _below={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self
+            own, _below={}, _at={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self
         )
         return copy
 
@@ -175,6 +183,7 @@ class NNsight(Envoy):
             tracer._stops, tracer._is_planned = stop is not None, is_planned
         else:
             tracer = Tracer(self, function, given, options)
+            tracer._is_usual = function == "trace"
         return tracer if trace else tracer._run_without_block()
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:

@@ -85,14 +85,16 @@ def padded(
         BatchingError: an argument has not one item for each token, or is of another kind for
             another input.
     """
-    longest = max(len(row) for prompt in prompts for row in prompt)
-    is_whole = len(inputs) == 1 and min(map(len, prompts[0])) == longest
+    # by shape: `len` of a tensor is a function of torch's in Python
+    lengths = [[row.shape[0] for row in prompt] for prompt in prompts]
+    longest = max(map(max, lengths))
+    is_whole = len(inputs) == 1 and min(lengths[0]) == longest
     merged: dict[str, torch.Tensor] = {}
     for key in sorted({"attention_mask"}.union(*inputs), key=SEQUENCES.index):
         rows: Rows = []
-        for one, prompt in zip(inputs, prompts, strict=True):
+        for one, prompt, expected in zip(inputs, prompts, lengths, strict=True):
             own = one[key] if key in one else [_unsaid(key, row) for row in prompt]
-            if not is_whole and [len(row) for row in own] != [len(row) for row in prompt]:
+            if not is_whole and [row.shape[0] for row in own] != expected:
                 raise BatchingError(
                     f"{key} has not one item for each token of its prompt, so nothing says how to "
                     "pad it; trace the prompts one by one, or give it to the trace"
@@ -192,7 +194,7 @@ def _unsaid(key: str, row: torch.Tensor) -> torch.Tensor:
 
 
 def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -> torch.Tensor:
-    missing = length - len(row)
+    missing = length - row.shape[0]
     if not missing:
         return row
     fill = pad_id if key in _IDS else -100 if key == "labels" else 0

@@ -158,6 +158,8 @@ class LanguageModel(NNsight):
         if self._origin is None:
             self.dispatch()
 
+    _makes_batches = True
+
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "generate":
             generate: Callable[..., Any] = self._module.generate
@@ -209,7 +211,7 @@ class LanguageModel(NNsight):
     # batching
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        given = [self._given(one) for one in inputs]
+        given = self._all_given(inputs)
         for_decoder = batching.DECODED if self._has_encoder() else ()
         for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
         sequences = [_rows_in(one, for_prompt) for one in given]
@@ -238,6 +240,29 @@ class LanguageModel(NNsight):
             if getattr(config, "pad_token_id", None) is None:
                 kwargs.setdefault("pad_token_id", self._pad_id())
         return Batch((), kwargs, counts)
+
+    def _all_given(self, inputs: Sequence[Input]) -> list[dict[str, Any]]:
+        """Return the arguments of each input.
+
+        Texts are tokenized in one call, which costs a third of one call for each.
+        """
+        texts = [one.args[0] for one in inputs if len(one.args) == 1 and type(one.args[0]) is str]
+        if len(texts) < 2:
+            return [self._given(one) for one in inputs]
+        encoding = self._token_ids(texts)
+        if any(type(rows) is not list or len(rows) != len(texts) for rows in encoding.values()):
+            # such a tokenizer does not give one row for each text
+            return [self._given(one) for one in inputs]
+        numbers = iter(range(len(texts)))
+        given = []
+        for one in inputs:
+            if len(one.args) == 1 and type(one.args[0]) is str:
+                number = next(numbers)
+                tokens = {key: rows[number : number + 1] for key, rows in encoding.items()}
+                given.append({**tokens, **one.kwargs})
+            else:
+                given.append(self._given(one))
+        return given
 
     def _given(self, one: Input) -> dict[str, Any]:
         """Return the arguments of one input; text as the tokenizer's."""
@@ -272,7 +297,7 @@ class LanguageModel(NNsight):
         function: str,
         others: Collection[str],
     ) -> dict[str, torch.Tensor]:
-        lengths = {len(row) for rows in prompts for row in rows}
+        lengths = {row.shape[0] for rows in prompts for row in rows}
         is_padded = len(lengths) > 1
         if is_padded:
             self._check_can_pad(function)

@@ -83,10 +83,12 @@ def read_and_written(count: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("form", "most", "indices"), [(read, 4, 1), (read_and_written, 6, 2)], ids=["read", "edit"]
+    ("form", "most", "indices"), [(read, 1, 1), (read_and_written, 2, 2)], ids=["read", "edit"]
 )
 def test_an_access_takes_few_frames(form: Callable[[int], int], most: int, indices: int) -> None:
     own = bare(2 * COUNT) - bare(COUNT)
     taken = form(2 * COUNT) - form(COUNT) - own
-    # each `model.layers[i]` is one frame of the envoy's, however the access is served
+    # Each `model.layers[i]` is one frame of the envoy's, however the access is served. The others
+    # are that of the tap, of the loop that serves and of the block, less the two of torch's own
+    # between a call and `forward`, which the tap leaves out.
     assert taken <= (most + indices) * COUNT, f"{taken / COUNT} frames for each"
