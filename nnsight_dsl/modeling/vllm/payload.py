@@ -17,6 +17,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from types import CodeType, TracebackType
@@ -123,10 +124,11 @@ def _pickler() -> Any:
         to_cpu = False
         has_code = False
 
-        def persistent_id(self, obj: Any) -> Any:
-            return _reference_to(obj)
-
         def reducer_override(self, obj: Any) -> Any:
+            # not `persistent_id`, which is asked of every number and name, too
+            reference = _reference_to(obj)
+            if reference is not None:
+                return _here, reference
             if type(obj) is torch.Tensor or type(obj) is EngineValue:
                 kept = _compact(obj, to_cpu=self.to_cpu)
                 if _is_simple(kept):
@@ -190,27 +192,29 @@ def _compact(tensor: torch.Tensor, *, to_cpu: bool) -> torch.Tensor:
     return plain
 
 
-class _ReferringUnpickler(pickle.Unpickler):
-    root: EngineRoot
-    tracer: Tracer | None
+_ends: ContextVar[tuple[EngineRoot, Tracer | None]] = ContextVar("_ends")
+"""The model and the tracer at this end, while something is unpickled."""
 
-    def persistent_load(self, pid: Any) -> Any:
-        kind, *rest = pid
-        if kind == "envoy":
-            return self.root.get(rest[0])
-        if kind == "operation":
-            found: Any = self.root.get(rest[0])
-            for name in rest[1:]:
-                found = found.source[name] if name else found.source
-            return found
-        return self.tracer if kind == "tracer" else self.root._places[rest[0]]
+
+def _here(kind: str, *rest: str) -> Any:
+    """Return what `_reference_to` has named, at this end."""
+    root, tracer = _ends.get()
+    if kind == "envoy":
+        return root.get(rest[0])
+    if kind == "operation":
+        found: Any = root.get(rest[0])
+        for name in rest[1:]:
+            found = found.source[name] if name else found.source
+        return found
+    return tracer if kind == "tracer" else root._places[rest[0]]
 
 
 def _unpickled(data: bytes, root: EngineRoot, tracer: Tracer | None) -> Any:
-    unpickler = _ReferringUnpickler(io.BytesIO(data))
-    unpickler.root = root
-    unpickler.tracer = tracer
-    return unpickler.load()
+    token = _ends.set((root, tracer))
+    try:
+        return pickle.loads(data)
+    finally:
+        _ends.reset(token)
 
 
 # programs

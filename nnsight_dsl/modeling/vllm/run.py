@@ -344,7 +344,7 @@ class Run:
         machine, driver = self._block, self.driver
         if machine is not None:
             outcome.names = machine.names
-            outcome.saved = list(machine.saved.leaving(machine.names, machine.program.saved_names))
+            outcome.saved = list(machine.saved.leaving(machine.names, machine.program))
             outcome.returned = machine.result
             outcome.changed = changed_in(self._around, self._sizes)
         outcome.failure = self.failure or (driver.failure if driver is not None else None)
