@@ -240,6 +240,12 @@ class NNsight(Envoy):
         """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
         return True
 
+    def _run_each(
+        self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]
+    ) -> tuple[Any, ...] | None:
+        """Run a prompt once with each of some programs; None where a sweep is to see to that."""
+        return None
+
     def _prepare(self) -> None:
         """Get ready for a run: a model that is loaded late is loaded here."""
         origin = self._origin

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from nnsight_dsl.tracer import BarrierCall, Input, Tracer
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
+    from nnsight_dsl.intervene import Intervention
     from nnsight_dsl.modeling.vllm.model import VLLM
 
 _WORDS = {"max_new_tokens": "max_tokens"}
@@ -238,6 +239,18 @@ class EngineTracer(Tracer):
         if self._model._is_compiled and is_inside:
             return compiled(name_of(place, port))
         return None
+
+    def run_each(self, programs: Sequence[Intervention[..., Any]]) -> tuple[Any, ...]:
+        """Serve the prompt once with each of some programs; return what they have returned."""
+        self._sent = []
+        for one in programs:
+            names = one.names({"model": self._model, "tracer": self})
+            self._add(one.program, one.user_globals, names, self._given)
+        self._model._serve(self._sent, self._parts(), self._function)
+        _, failure = self._outcomes()
+        if failure is not None:
+            raise failure
+        return tuple(one.outcome.returned if one.outcome else None for one in self._sent)
 
     def _plain(self) -> Sent:
         """Return the request of a trace that has no block."""

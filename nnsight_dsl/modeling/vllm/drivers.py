@@ -54,11 +54,10 @@ class RequestTap(Tap):
     def remove(self) -> None:
         """Leave nothing."""
 
-    def wants(self, phase: str) -> bool:
-        """Tell whether a program waits for the phase of the visit that runs."""
-        index = self.index
+    def wants(self, phase: str, index: int | None) -> bool:
+        """Tell whether a program waits for a phase of a visit, by its occurrence."""
         for machine in self.waiting:  # noqa: SIM110 (a frame less than `any` of these)
-            if machine.step == index and machine.phase == phase:
+            if machine.phase == phase and machine.step == index:
                 return True
         return False
 

@@ -400,7 +400,7 @@ class EngineTap:
             place = one.driver.slot
             if place is None or not place.is_offered or place.run.is_over:
                 continue
-            if one.wants(phase) or (phase == OUTPUT and one.skips):
+            if one.wants(phase, one.driver.step) or (phase == OUTPUT and one.skips):
                 waiting.append((place, one))
         if not waiting:
             return value

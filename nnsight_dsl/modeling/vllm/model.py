@@ -174,6 +174,18 @@ class VLLM(EngineRoot):
         tracer = kind(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
 
+    def _run_each(
+        self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Serve a prompt once with each of some programs, for a sweep; return their results."""
+        if self._is_async:
+            raise EngineError(
+                "a sweep waits for its results, which an engine with mode='async' gives to who "
+                "awaits them; write an invoke for each program"
+            )
+        tracer = EngineTracer(self, "trace", Input((prompt,), {}), dict(options))
+        return tracer.run_each(programs)
+
     def _prepare(self) -> None:
         """Do nothing: weights are loaded into the engine, not into this process's modules."""
 

@@ -227,7 +227,7 @@ class Run:
     ) -> Any:
         """Offer a value of the engine's; return the one to go on with."""
         phase = visit[0]
-        if self.is_over or not (tap.wants(phase) or (phase == OUTPUT and tap.skips)):
+        if self.is_over or not (tap.wants(phase, tap.index) or (phase == OUTPUT and tap.skips)):
             return value
         leader = self.engine.leader
         ranks = None if leader is None else leader.visit(tap.place, phase, slot.span)
@@ -321,7 +321,7 @@ class Run:
         tap.begin_visit()
         span = Span(0, 1, 1)
         portion = _Row(value)
-        if not self.is_over and tap.wants(OUTPUT):
+        if not self.is_over and tap.wants(OUTPUT, tap.index):
             self._guarded(lambda driver: driver.offer(tap, OUTPUT, portion))
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
