@@ -155,7 +155,7 @@ class Serving:
                         else:
                             request = (machine.resume or machine.advance)(answer)
                         answer = error = None
-                        number = _TARGETS.get(request[0])
+                        number = 1 if request[0] == READ else _TARGETS.get(request[0])
                         if number is not None and not isinstance(request[number], Place):
                             request = self._for_this_run(machine, request)
                     except BaseException as raised:
