@@ -194,11 +194,8 @@ class Serving:
                             else:
                                 machine.pending, machine.phase = request, OUTPUT
                                 if port in BEFORE:
-                                    machine.phase, tap.wants_inputs, tap.is_common = (
-                                        INPUTS,
-                                        True,
-                                        False,
-                                    )
+                                    machine.phase = INPUTS
+                                    tap.wants_inputs, tap.is_common = True, False
                                 tap.waiting.append(machine)
                                 if not self.ready:
                                     break
