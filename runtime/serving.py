@@ -1,9 +1,9 @@
 """The loop in which machines are answered and resumed, and what of it has to be quick.
 
 Each access of a block passes here, so what nearly all of them come to stands in full: a read or a
-write of a whole value that is offered, and a read that waits for one. It takes two Python frames for
-a read, with that of the block; the general form, of `ANSWERS` and `Driver.park`, takes a dozen more
-(`tests/runtime/test_frames.py` counts them).
+write of a whole value that is offered, and a read that waits for one. A read takes three Python
+frames, with those of the tap and of the block; the general form, of `ANSWERS` and `Driver.park`,
+takes a dozen more (`tests/runtime/test_frames.py` counts them).
 """
 
 from __future__ import annotations
