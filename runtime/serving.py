@@ -1,9 +1,9 @@
 """The loop in which machines are answered and resumed, and what of it has to be quick.
 
 Each access of a block passes here, so what nearly all of them come to stands in full: a read or a
-write of a whole value that is offered, and a read that waits for one. It takes two Python frames
-for a read, with that of the block; the general form, of `ANSWERS` and `Driver.park`, takes a dozen
-more (`tests/runtime/test_frames.py` counts them).
+write of a whole value that is offered, and a read that waits for one. A read takes three Python
+frames, with those of the tap and of the block; the general form, of `ANSWERS` and `Driver.park`,
+takes a dozen more (`tests/runtime/test_frames.py` counts them).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Serving:
                         else:
                             request = (machine.resume or machine.advance)(answer)
                         answer = error = None
-                        number = _TARGETS.get(request[0])
+                        number = 1 if request[0] == READ else _TARGETS.get(request[0])
                         if number is not None and not isinstance(request[number], Place):
                             request = self._for_this_run(machine, request)
                     except BaseException as raised:
@@ -194,11 +194,8 @@ class Serving:
                             else:
                                 machine.pending, machine.phase = request, OUTPUT
                                 if port in BEFORE:
-                                    machine.phase, tap.wants_inputs, tap.is_common = (
-                                        INPUTS,
-                                        True,
-                                        False,
-                                    )
+                                    machine.phase = INPUTS
+                                    tap.wants_inputs, tap.is_common = True, False
                                 tap.waiting.append(machine)
                                 if not self.ready:
                                     break

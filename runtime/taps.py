@@ -359,7 +359,7 @@ def _tapped_class(cls: type) -> type:
                     and request[2] == OUTPUT
                 ):
                     del waiting[0]
-                    output = driver.drive(machine, output, at=tap)
+                    output = driver.drive(machine, output, None, None, tap)
                 else:
                     output = driver.offer(tap, OUTPUT, output)
         finally:

@@ -80,12 +80,7 @@ class NNsight(Envoy):
         Raises:
             NoInputError: neither the trace nor an invoke in it has an input.
         """
-        if kwargs or not trace:
-            return self._opened("trace", Input(args, {}), kwargs, trace)
-        # what that comes to, in a Python frame less
-        tracer = Tracer(self, "trace", Input(args, {}), kwargs)
-        tracer._is_usual = True
-        return tracer
+        return self._opened("trace", Input(args, {}), kwargs, trace)
 
     def session(self, **options: Any) -> Session:
         """Open a block of several traces, between which values flow without being saved.
