@@ -90,14 +90,17 @@ class Cache(Mapping[str, Entry]):
         self._keeps_inputs = keeps_inputs
         self._entries: dict[str, Entry] = {}
         # a module may stand at several paths; it has one entry, found by each of them
-        self._keys: dict[int, str] = {}
+        self._by_module: dict[int, Entry] = {}
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """Keep one visit to a module; the driver calls this."""
-        if self._modules is not None and id(place._module) not in self._modules:
+        module = id(place._module)
+        if self._modules is not None and module not in self._modules:
             return
-        key = self._keys.setdefault(id(place._module), _key(place._path))
-        entry = self._entries.setdefault(key, Entry())
+        entry = self._by_module.get(module)
+        if entry is None:
+            entry = self._entries.setdefault(_key(place._path), Entry())
+            self._by_module[module] = entry
         if self._keeps_output:
             entry.outputs.append(self._kept(output, factor))
         if self._keeps_inputs:
@@ -106,6 +109,9 @@ class Cache(Mapping[str, Entry]):
     def _kept(self, value: Any, factor: int) -> Any:
         if self._rows is not None:
             value = narrow(value, self._rows, factor)
+        if isinstance(value, torch.Tensor):
+            # what nearly all outputs are, without the 3 µs that looking into containers takes
+            return self._convert(value)
         return pytree.tree_map(
             lambda leaf: self._convert(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
         )
@@ -118,7 +124,8 @@ class Cache(Mapping[str, Entry]):
         try:
             # a renamed path leads to the module's own
             envoy = self._root.get(below)
-            return self._entries[self._keys.get(id(envoy._module), _key(envoy._path))]
+            found = self._by_module.get(id(envoy._module))
+            return self._entries[_key(envoy._path)] if found is None else found
         except (KeyError, PathError):
             raise KeyError(
                 f"{path!r} is not in the cache, which has {len(self._entries)} modules; "
@@ -175,11 +182,16 @@ def converter(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what is done to each tensor that is kept; it is always a copy of its own."""
 
+    target = None if device is None else torch.device(device)
+
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         value = tensor.detach() if detach else tensor
         # a copy, since the model may go on editing the tensor in place
+        if dtype is None and (target is None or target == value.device):
+            # 0.5 µs less than `to`
+            return value.clone()
         return value.to(
-            device=device, dtype=dtype if value.is_floating_point() else None, copy=True
+            device=target, dtype=dtype if value.is_floating_point() else None, copy=True
         )
 
     return convert

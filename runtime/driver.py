@@ -21,6 +21,7 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import READ, WRITE, Request
 
 from . import complaints
+from .all_modules import AllModules, all_modules_of, places_of
 from .answers import ANSWERS, PARKED, open_run
 from .asking import BEFORE, ON_TARGET, key_of, on_foreign, phase_of, target_of
 from .errors import InternalError, RunAborted
@@ -97,6 +98,7 @@ class Driver:
     _outer: Machine | None = None
     _is_off_fast_path = False
     _expects_anything = False
+    _all_tapped: AllModules | None = None
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
@@ -232,12 +234,7 @@ class Driver:
 
     def places(self) -> Iterator[Place]:
         """Iterate over the modules of the model."""
-        todo = [self.root]
-        while todo:
-            place = todo.pop()
-            yield place
-            # in order: a module that stands at several places goes by the first
-            todo.extend(reversed([*place._places_below()]))
+        return places_of(self.root)
 
     def is_offering_inputs(self, tap: Tap) -> bool:
         """Tell whether the arguments of a place are being offered, so that its call is to come."""
@@ -290,7 +287,22 @@ class Driver:
         self.is_tapping_ahead = False
 
     def _tap_all(self) -> None:
-        for place in self.places():
+        has_usual_taps = self.stepping is None and type(self)._new_tap is Driver._new_tap
+        if not has_usual_taps or self.has_ended:
+            for place in self.places():
+                self.tap_for(place)
+            return
+        found = all_modules_of(self.root)
+        if found is self._all_tapped:
+            return
+        self._all_tapped = found
+        top = self._taps.get(id(self.root._module))
+        put_taps(self, self._taps, found.fixtures)
+        if top is not None:
+            for tap in self._taps.values():
+                if tap is not top and top not in tap.above:
+                    tap.above = (*tap.above, top)
+        for place in found.others:
             self.tap_for(place)
 
     def _finish(self, result: Any) -> None:
