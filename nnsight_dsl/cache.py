@@ -33,6 +33,8 @@ class Entry:
         all_inputs: `(args, kwargs)` of each visit, where inputs were asked for.
     """
 
+    __slots__ = ("all_inputs", "outputs")
+
     def __init__(self) -> None:
         self.outputs: list[Any] = []
         self.all_inputs: list[Any] = []
@@ -95,23 +97,23 @@ class Cache(Mapping[str, Entry]):
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """Keep one visit to a module; the driver calls this."""
         module = id(place._module)
-        if self._modules is not None and module not in self._modules:
-            return
         entry = self._by_module.get(module)
         if entry is None:
+            if self._modules is not None and module not in self._modules:
+                return
             entry = self._entries.setdefault(_key(place._path), Entry())
             self._by_module[module] = entry
         if self._keeps_output:
-            entry.outputs.append(self._kept(output, factor))
+            # what nearly all outputs are, without the 3 µs that looking into containers takes
+            is_tensor = self._rows is None and isinstance(output, torch.Tensor)
+            kept = self._convert(output) if is_tensor else self._kept(output, factor)
+            entry.outputs.append(kept)
         if self._keeps_inputs:
             entry.all_inputs.append(self._kept(inputs, factor))
 
     def _kept(self, value: Any, factor: int) -> Any:
         if self._rows is not None:
             value = narrow(value, self._rows, factor)
-        if isinstance(value, torch.Tensor):
-            # what nearly all outputs are, without the 3 µs that looking into containers takes
-            return self._convert(value)
         return pytree.tree_map(
             lambda leaf: self._convert(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
         )
@@ -185,10 +187,11 @@ def converter(
     target = None if device is None else torch.device(device)
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        value = tensor.detach() if detach else tensor
+        # a quarter of the price of a small copy, where there is no graph to leave
+        value = tensor.detach() if detach and tensor.requires_grad else tensor
         # a copy, since the model may go on editing the tensor in place
         if dtype is None and (target is None or target == value.device):
-            # 0.5 µs less than `to`
+            # half a microsecond less than `to`
             return value.clone()
         return value.to(
             device=target, dtype=dtype if value.is_floating_point() else None, copy=True

@@ -139,7 +139,8 @@ def _new_fit(
     for state in program.states:
         start = values[state.root] if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
-        is_closed = is_closed and found is not None
+        # gradients are no values of a module
+        is_closed = is_closed and (found is not None or state.port == "grad")
         for place in found or ():
             chain.update(_chain_to(place))
             # what is no module is not tapped: a run's result

@@ -16,6 +16,7 @@ import ast
 import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 from ..requests import PORTS
 from .accesses import static_path
@@ -79,11 +80,20 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
     loaded: set[str] = set()
     bound = set(fetched)
     paths: set[str] = set()
+    opened: set[ast.expr] = set()
     for statement in body:
         for node in ast.walk(statement):
             if isinstance(node, ast.stmt):
-                if not _is_known_statement(node):
+                if is_backward_block(node):
+                    call = cast("ast.Call", node.items[0].context_expr)
+                    # lowering turns the call into a request, so that only what it is given counts
+                    if any(keyword.arg is None for keyword in call.keywords):
+                        return None
+                    opened |= {call, call.func}
+                elif not _is_known_statement(node):
                     return None
+            elif node in opened:
+                continue
             elif isinstance(node, ast.expr):
                 if not isinstance(node, _EXPRESSIONS) or not _is_known(node, paths):
                     return None
@@ -94,6 +104,18 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
     if bound & (_BUILTINS | paths) or not _is_lowered(body):
         return None
     return Plain(frozenset(loaded - bound), frozenset(paths))
+
+
+def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
+    """Tell whether a statement is `with <anything>.backward(...):` and no more."""
+    return (
+        isinstance(node, ast.With)
+        and len(node.items) == 1
+        and node.items[0].optional_vars is None
+        and isinstance(node.items[0].context_expr, ast.Call)
+        and isinstance(node.items[0].context_expr.func, ast.Attribute)
+        and node.items[0].context_expr.func.attr == "backward"
+    )
 
 
 def _is_lowered(body: Sequence[ast.stmt]) -> bool:
