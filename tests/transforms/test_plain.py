@@ -22,6 +22,8 @@ PLAIN = {
     "n = m.a.output.shape[0]": {"m"},
     "assert m.a.output is not None, 'none'": {"m"},
     "if m.a.output.sum() > 0: m.b.output = 0": {"m"},
+    "h = m.a.output\nwith h.sum().backward(): g = h.grad * v": {"m", "v"},
+    "h = m.a.output\nwith h.sum().backward():\n    with (h * 2).sum().backward(): h.grad": {"m"},
 }
 
 NOT_PLAIN = {
@@ -35,6 +37,11 @@ NOT_PLAIN = {
     "a generator expression": "z = any(m.a.output for i in v)",
     "an f-string": "z = f'{m.a.output}'",
     "a with": "with lock: m.a.output",
+    "a call in a backward pass": "h = m.a.output\nwith h.sum().backward(): f(h.grad)",
+    "a loss by an unknown call": "h = m.a.output\nwith f(h).backward(): h.grad",
+    "a backward pass given more than is seen": "h = m.a.output\nwith h.backward(**v): h.grad",
+    "a backward pass beside another with": "with lock, m.a.output.backward(): v",
+    "a backward pass without a block": "m.a.output.sum().backward()",
     "a try": "try: m.a.output\nfinally: pass",
     "a match": "match m.a.output:\n    case x: pass",
     "an import": "import os\nm.a.output",
