@@ -133,7 +133,8 @@ def _new_fit(
         and all(_is_known_plain(values[name]) for name in plain.roots)
         and all(_is_known_path(values[name]) for name in plain.paths)
     )
-    is_closed = is_plain
+    # a cache is shown what runs already where it is made, so all has to be tapped before
+    is_closed = is_plain and "cache" not in program.code.co_names
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:

@@ -32,15 +32,15 @@ class AllModules:
         self.others = [one for one in places if id(one._module) not in fixed]
         below = [one._module._modules for one in places]
         # the modules stay alive with the places, so that no other one takes an identity
-        self._parents = [(one, [*one], [*map(id, one.values())]) for one in below if one]
+        self._parents = [(one, [*one, *map(id, one.values())]) for one in below if one]
         self._leaves = [one for one in below if not one]
 
     def holds(self, root: Place) -> bool:
         """Tell whether the same modules still stand at the same places."""
         if self._module is not root._module or any(self._leaves):
             return False
-        for modules, names, identities in self._parents:  # noqa: SIM110 (a frame less than `all`)
-            if [*modules] != names or [*map(id, modules.values())] != identities:
+        for modules, known in self._parents:  # noqa: SIM110 (a frame less than `all`)
+            if [*modules, *map(id, modules.values())] != known:
                 return False
         return True
 

@@ -20,6 +20,7 @@ PLAIN = {
     "h = torch.nn.functional.relu(m.a.output)": {"m", "torch"},
     "for s in tracer.iter[:]:\n    z.append(m.a.output)": {"m", "tracer", "z"},
     "n = m.a.output.shape[0]": {"m"},
+    "c = tracer.cache(modules=[m.a], device=None)": {"m", "tracer"},
     "assert m.a.output is not None, 'none'": {"m"},
     "if m.a.output.sum() > 0: m.b.output = 0": {"m"},
     "h = m.a.output\nwith h.sum().backward(): g = h.grad * v": {"m", "v"},

@@ -45,7 +45,7 @@ _METHODS = frozenset(
     ).split()
 )
 _REQUESTING = frozenset(
-    ("skip stop next iter all barrier cache invoke trace generate source").split()
+    ("skip stop next iter all barrier invoke trace generate source").split()
 )
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass,
