@@ -39,7 +39,7 @@ class AllModules:
         """Tell whether the same modules still stand at the same places."""
         if self._module is not root._module or any(self._leaves):
             return False
-        for modules, known in self._parents:  # noqa: SIM110 (a frame less than `all`)
+        for modules, known in self._parents:
             if [*modules, *map(id, modules.values())] != known:
                 return False
         return True

@@ -44,9 +44,7 @@ _METHODS = frozenset(
         "type_as unbind unsqueeze update values var view view_as zero_ decode"
     ).split()
 )
-_REQUESTING = frozenset(
-    ("skip stop next iter all barrier invoke trace generate source").split()
-)
+_REQUESTING = frozenset(("skip stop next iter all barrier invoke trace generate source").split())
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass,
     ast.Break, ast.Continue, ast.Return, ast.Assert, ast.Delete, ast.Raise, ast.With,
