@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.offload import is_offloaded
 
 _MOST_BYTES = 1 << 24
+_MOST_ITEMS = 10_000
 """How much of the caller's is copied at most; where there is more, nothing is rehearsed."""
 
 
@@ -54,7 +55,7 @@ class Belongings:
     def __init__(self, values: Iterable[Any]) -> None:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self._tensors: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
-        self._bytes = 0
+        self._bytes = self._items = 0
         self.is_complete = True
         for value in values:
             self._add(value)
@@ -63,11 +64,13 @@ class Belongings:
         kind = type(value)
         if id(value) in self._containers or id(value) in self._tensors:
             return
-        if kind is tuple:
-            for one in value:
-                self._add(one)
-        elif kind in (list, set, dict):
-            self._containers[id(value)] = value, value.copy()
+        if kind in (tuple, list, set, dict):
+            self._items += len(value)
+            if self._items > _MOST_ITEMS:
+                self.is_complete = False
+                return
+            if kind is not tuple:
+                self._containers[id(value)] = value, value.copy()
             for one in value.values() if kind is dict else value:
                 self._add(one)
         elif _is_tensor(value):

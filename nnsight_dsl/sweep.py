@@ -346,9 +346,11 @@ class _Run:
         """
         if isinstance(driver.failure, CannotFork):
             raise driver.failure
-        for alone in found.alone or ():
-            if driver.failure is not None or not has_row_for_each(alone, result, driver.total):
-                self._widen(found.forks, alone, batch)
+        if found.alone is None:
+            return
+        (alone,) = found.alone
+        if driver.failure is not None or not has_row_for_each(alone, result, driver.total):
+            self._widen(found.forks, alone, batch)
 
     def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch) -> None:
         """Widen the model on fake tensors; raise what comes in the way."""
@@ -420,7 +422,7 @@ def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _comparable(value: Any) -> Any:
-    """Return what two values have in common under which a program does the same to fake tensors."""
+    """Return what two values have in common under which a program writes at the same places."""
     if _is_tensor(value):
         return "tensor", value.shape, value.dtype
     is_plain = value is None or isinstance(value, (bool, int, float, str))

@@ -216,10 +216,11 @@ class Backward:
             return False
         # Asked for in order, a gradient lies ahead of the one that is there, and mostly near. To
         # walk the whole graph for each of them takes as long as all the rest of it.
-        start = self._loss if self._current is None else self._current
-        is_ahead = tensor.grad_fn is not None and _leads_to(start.grad_fn, tensor.grad_fn)
-        self._ahead = tensor if is_ahead else None
-        if is_ahead:
+        start = (self._loss if self._current is None else self._current).grad_fn
+        node, self._ahead = tensor.grad_fn, None
+        if node is not None and _leads_to(start, node):
+            # of two results of one operation, neither is ahead of the other
+            self._ahead = tensor if node is not start else None
             return True
         if not tensor.requires_grad:
             return False

@@ -188,6 +188,17 @@ def test_branches_of_a_graph_have_gradients_beside_each_other():
     assert_same(whole, 2 * (doubled.cos() ** 2 - doubled.sin() ** 2))
 
 
+def test_two_results_of_one_operation_are_not_asked_for_one_after_the_other():
+    leaf = torch.randn(4, requires_grad=True)
+    model = NNsight(torch.nn.Identity())
+    with pytest.raises(errors.GradientOrderError):
+        with model.trace(leaf):
+            one, other = (model.output * 2).chunk(2)
+            with (one * other).sum().backward():
+                late = other.grad.save()
+                early = one.grad.save()
+
+
 def test_an_order_error_names_both_lines(model, x):
     with pytest.raises(errors.GradientOrderError) as caught:
         with model.trace(x):
