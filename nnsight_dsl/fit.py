@@ -134,8 +134,7 @@ def _new_fit(
         and all(_is_known_path(values[name]) for name in plain.paths)
     )
     # a cache is shown what runs already where it is made, so all has to be tapped before
-    makes_cache = any("cache" in one.code.co_names for one in program.all_programs())
-    is_closed = is_plain and not makes_cache
+    is_closed = is_plain and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:

@@ -66,6 +66,17 @@ def test_a_block_that_may_run_other_code_is_not_plain(claim):
     assert lower_body(NOT_PLAIN[claim]).plain is None
 
 
+def test_a_plain_block_tells_whether_it_makes_a_cache():
+    for body, makes_cache in {
+        "h = m.a.output": False,
+        "c = tracer.cache()": True,
+        "h = m.a.output\nwith h.sum().backward(): c = tracer.cache()": True,
+    }.items():
+        plain = lower_body(body).plain
+        assert plain is not None
+        assert plain.makes_cache is makes_cache
+
+
 def test_a_block_with_blocks_inside_is_not_plain():
     source = "with t.trace() as tracer:\n    with tracer.invoke(0):\n        h = m.a.output\n"
     program = lower(source)

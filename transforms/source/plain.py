@@ -64,10 +64,13 @@ class Plain:
         roots: names whose values must be of known types.
         paths: those of them whose attributes are not known by their names, so that the values
             must be places of a model or modules of known libraries.
+        makes_cache: whether a cache may be made, which is shown modules that the text does not
+            name.
     """
 
     roots: frozenset[str]
     paths: frozenset[str]
+    makes_cache: bool
 
 
 def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
@@ -79,6 +82,7 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
     bound = set(fetched)
     paths: set[str] = set()
     opened: set[ast.expr] = set()
+    makes_cache = False
     for statement in body:
         for node in ast.walk(statement):
             if isinstance(node, ast.stmt):
@@ -93,6 +97,7 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
             elif node in opened:
                 continue
             elif isinstance(node, ast.expr):
+                makes_cache |= isinstance(node, ast.Attribute) and node.attr == "cache"
                 if not isinstance(node, _EXPRESSIONS) or not _is_known(node, paths):
                     return None
                 if isinstance(node, ast.Name):
@@ -101,7 +106,7 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
                 return None
     if bound & (_BUILTINS | paths) or not _is_lowered(body):
         return None
-    return Plain(frozenset(loaded - bound), frozenset(paths))
+    return Plain(frozenset(loaded - bound), frozenset(paths), makes_cache)
 
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
