@@ -1,7 +1,7 @@
 """What does a sweep cost, beside a loop of its programs?
 
 A layer sweep: one ablation in each layer, with the logits read, on one prompt. Sweep and loop take
-turns. The first sweep of its kind runs on fake tensors, too; it is shown by itself.
+turns. The first sweep of its kind is rehearsed by one forward more; it is shown by itself.
 """
 
 from __future__ import annotations

@@ -135,13 +135,15 @@ def _new_fit(
         and all(_is_known_plain(values[name]) for name in plain.roots)
         and all(_is_known_path(values[name]) for name in plain.paths)
     )
-    is_closed = is_plain
+    # a cache is shown what runs already where it is made, so all has to be tapped before
+    is_closed = is_plain and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:
         start = values[state.root] if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
-        is_closed = is_closed and found is not None
+        # gradients are no values of a module
+        is_closed = is_closed and (found is not None or state.port == "grad")
         for place in found or ():
             chain.update(_chain_to(place))
             # what is no module is not tapped: a run's result

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.intervene import Intervention
+from nnsight_dsl.rehearsal import Belongings, can_rehearse, rehearsed
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import (
     BatchingError,
@@ -57,8 +58,25 @@ _REFUSED = ("log", "plan", "scan", "stop", "validate")
 """Options of a trace that a run of several programs does not have."""
 _MOST_KNOWN = 64
 _UNKNOWN = object()
-_known: WeakKeyDictionary[nn.Module, dict[Any, dict[int, Fork] | str]] = WeakKeyDictionary()
-"""Where the programs of a sweep part, or why they cannot, as fake runs have shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found of the programs of a sweep.
+
+    Attributes:
+        forks: where they part, by number.
+        reason: why they cannot, None where they can.
+        alone: the model's result for one row, where only a run of all programs will show whether
+            the model can be widened; None where that is known.
+    """
+
+    forks: Mapping[int, Fork] = field(default_factory=dict)
+    reason: str | None = None
+    alone: tuple[Any] | None = None
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, _Found]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +124,8 @@ def sweep(
 ) -> Sweep:
     """Run a program once for each combination of parameters, on one prompt.
 
-    The program runs on fake tensors first, to see where it writes; nothing that it does to a
-    container of its caller then stays.
+    Where a program writes is seen in a run beforehand, which each program ends at its first write;
+    nothing that it does to a container or a tensor of its caller then stays.
 
     Args:
         program: an `@intervene` function.
@@ -173,6 +191,8 @@ def _mixes_rows(module: nn.Module) -> bool:
 class _SweepTracer(Tracer):
     """A run of several programs by a driver that is given."""
 
+    _is_rehearsal = False
+
     def start(self, one: Intervention[..., Any], *, copies: bool) -> Any:
         """Make the machine of a program."""
         names = one.names({"model": self._model, "tracer": self})
@@ -210,6 +230,14 @@ class _SweepTracer(Tracer):
         self._is_scan = True
         return self
 
+    def as_rehearsal(self) -> _SweepTracer:
+        """Run without a lasting effect."""
+        self._is_rehearsal = True
+        return self
+
+    def _called(self) -> Any:
+        return rehearsed(self._model._module) if self._is_rehearsal else super()._called()
+
 
 @dataclass(frozen=True, slots=True)
 class _Run:
@@ -220,58 +248,146 @@ class _Run:
 
     def shared(self) -> tuple[Any, ...]:
         """Run all programs in one forward that begins with one row."""
-        model = self.model
-        model._prepare()
-        for one in self.programs:
-            if any(inner.kind == "backward" for inner in one.program.all_programs()):
-                raise CannotFork("a program goes back through the graph")
-        batch = model._batch([Input((self.prompt,))], "trace", self._tracer().options)
-        leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
-        if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
-            raise CannotFork("the prompt is not a single row")
+        self.model._prepare()
+        batch = self._single_row()
         key = self._key(batch)
-        with model._family:
-            known = _known.setdefault(model._module, {})
+        with self.model._family:
+            known = _known.setdefault(self.model._module, {})
             was_known = key in known
-            found = known.get(key) or self._found(batch)
-            if key is not None:
-                while len(known) >= _MOST_KNOWN:
-                    known.pop(next(iter(known)))
-                known[key] = found
-            if isinstance(found, str):
-                raise CannotFork(found)
-            tracer = self._tracer()
-            beside = tracer.count_beside
-            machines = [tracer.start(one, copies=False) for one in self.programs]
-            orders = range(beside, beside + len(machines))
-            driver = Forking(model, {beside + k: fork for k, fork in found.items()}, orders)
-            tracer.run_shared(driver, machines, batch)
-        if not isinstance(driver.failure, Deviated):
+            belongings = self._belongings()
+            try:
+                found = known[key] if was_known else self._found(batch, key, belongings)
+                driver, machines, result = self._together(found, batch)
+                self._check(found, driver, result, batch)
+            except CannotFork as cannot:
+                belongings.put_back()
+                self._remember(known, key, _Found(reason=str(cannot)))
+                raise
+            has_deviated = isinstance(driver.failure, Deviated)
+            if has_deviated:
+                belongings.put_back()
+                known.pop(key, None)
+            elif not was_known:
+                self._remember(known, key, replace(found, alone=None))
+        if not has_deviated:
             return _results(driver, machines)
         if was_known:
             # what it writes depends on more than its parameters: look again
-            del known[key]
             return self.shared()
         raise InterventionError(
-            f"a program of this sweep writes otherwise than on fake tensors ({driver.failure}); "
-            "give sweep(..., share=False) where chance or a value decides where it writes"
+            f"a program of this sweep writes otherwise than when it was looked at "
+            f"({driver.failure}); give sweep(..., share=False) where chance or a value decides "
+            "where it writes"
         )
 
-    def _found(self, batch: Batch) -> dict[int, Fork] | str:
+    def _single_row(self) -> Batch:
+        """Return the call of the model with the prompt."""
+        for one in self.programs:
+            if any(inner.kind == "backward" for inner in one.program.all_programs()):
+                raise CannotFork("a program goes back through the graph")
+        batch = self.model._batch([Input((self.prompt,))], "trace", self._tracer().options)
+        leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
+        if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
+            raise CannotFork("the prompt is not a single row")
+        return batch
+
+    def _found(self, batch: Batch, key: Any, belongings: Belongings) -> _Found:
         """Find where each program parts from the others, or why none can."""
-        model = self.model
-        tracer = self._tracer().as_scan()
-        beside = tracer.count_beside
-        machines = [tracer.start(one, copies=True) for one in self.programs]
-        probe = Probe(model)
-        alone = tracer.run_shared(probe, machines, batch)
+        module = self.model._module
+        if key is not None and belongings.is_complete and can_rehearse(module):
+            probe, alone = self._probed(batch, self._tracer().as_rehearsal(), ends_programs=True)
+            belongings.put_back()
+            if probe.failure is not None and not isinstance(probe.failure, Exception):
+                raise probe.failure
+            if probe.obstacle is not None:
+                raise CannotFork(probe.obstacle)
+            if probe.failure is None:
+                # whether the model can be widened there, the run of all programs shows
+                return _Found(self._forks(probe), alone=(alone,))
+        probe, alone = self._probed(batch, self._tracer().as_scan(), ends_programs=False)
         if probe.failure is not None:
-            return f"a program does not run on fake tensors ({type(probe.failure).__name__})"
+            name = type(probe.failure).__name__
+            raise CannotFork(f"a program does not run on fake tensors ({name})")
         if probe.obstacle is not None:
-            return probe.obstacle
-        forks = {order - beside: fork for order, fork in probe.first_writes.items()}
-        driver = Forking(model, forks, range(len(machines)))
-        return self._obstacle(driver, alone, batch) or forks
+            raise CannotFork(probe.obstacle)
+        forks = self._forks(probe)
+        self._widen(forks, alone, batch)
+        return _Found(forks)
+
+    def _probed(
+        self, batch: Batch, tracer: _SweepTracer, *, ends_programs: bool
+    ) -> tuple[Probe, Any]:
+        """Run all programs on one row; return what noted their writes, and the model's result."""
+        # what is rehearsed is put back, what is run on fake tensors is to be left in no container
+        machines = [tracer.start(one, copies=not ends_programs) for one in self.programs]
+        probe = Probe(self.model, ends_programs=ends_programs)
+        return probe, tracer.run_shared(probe, machines, batch)
+
+    def _forks(self, probe: Probe) -> dict[int, Fork]:
+        beside = self._tracer().count_beside
+        return {order - beside: fork for order, fork in probe.first_writes.items()}
+
+    def _together(self, found: _Found, batch: Batch) -> tuple[Forking, Sequence[Any], Any]:
+        """Run all programs, each with a row of its own from its fork on."""
+        if found.reason is not None:
+            raise CannotFork(found.reason)
+        tracer = self._tracer()
+        beside = tracer.count_beside
+        machines = [tracer.start(one, copies=False) for one in self.programs]
+        forks = {beside + number: fork for number, fork in found.forks.items()}
+        driver = Forking(self.model, forks, range(beside, beside + len(machines)))
+        return driver, machines, tracer.run_shared(driver, machines, batch)
+
+    def _check(self, found: _Found, driver: Forking, result: Any, batch: Batch) -> None:
+        """Look whether a model could be widened of which that was not known.
+
+        If it seems not, it is widened on fake tensors and without programs, so that an error of
+        theirs is not taken for its.
+        """
+        if isinstance(driver.failure, CannotFork):
+            raise driver.failure
+        if found.alone is None:
+            return
+        (alone,) = found.alone
+        if driver.failure is not None or not has_row_for_each(alone, result, driver.total):
+            self._widen(found.forks, alone, batch)
+
+    def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch) -> None:
+        """Widen the model on fake tensors; raise what comes in the way."""
+        driver = Forking(self.model, forks, range(len(self.programs)))
+        together = self._tracer().as_scan().run_shared(driver, [], batch)
+        failure = driver.failure
+        if isinstance(failure, CannotFork):
+            raise failure
+        if failure is not None:
+            name = type(failure).__name__
+            raise CannotFork(f"the model cannot be widened in the middle ({name})")
+        if not driver.has_parted_all():
+            raise CannotFork("a layer that is written is not called by the model alone")
+        if not has_row_for_each(alone, together, driver.total):
+            raise CannotFork("the model's result does not have a row for each row of the batch")
+
+    def _belongings(self) -> Belongings:
+        """Return what can be reached by the programs, and by what runs beside them."""
+        tracer = self._tracer()
+        named = {"model": self.model, "tracer": tracer}
+        reached: list[Any] = []
+        for one in (self.programs[0], *tracer._interventions):
+            reached += one.names(named).values()
+            spelled = one.program.code.co_names
+            reached += [one.user_globals[name] for name in spelled if name in one.user_globals]
+        for program in self.programs:
+            reached += program.bound.values()
+        for edit in self.model._edits:
+            reached += edit.names.values()
+        return Belongings(reached)
+
+    @staticmethod
+    def _remember(known: dict[Any, _Found], key: Any, found: _Found) -> None:
+        if key is not None:
+            while key not in known and len(known) >= _MOST_KNOWN:
+                known.pop(next(iter(known)))
+            known[key] = found
 
     def _key(self, batch: Batch) -> Any:
         """Return what the forks of this sweep follow from; None if that cannot be told."""
@@ -280,20 +396,6 @@ class _Run:
         found = [_comparable(one) for one in (*leaves, *values)]
         parts = self.programs[0].program, len(self.model._edits), repr(structure), repr(form)
         return None if _UNKNOWN in found else (*parts, *found)
-
-    def _obstacle(self, driver: Forking, alone: Any, batch: Batch) -> str | None:
-        """Widen the model on fake tensors; say what came in the way."""
-        together = self._tracer().as_scan().run_shared(driver, [], batch)
-        failure = driver.failure
-        if isinstance(failure, CannotFork):
-            return str(failure)
-        if failure is not None:
-            return f"the model cannot be widened in the middle ({type(failure).__name__})"
-        if not driver.has_parted_all():
-            return "a layer that is written is not called by the model alone"
-        if not has_row_for_each(alone, together, driver.total):
-            return "the model's result does not have a row for each row of the batch"
-        return None
 
     def alone(self) -> tuple[Any, ...]:
         """Run one program after the other."""
@@ -320,7 +422,7 @@ def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _comparable(value: Any) -> Any:
-    """Return what two values have in common under which a program does the same to fake tensors."""
+    """Return what two values have in common under which a program writes at the same places."""
     if _is_tensor(value):
         return "tensor", value.shape, value.dtype
     is_plain = value is None or isinstance(value, (bool, int, float, str))

@@ -21,6 +21,7 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
+from .all_modules import AllModules, all_modules_of, places_of
 from .answers import PARKED
 from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
@@ -106,6 +107,7 @@ class Driver(Serving):
     step_waiters: Sequence[tuple[Machine, Steps]] = ()
     ready: Sequence[tuple[Machine, Any]] = ()
     shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
+    _all_tapped: AllModules | None = None
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         self.root = root
@@ -243,12 +245,7 @@ class Driver(Serving):
 
     def places(self) -> Iterator[Place]:
         """Iterate over the modules of the model."""
-        todo = [self.root]
-        while todo:
-            place = todo.pop()
-            yield place
-            # in order: a module that stands at several places goes by the first
-            todo.extend(reversed([*place._places_below()]))
+        return places_of(self.root)
 
     def is_offering_inputs(self, tap: Tap) -> bool:
         """Tell whether the arguments of a place are being offered, so that its call is to come."""
@@ -282,30 +279,37 @@ class Driver(Serving):
     def _tap_ahead(self) -> None:
         """Put taps where machines can ask, so that what passes before they do is noticed."""
         self.is_tapping_ahead = True
-        if self.stepping is None and type(self)._new_tap is Driver._new_tap:
-            for fixtures in self._fixtures:
-                if not self._taps and fixtures.put(self, self._taps):
-                    self._put = fixtures
-                else:
-                    self._expected.extend((place, OUTPUT) for place in fixtures.places)
-        else:
-            if self.stepping is not None:
-                # each of them is below the place whose calls are steps
-                self.tap_for(self.stepping)
-            for fixtures in self._fixtures:
-                self._expected.extend((place, OUTPUT) for place in fixtures.places)
+        is_usual = self.stepping is None and type(self)._new_tap is Driver._new_tap
+        if self.stepping is not None:
+            # each of them is below the place whose calls are steps
+            self.tap_for(self.stepping)
+        fixtures = self._fixtures
+        if is_usual and self._expects_anything:
+            # all modules come first: those that a program names are among them
+            self._all_tapped = all_modules_of(self.root)
+            fixtures = [self._all_tapped.fixtures, *fixtures]
+        for some in fixtures:
+            if is_usual and not self._taps and some.put(self, self._taps):
+                self._put = some
+            else:
+                self._expected.extend((place, OUTPUT) for place in some.places)
         for place, port in self._expected:
             if place._root is self.root or self._is_of_model(place):
                 tap = self._taps.get(id(place._module)) or self._put_tap(place)
                 if type(tap) is not Tap:
                     tap.expect(port)
-        if self._expects_anything:
+        if self._all_tapped is not None:
+            for place in self._all_tapped.others:
+                self.tap_for(place)
+        elif self._expects_anything:
             self._tap_all()
         self.is_tapping_ahead = False
 
     def _tap_all(self) -> None:
-        for place in self.places():
-            self.tap_for(place)
+        known = self._all_tapped
+        if known is None or known is not all_modules_of(self.root):
+            for place in self.places():
+                self.tap_for(place)
 
     def _finish(self, result: Any) -> None:
         """Serve what comes after the model's last forward, and complain of what never came."""

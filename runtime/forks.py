@@ -13,11 +13,11 @@ other places, and the batch grows in steps:
                    |    `- the first has parted
                    `- the trunk alone
 
-Two things have to be known beforehand, and each is found by a run on fake tensors. `Probe` finds
-where each machine writes first: writes are noted, not done, and values are handed out as copies, so
-that an edit in place is noticed, too. `Forking` without machines tells whether the model can be
-widened there: a forward that has fixed its number of rows before fails, and has to run as a plain
-batch.
+Two things have to be known. `Probe` finds where each machine writes first, in a run of its own:
+writes are noted, not done, and values are handed out as copies, so that an edit in place is
+noticed, too. `Forking` tells whether the model can be widened there: a forward that has fixed its
+number of rows before fails, and has to run as a plain batch. It tells so on fake tensors, without
+machines, or in the run itself.
 
 A part of a layer cannot be widened by itself, as its output is added to what went around it. So
 the place of a fork is a whole layer (an item of a list of modules): its input, or its output where
@@ -60,7 +60,7 @@ class CannotFork(Exception):
 
 
 class Deviated(Exception):
-    """A program did otherwise than on fake tensors; the message says where. Control flow."""
+    """A program wrote elsewhere than it was seen to; the message says where. Control flow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,14 @@ class Fork:
     def key(self) -> tuple[int, str]:
         """What tells forks apart."""
         return key_of(self.place), self.phase
+
+
+class _FirstWrite(RunAborted):
+    """A machine has come to its first write, and is needed no more. Control flow."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine = machine
 
 
 class _Copying(Driver):
@@ -136,17 +144,48 @@ class _Copying(Driver):
 
 
 class Probe(_Copying):
-    """A run on fake tensors that finds where each machine writes first, and changes nothing.
+    """A run that finds where each machine writes first, and changes nothing.
+
+    Args:
+        root: place of the root module.
+        ends_programs: whether a machine ends at its first write. On real tensors it would go on
+            with values that are not those after the write; fake ones have no values.
 
     Attributes:
         first_writes: by order of the machine, where it wrote first.
         obstacle: why the machines cannot share rows, if something of theirs speaks against it.
     """
 
-    def __init__(self, root: Place) -> None:
+    def __init__(self, root: Place, *, ends_programs: bool) -> None:
         super().__init__(root)
+        self._ends_programs = ends_programs
         self.first_writes: dict[int, Fork] = {}
         self.obstacle: str | None = None
+
+    def drive(
+        self,
+        machine: Machine,
+        answer: Any = None,
+        error: BaseException | None = None,
+        request: Request | None = None,
+        at: Tap | None = None,
+    ) -> Any:
+        """Resume a machine, unless it has come to its first write."""
+        if machine.is_done:
+            return answer
+        try:
+            return super().drive(machine, answer, error, request, at)
+        except _FirstWrite as found:
+            self._end(found.machine)
+            return answer
+
+    def _end(self, machine: Machine) -> None:
+        machine.pending = None
+        try:
+            machine.close()
+        except BaseException as raised:
+            self.failure = raised
+            raise RunAborted from None
 
     def _shares(self, machine: Machine) -> bool:
         return machine.rows is not None
@@ -156,7 +195,9 @@ class Probe(_Copying):
         offer = super().offered(machine, request)
         if offer is None or request[0] not in _WRITES or machine.rows is None:
             return offer
-        self._edited(machine, offer.tap, offer.phase, offer.value)
+        self._note(machine, offer.tap, offer.phase, offer.value)
+        if self._ends_programs:
+            raise _FirstWrite(machine)
         nowhere = Offer()
         nowhere.tap = Tap(offer.tap.place, self, is_stepping=False)
         nowhere.phase, nowhere.index = offer.phase, offer.index
@@ -164,6 +205,11 @@ class Probe(_Copying):
         return nowhere
 
     def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+        self._note(machine, tap, phase, value)
+        if self._ends_programs and not machine.is_done:
+            self._end(machine)
+
+    def _note(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
         if machine.order in self.first_writes:
             return
         try:
@@ -248,12 +294,13 @@ class Forking(_Copying):
         return offer
 
     def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
-        self._obstructed(f"at {name_of(tap.place, phase)}")
+        if self.failure is None:
+            self.failure = Deviated(f"at {name_of(tap.place, phase)}")
         raise RunAborted
 
     def _obstructed(self, reason: str) -> None:
         if self.failure is None:
-            self.failure = Deviated(reason)
+            self.failure = CannotFork(reason)
 
     def widened(self, key: tuple[int, str], value: Any) -> Any:
         """Let the machines part that are due at a place; return the value with their rows.

@@ -91,7 +91,8 @@ class Backward:
         self._loss = loss
         self._args = args
         self._kwargs = kwargs
-        self._nodes = _nodes_below(loss.grad_fn)
+        self._graph: _Graph | None = None
+        self._ahead: torch.Tensor | None = None
         self._machine: Machine | None = None
         self._target: _Target | None = None
         self._current: torch.Tensor | None = None
@@ -153,13 +154,22 @@ class Backward:
                 machine.pending = request
                 return
 
-    def _handle(self, machine: Machine, request: Request) -> tuple[bool, Any]:
-        """Answer a request; the first item says that it has to wait."""
+    def _handle(
+        self, machine: Machine, request: Request, target: _Target | None = None
+    ) -> tuple[bool, Any]:
+        """Answer a request; the first item says that it has to wait.
+
+        Args:
+            machine: the machine that asks.
+            request: what it asks for.
+            target: where that is found, if it has been looked for.
+        """
         verb = request[0]
         tensor = _tensor_of(request)
         if tensor is None:
             raise GradientError(_refusal(request))
-        target = self._located(tensor)
+        if target is None:
+            target = self._located(tensor)
         if self._value is None or target.hooked is not self._current:
             self._wait_for(machine, tensor, target)
             return True, None
@@ -202,15 +212,27 @@ class Backward:
     def _is_in_graph(self, tensor: torch.Tensor) -> bool:
         if tensor is self._loss:
             return True
-        node = tensor.grad_fn
-        if node is not None:
-            return node in self._nodes
-        return tensor.requires_grad and tensor in _Leaves(self._nodes)
+        if self._graph is not None and tensor not in self._graph:
+            return False
+        # Asked for in order, a gradient lies ahead of the one that is there, and mostly near. To
+        # walk the whole graph for each of them takes as long as all the rest of it.
+        start = (self._loss if self._current is None else self._current).grad_fn
+        node, self._ahead = tensor.grad_fn, None
+        if node is not None and _leads_to(start, node):
+            # of two results of one operation, neither is ahead of the other
+            self._ahead = tensor if node is not start else None
+            return True
+        if not tensor.requires_grad:
+            return False
+        if self._graph is None:
+            self._graph = _Graph(self._loss)
+        return tensor in self._graph
 
     def _wait_for(self, machine: Machine, tensor: torch.Tensor, target: _Target) -> None:
         line = machine.line
-        current = self._current
-        if current is not None and _is_computed_from(target.hooked, current):
+        current, hooked = self._current, target.hooked
+        is_checked = current is None or hooked is self._ahead or hooked is current
+        if current is not None and not is_checked and current in _Graph(hooked):
             raise GradientOrderError(
                 f"the gradient asked for at line {line} has already passed: the one of line "
                 f"{self._lines.get(id(current), line)}, which came after it, is there now; ask for "
@@ -234,7 +256,7 @@ class Backward:
             request = self._machine.pending
             self._machine.pending = None
             if request is not None:
-                _, answer = self._handle(self._machine, request)
+                _, answer = self._handle(self._machine, request, waiting)
                 self._drive(answer)
             result = self._value
         finally:
@@ -264,38 +286,48 @@ def _explained(error: BaseException) -> BaseException:
     return found
 
 
-class _Leaves:
-    """The leaf tensors at the ends of a graph."""
+class _Graph:
+    """What a tensor was computed from: its gradient comes before those of all of that."""
 
-    def __init__(self, nodes: set[Any]) -> None:
-        self._ids = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._nodes: set[Any] = set()
+        _leads_to(tensor.grad_fn, None, self._nodes)
+        # the leaves have no node of their own, those at the ends name them
+        self._leaves = {id(node.variable) for node in self._nodes if hasattr(node, "variable")}
 
-    def __contains__(self, tensor: object) -> bool:
-        return id(tensor) in self._ids
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        node = tensor.grad_fn
+        return id(tensor) in self._leaves if node is None else node in self._nodes
 
 
-def _nodes_below(node: Any) -> set[Any]:
-    found: set[Any] = set()
-    todo = [node]
+def _leads_to(start: Any, node: Any, seen: set[Any] | None = None) -> bool:
+    """Tell whether a walk down from a node of a graph comes to another; it ends there.
+
+    Args:
+        start: where to begin, None for nowhere.
+        node: what to look for; None for a walk to all ends.
+        seen: is filled with the nodes that the walk has come to.
+    """
+    seen = set() if seen is None else seen
+    todo = [] if start is None else [start]
+    seen.update(todo)
     while todo:
         current = todo.pop()
-        if current is not None and current not in found:
-            found.add(current)
-            todo.extend(following for following, _ in current.next_functions)
-    return found
+        if current is node:
+            return True
+        for following, _ in current.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return False
 
 
-def _is_computed_from(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether `tensor` was computed from `other`, so that its gradient came before."""
-    if tensor is other:
-        return False
-    nodes = _nodes_below(tensor.grad_fn)
-    return other.grad_fn in nodes if other.grad_fn is not None else other in _Leaves(nodes)
+_TARGETS = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}
+"""Where a request has the tensor that it is for."""
 
 
 def _tensor_of(request: Request) -> torch.Tensor | None:
-    verb = request[0]
-    index = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}.get(verb)
+    index = _TARGETS.get(request[0])
     if index is None or request[index + 1] != GRAD:
         return None
     return request[index] if isinstance(request[index], torch.Tensor) else None
@@ -303,7 +335,7 @@ def _tensor_of(request: Request) -> torch.Tensor | None:
 
 def _is_known(request: Request) -> bool:
     """Tell whether a request is for this run, or is refused by it; others are plain Python."""
-    index = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}.get(request[0])
+    index = _TARGETS.get(request[0])
     if index is None:
         return True
     target = request[index]

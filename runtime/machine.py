@@ -147,13 +147,16 @@ class Machine:
     def inner(self, number: int) -> Machine:
         """Make the machine of a block inside this one, which starts from the names of this one."""
         frame = self._running.gi_frame
+        program = self.program.children[number]
+        # the text of a plain block is known with that of the blocks inside it
+        is_plain = self.is_plain and program.plain is not None
         inner = Machine(
-            self.program.children[number],
+            program,
             self.user_globals,
             {} if frame is None else {**frame.f_locals},
             self.saved,
             self._injected,
-            is_plain=False,
+            is_plain=is_plain and id(program) not in carried_programs,
             seen_names={},
         )
         inner.rows = self.rows

@@ -157,8 +157,9 @@ class NNsight(Envoy):
         own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
         edits = [*self._edits]
         copy.__dict__.update(
-            own, _below={}, _at={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self
-        )
+            own, _below={}, _at={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self,
+            _all_modules=None,
+        )  # fmt: skip
         return copy
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:

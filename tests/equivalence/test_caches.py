@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnsight_dsl import LanguageModel, NotRunningError, PathError
+from nnsight_dsl import LanguageModel, NNsight, NotRunningError, PathError
 from tests import models
 from tests.models import (
     GPT2,
@@ -192,3 +192,80 @@ def test_a_cache_outside_of_a_block_is_refused(gpt2: LanguageModel) -> None:
         hidden = gpt2.transformer.h[1].output
     with pytest.raises(NotRunningError, match=r"tracer\.cache\(\)"):
         tracer.cache()
+
+
+class Pair(torch.nn.Module):
+    """Two layers, one of which may stand at both places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _by_hooks(module, x):
+    """Return what each called module returns, by path."""
+    seen = {}
+    handles = [
+        one.register_forward_hook(lambda _m, _a, out, path=path: seen.setdefault(path, out))
+        for path, one in module.named_modules()
+    ]
+    module(x)
+    for handle in handles:
+        handle.remove()
+    return {f"model.{path}".removesuffix("."): output for path, output in seen.items()}
+
+
+def test_a_model_that_has_changed_since_the_last_run_is_cached_as_it_is() -> None:
+    module = Pair()
+    model, x = NNsight(module), torch.ones(1, 3)
+
+    def exchange() -> None:
+        module.layers[1] = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+
+    def nothing() -> None:
+        pass
+
+    changes = (
+        nothing,
+        nothing,
+        exchange,
+        lambda: module.layers.append(torch.nn.Linear(3, 3)),
+        lambda: module.layers[1].append(torch.nn.Tanh()),
+        lambda: module.layers.pop(0),
+        lambda: module.layers[0][0].register_module("more", torch.nn.Identity()),
+        lambda: setattr(module, "layers", torch.nn.ModuleList([torch.nn.Linear(3, 3)])),
+    )
+    for change in changes:
+        change()
+        with model.trace(x) as tracer:
+            cache = tracer.cache()
+            result = model.output.save()
+        expected = _by_hooks(module, x)
+        assert set(cache) == set(expected)
+        for path, output in expected.items():
+            assert_same(cache[path].output, output)
+        assert_same(result, expected["model"])
+
+
+def test_a_module_at_two_places_has_one_entry() -> None:
+    module = Pair()
+    module.layers[1] = module.layers[0]
+    model, x = NNsight(module), torch.ones(1, 3)
+    with model.trace(x) as tracer:
+        cache = tracer.cache()
+    first = module.layers[0](x)
+    assert set(cache) == {"model.layers.0", "model"}
+    assert_same(cache["model.layers.1"].output, [first, module.layers[0](first)])
+
+
+def test_a_cache_that_is_opened_inside_a_layer_has_the_layer(gpt2: LanguageModel, plain) -> None:
+    with gpt2.trace(LONG) as tracer:
+        hidden = gpt2.transformer.h[1].mlp.output
+        cache = tracer.cache()
+    assert_same(cache[f"model.{LAYER}"].output, plain[LAYER][0])
+    assert "model.transformer.h.0" not in cache

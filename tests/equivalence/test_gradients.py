@@ -171,6 +171,34 @@ def test_gradients_of_several_invokes_are_of_their_rows():
     torch.testing.assert_close(second, alone["the dog"], atol=1e-4, rtol=1e-4)
 
 
+def test_branches_of_a_graph_have_gradients_beside_each_other():
+    leaf = torch.randn(3, requires_grad=True)
+    model = NNsight(torch.nn.Identity())
+    with model.trace(leaf):
+        root = model.output * 2
+        one, other = root.sin(), root.cos()
+        # autograd goes back through what was computed last first; neither is below the other
+        with (one * other).sum().backward():
+            late = other.grad.save()
+            early = one.grad.save()
+            whole = leaf.grad.save()
+    doubled = leaf.detach() * 2
+    assert_same(late, doubled.sin())
+    assert_same(early, doubled.cos())
+    assert_same(whole, 2 * (doubled.cos() ** 2 - doubled.sin() ** 2))
+
+
+def test_two_results_of_one_operation_are_not_asked_for_one_after_the_other():
+    leaf = torch.randn(4, requires_grad=True)
+    model = NNsight(torch.nn.Identity())
+    with pytest.raises(errors.GradientOrderError):
+        with model.trace(leaf):
+            one, other = (model.output * 2).chunk(2)
+            with (one * other).sum().backward():
+                late = other.grad.save()
+                early = one.grad.save()
+
+
 def test_an_order_error_names_both_lines(model, x):
     with pytest.raises(errors.GradientOrderError) as caught:
         with model.trace(x):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nnsight_dsl import InterventionError, LanguageModel, NNsight, intervene, save, sweep
+from nnsight_dsl import InterventionError, LanguageModel, NNsight, intervene, sweep
 from nnsight_dsl.errors import InterventionArgumentError
 from tests.models import GPT2, LLAMA, MIDDLE, Kind, assert_near, new_gpt2, tokenizer, wrapped
 
@@ -282,6 +284,7 @@ class Averages(FixesItsRows):
         return x.mean(0, keepdim=True)
 
 
+@pytest.mark.parametrize("is_training", [False, True])
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
@@ -289,13 +292,13 @@ class Averages(FixesItsRows):
         (Averages, "the model's result does not have a row for each row of the batch"),
     ],
 )
-def test_a_model_that_cannot_be_widened_runs_in_a_loop(cls, reason):
+def test_a_model_that_cannot_be_widened_runs_in_a_loop(cls, reason, is_training):
     @intervene
     def double(model, layer: int):
         model.layers[layer].output = model.layers[layer].output * 2
         return model.output
 
-    model, x = NNsight(cls()), torch.ones(1, 4)
+    model, x = NNsight(cls().train(is_training)), torch.ones(1, 4)
     found = sweep(double, over={"layer": [0, 1]}, model=model, prompt=x)
     assert (found.form, found.reason) == ("loop", f"{reason}, and the model makes no batches")
     for point, value in zip(found.points, found, strict=True):
@@ -361,18 +364,99 @@ def test_several_rows_are_not_shared():
         assert_near(value, double.run(model, x, **point))
 
 
-def test_what_fake_tensors_cannot_run_is_not_shared():
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_value_may_decide_where_a_program_writes(is_training):
     @intervene
-    def by_value(model, layer: int):
-        if model.transformer.h[0].output.sum() > 0:
-            model.transformer.h[layer].mlp.output[:] = 0
-        return model.lm_head.output
+    def by_value(model, layer: int, least: float):
+        if model.layers[0].output.sum() > least:
+            model.layers[layer].mlp.output[:] = 0
+        return model.head.output
 
-    model = wrapped(GPT2)
-    found = sweep(by_value, over={"layer": [1, 2]}, model=model, prompt=MIDDLE)
-    assert found.form == "batch"
-    for point, value in zip(found.points, found, strict=True):
-        assert_near(value, by_value.run(model, MIDDLE, **point))
+    model, x = stack(), torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+    model._module.train(is_training)
+    over = {"layer": [1, 2], "least": [-1e6, 1e6]}
+    for prompt in (x, -x):
+        found = sweep(by_value, over=over, model=model, prompt=prompt)
+        for point, value in zip(found.points, found, strict=True):
+            assert_near(value, by_value.run(model, prompt, **point))
+        if is_training:
+            # then it is looked at on fake tensors, which have no values
+            assert found.form == "loop"
+            assert found.reason is not None
+            assert found.reason.startswith("a program does not run on fake tensors")
+        else:
+            assert found.form == "shared"
+
+
+@pytest.mark.parametrize("can_widen", [True, False])
+def test_what_a_program_does_to_its_callers_is_done_once(can_widen):
+    module = (Stack() if can_widen else FixesItsRows()).eval()
+    model, x = NNsight(module), torch.ones(1, 4)
+
+    @intervene
+    def adds(model, seen: list, sums: dict, total: torch.Tensor, layer: int):
+        value = model.layers[layer].output
+        seen.append(layer)
+        sums.setdefault("all", []).append(layer)
+        total += 1
+        model.layers[layer].output = value * 2
+        seen.append(-layer)
+        return model.output
+
+    seen: list[int] = []
+    sums: dict[str, list[int]] = {}
+    total = torch.zeros(1)
+    given = {"seen": seen, "sums": sums, "total": total}
+    for runs in (1, 2):
+        found = sweep(adds, over={"layer": [0, 1]}, model=model, prompt=x, **given)
+        assert found.form == ("shared" if can_widen else "loop")
+        assert sorted(seen) == sorted([0, 0, 1, -1] * runs)
+        assert sorted(sums["all"]) == sorted([0, 1] * runs)
+        assert total.item() == 2 * runs
+
+
+class Counts(FixesItsRows):
+    """A forward that counts its calls, and draws lots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        for layer in self.layers:
+            x = layer(x)
+        return x + self.calls + torch.rand(())
+
+
+def test_a_look_beforehand_leaves_nothing_in_the_model():
+    @intervene
+    def double(model, layer: int):
+        model.layers[layer].output = model.layers[layer].output * 2
+        return model.output
+
+    model, x = NNsight(Counts().eval()), torch.ones(1, 4)
+    torch.manual_seed(0)
+    first = sweep(double, over={"layer": [0, 1]}, model=model, prompt=x)
+    assert first.form == "shared"
+    assert model._module.calls == 1
+    model._module.calls.zero_()
+    torch.manual_seed(0)
+    second = sweep(double, over={"layer": [0, 1]}, model=model, prompt=x)
+    for one, other in zip(first, second, strict=True):
+        assert_near(one, other)
+
+
+def test_what_a_program_does_at_its_end_may_fail():
+    @intervene
+    def fails(model, layer: int):
+        try:
+            model.layers[layer].output = model.layers[layer].output * 2
+        finally:
+            raise KeyError(layer)
+
+    with pytest.raises(KeyError):
+        sweep(fails, over={"layer": [0, 1]}, model=stack(), prompt=torch.ones(1, 3, 4))
 
 
 def test_a_program_that_writes_elsewhere_the_next_time_is_looked_at_again():
@@ -393,17 +477,16 @@ def test_a_program_that_writes_elsewhere_the_next_time_is_looked_at_again():
 
 
 def test_a_program_that_writes_by_chance_is_refused():
-    calls: list[int] = []
+    calls = itertools.count()
 
     @intervene
     def by_chance(model, scale: float):
-        save(calls).append(1)
-        number = 2 if len(calls) <= 1 else 0
+        number = 2 if next(calls) < 2 else 0
         model.transformer.h[number].output[:] *= scale
         return model.lm_head.output
 
-    with pytest.raises(InterventionError, match="otherwise than on fake tensors"):
-        sweep(by_chance, over={"scale": [0.5, 2.0]}, model=wrapped(GPT2), prompt=MIDDLE)
+    with pytest.raises(InterventionError, match="otherwise than when it was looked at"):
+        sweep(by_chance, over={"scale": [0.5, 2.0, 3.0]}, model=wrapped(GPT2), prompt=MIDDLE)
 
 
 def test_an_error_of_a_program_comes_out_of_the_sweep():

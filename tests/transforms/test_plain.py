@@ -20,8 +20,11 @@ PLAIN = {
     "h = torch.nn.functional.relu(m.a.output)": {"m", "torch"},
     "for s in tracer.iter[:]:\n    z.append(m.a.output)": {"m", "tracer", "z"},
     "n = m.a.output.shape[0]": {"m"},
+    "c = tracer.cache(modules=[m.a], device=None)": {"m", "tracer"},
     "assert m.a.output is not None, 'none'": {"m"},
     "if m.a.output.sum() > 0: m.b.output = 0": {"m"},
+    "h = m.a.output\nwith h.sum().backward(): g = h.grad * v": {"m", "v"},
+    "h = m.a.output\nwith h.sum().backward():\n    with (h * 2).sum().backward(): h.grad": {"m"},
 }
 
 NOT_PLAIN = {
@@ -35,6 +38,11 @@ NOT_PLAIN = {
     "a generator expression": "z = any(m.a.output for i in v)",
     "an f-string": "z = f'{m.a.output}'",
     "a with": "with lock: m.a.output",
+    "a call in a backward pass": "h = m.a.output\nwith h.sum().backward(): f(h.grad)",
+    "a loss by an unknown call": "h = m.a.output\nwith f(h).backward(): h.grad",
+    "a backward pass given more than is seen": "h = m.a.output\nwith h.backward(**v): h.grad",
+    "a backward pass beside another with": "with lock, m.a.output.backward(): v",
+    "a backward pass without a block": "m.a.output.sum().backward()",
     "a try": "try: m.a.output\nfinally: pass",
     "a match": "match m.a.output:\n    case x: pass",
     "an import": "import os\nm.a.output",
@@ -56,6 +64,17 @@ def test_a_block_of_known_operations_is_plain(body):
 @pytest.mark.parametrize("claim", NOT_PLAIN)
 def test_a_block_that_may_run_other_code_is_not_plain(claim):
     assert lower_body(NOT_PLAIN[claim]).plain is None
+
+
+def test_a_plain_block_tells_whether_it_makes_a_cache():
+    for body, makes_cache in {
+        "h = m.a.output": False,
+        "c = tracer.cache()": True,
+        "h = m.a.output\nwith h.sum().backward(): c = tracer.cache()": True,
+    }.items():
+        plain = lower_body(body).plain
+        assert plain is not None
+        assert plain.makes_cache is makes_cache
 
 
 def test_a_block_with_blocks_inside_is_not_plain():

@@ -331,6 +331,8 @@ def _built(
     children = tuple(
         _built(child, around, codes, texts, recipe, numbers) for child in unit.children
     )
+    # a backward pass is a part of its block, in time as in the text
+    opens_others = any(child.kind != "backward" for child in unit.children)
     return Program(
         kind=unit.kind,
         name=around.name,
@@ -343,7 +345,7 @@ def _built(
         bound=unit.names.bound,
         saved_names=frozenset(mangled(name, around.class_name) for name in _saved_names(unit.body)),
         states=states_of(unit.body, around.lines),
-        plain=None if unit.children else plain_of(unit.body, unit.fetched),
+        plain=None if opens_others else plain_of(unit.body, unit.fetched),
         children=children,
         fetched=unit.fetched,
         waits_for=unit.waits_for,

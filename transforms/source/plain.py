@@ -16,6 +16,7 @@ import ast
 import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 from ..requests import PORTS
 from .accesses import static_path
@@ -43,9 +44,7 @@ _METHODS = frozenset(
         "type_as unbind unsqueeze update values var view view_as zero_ decode"
     ).split()
 )
-_REQUESTING = frozenset(
-    ("skip stop next iter all barrier cache invoke trace generate source").split()
-)
+_REQUESTING = frozenset(("skip stop next iter all barrier invoke trace generate source").split())
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass,
     ast.Break, ast.Continue, ast.Return, ast.Assert, ast.Delete, ast.Raise, ast.With,
@@ -65,10 +64,13 @@ class Plain:
         roots: names whose values must be of known types.
         paths: those of them whose attributes are not known by their names, so that the values
             must be places of a model or modules of known libraries.
+        makes_cache: whether a cache may be made, which is shown modules that the text does not
+            name.
     """
 
     roots: frozenset[str]
     paths: frozenset[str]
+    makes_cache: bool
 
 
 def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
@@ -79,12 +81,23 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
     loaded: set[str] = set()
     bound = set(fetched)
     paths: set[str] = set()
+    opened: set[ast.expr] = set()
+    makes_cache = False
     for statement in body:
         for node in ast.walk(statement):
             if isinstance(node, ast.stmt):
-                if not _is_known_statement(node):
+                if is_backward_block(node):
+                    call = cast("ast.Call", node.items[0].context_expr)
+                    # lowering turns the call into a request, so that only what it is given counts
+                    if any(keyword.arg is None for keyword in call.keywords):
+                        return None
+                    opened |= {call, call.func}
+                elif not _is_known_statement(node):
                     return None
+            elif node in opened:
+                continue
             elif isinstance(node, ast.expr):
+                makes_cache |= isinstance(node, ast.Attribute) and node.attr == "cache"
                 if not isinstance(node, _EXPRESSIONS) or not _is_known(node, paths):
                     return None
                 if isinstance(node, ast.Name):
@@ -93,7 +106,19 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
                 return None
     if bound & (_BUILTINS | paths) or not _is_lowered(body):
         return None
-    return Plain(frozenset(loaded - bound), frozenset(paths))
+    return Plain(frozenset(loaded - bound), frozenset(paths), makes_cache)
+
+
+def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
+    """Tell whether a statement is `with <anything>.backward(...):` and no more."""
+    return (
+        isinstance(node, ast.With)
+        and len(node.items) == 1
+        and node.items[0].optional_vars is None
+        and isinstance(node.items[0].context_expr, ast.Call)
+        and isinstance(node.items[0].context_expr.func, ast.Attribute)
+        and node.items[0].context_expr.func.attr == "backward"
+    )
 
 
 def _is_lowered(body: Sequence[ast.stmt]) -> bool:

@@ -61,7 +61,8 @@ def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str,
         names: the names around the block.
     """
     program = machine.program
-    if not machine.is_plain or program.looks_outside:
+    plain = program.plain
+    if not machine.is_plain or program.looks_outside or plain is None or plain.makes_cache:
         return ANYTHING
     text = _text_of(program)
     containers = frozenset(

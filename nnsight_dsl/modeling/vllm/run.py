@@ -426,7 +426,8 @@ class _Names(dict[str, Any]):
 
 def _expect(driver: Driver, machine: Machine) -> None:
     """Tell the driver which places a program can ask for, as far as its text tells."""
-    is_known = machine.program.plain is not None
+    plain = machine.program.plain
+    is_known = plain is not None and not plain.makes_cache
     for state in machine.program.states:
         start = machine.seen_name(state.root) if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
