@@ -163,6 +163,9 @@ def sweep(
     programs = [program.bind(**own, **point) for point in points]
     if not points:
         return Sweep((), (), SHARED, None)
+    served = model._run_each(programs, prompt, options)
+    if served is not None:
+        return Sweep(points, served, BATCH, "an engine serves each program as a request of its own")
     run = _Run(model, prompt, options, programs)
     reason = "share=False was given"
     if _mixes_rows(model._module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnsight_dsl import intervene, sweep
+
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "The Colosseum is located in the city of"
 GREEDY = {"temperature": 0.0}
@@ -233,3 +235,21 @@ def test_next_moves_to_the_next_step(gpt2, step):
         token = gpt2.samples.output.item().save()
         result = tracer.result.save()
     assert result.outputs[0].token_ids[step] == token
+
+
+@intervene
+def ablated_tokens(layer, model, tracer):
+    model.transformer.h[layer].output[:] = 0
+    return tracer.result
+
+
+def test_a_sweep_serves_each_program_as_a_request(gpt2):
+    found = sweep(
+        ablated_tokens, over={"layer": range(2)}, model=gpt2, prompt=PROMPT, max_tokens=3, **GREEDY
+    )
+    assert found.form == "batch" and "request of its own" in found.reason
+    for layer, output in enumerate(found):
+        with gpt2.trace(PROMPT, max_tokens=3, **GREEDY) as tracer:
+            gpt2.transformer.h[layer].output[:] = 0
+            alone = tracer.result.save()
+        assert output.outputs[0].token_ids == alone.outputs[0].token_ids
