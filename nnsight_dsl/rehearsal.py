@@ -1,10 +1,11 @@
 """Rehearsals: a run of a model beforehand, after which all is as if it had not been.
 
 A sweep has to know where its programs write before it runs them together. A run on fake tensors
-shows it, at a price that is far above that of the forward of a small model: each operation passes
-through a hundred microseconds of Python. The forward itself shows it, too, for one row. What it
-may change is then put back: a rehearsal computes with copies of the arguments and the buffers, the
-state of the random numbers is restored, and so is what the programs can reach of their caller's.
+shows it, at a price far above that of the forward of a small model: two of them take 200 ms for a
+GPT-2 of 12 layers and 64 features, of which a forward takes 4. The forward itself shows it, too,
+for one row. What it may change is then put back: a rehearsal computes with copies of the arguments
+and the buffers, the state of the random numbers is restored, and so is what the programs can reach
+of their caller's.
 """
 
 from __future__ import annotations

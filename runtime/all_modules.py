@@ -1,8 +1,9 @@
 """All modules of a model, looked up once for the runs that tap every one of them.
 
 A cache of all modules, or a block that can ask for anything, taps the whole model. To walk it by
-its places takes 7 µs for each module. Which modules stand where is nearly always what it was in
-the run before; so that is kept, with what it rests on, and compared at 0.2 µs for each.
+its places and tap each takes 5 µs for each module, taps taken off again. Which modules stand where
+is nearly always what it was in the run before; so that is kept, with what it rests on. To compare
+that and tap all in one go takes 1 µs for each.
 """
 
 from __future__ import annotations
