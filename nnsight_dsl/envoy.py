@@ -18,7 +18,7 @@ from nnsight_dsl.offload import execution_device
 from nnsight_dsl.ports import PORTS, Ports, StepKey
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
-from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.source import Source
 from nnsight_dsl.transforms import requests
@@ -62,7 +62,7 @@ class Envoy(Ports):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_module" not in self.__dict__:
             raise AttributeError(name)
-        if name in self._fresh()._modules:
+        if name in children_of(self._fresh()):
             return self._child(name)
         alias = self._aliased(name)
         if alias is not None:
@@ -89,7 +89,7 @@ class Envoy(Ports):
             if child is None:
                 raise self._no_such(item)
             return child
-        names = list(self._fresh()._modules)
+        names = list(children_of(self._fresh()))
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]
         index = item.__index__()
@@ -105,7 +105,7 @@ class Envoy(Ports):
         return child
 
     def __len__(self) -> int:
-        return len(self._fresh()._modules)
+        return len(children_of(self._fresh()))
 
     def __iter__(self) -> Iterator[Envoy]:
         return self._places_below()
@@ -165,7 +165,7 @@ class Envoy(Ports):
         return self._module
 
     def _child(self, name: str) -> Envoy | None:
-        module = self._module._modules.get(name)
+        module = children_of(self._module).get(name)
         if module is None:
             return None
         child = self._below.get(name)
@@ -215,7 +215,7 @@ class Envoy(Ports):
         self.__dict__["_module"] = module
         self._at.clear()
         for name, child in list(self._below.items()):
-            below = module._modules.get(name)
+            below = children_of(module).get(name)
             if below is None:
                 del self._below[name]
                 self.__dict__.pop(name, None)
@@ -238,7 +238,7 @@ class Envoy(Ports):
 
     def _descend(self, item: str | int) -> Place | None:
         if isinstance(item, int):
-            names = list(self._fresh()._modules)
+            names = list(children_of(self._fresh()))
             return self._child(names[item]) if -len(names) <= item < len(names) else None
         self._fresh()
         found = self._child(item) or self._aliased(item)
@@ -250,13 +250,13 @@ class Envoy(Ports):
         return found
 
     def _places_below(self) -> Iterator[Envoy]:
-        for name in list(self._fresh()._modules):
+        for name in list(children_of(self._fresh())):
             child = self._child(name)
             if child is not None:
                 yield child
 
     def _no_such(self, name: str) -> PathError:
-        known = [*self._module._modules, *PORTS]
+        known = [*children_of(self._module), *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         where = self._path or type(self._module).__name__
         keys = self._renaming.keys_of(name)
@@ -284,7 +284,7 @@ class Envoy(Ports):
 
     def _outside(self, what: str, port: str) -> Exception:
         error = super()._outside(what, port)
-        if port in self._module._modules:
+        if port in children_of(self._module):
             error.add_note(_how_to_reach(self, port))
         return error
 
@@ -343,7 +343,7 @@ def explain_shadowed(root: Envoy, error: BaseException) -> None:
         names = (name,)
     for path, module in root._module.named_modules():
         for name in names:
-            child = module._modules.get(name)
+            child = children_of(module).get(name)
             if child is not None and (error.name in PORTS or hasattr(child, error.name)):
                 error.add_note(_how_to_reach(root.get(path), name))
                 return

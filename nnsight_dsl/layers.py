@@ -36,7 +36,7 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling.base import NNsight
 from nnsight_dsl.runtime.errors import NotCalledError
-from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.operations import OperationPlace, function_inside
 from nnsight_dsl.source import SourceOperation
@@ -150,7 +150,7 @@ def _candidates(module: nn.Module) -> list[tuple[str, list[str]]]:
         if len({type(member) for member in one}) == 1 and any(
             True for member in one for _ in member.children()
         ):
-            found.append((path, list(one._modules)))
+            found.append((path, list(children_of(one))))
     return sorted(found, key=lambda candidate: -len(candidate[1]))
 
 
@@ -306,7 +306,7 @@ class _LayerRun:
         """Return what part of the layer does something, None for one without matrices."""
         above = len(self.layer._path) + 1
         name = place._path[above:].partition(".")[0]
-        part = self.layer._module._modules.get(name)
+        part = children_of(self.layer._module).get(name)
         if part is None or all(parameter.dim() < 2 for parameter in part.parameters()):
             return None
         is_attention = "att" in name.lower() or "attention" in type(part).__name__.lower()

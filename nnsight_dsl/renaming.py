@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nnsight_dsl.runtime.locations import children_of
+
 _LINE = re.compile(r"^(?P<indent> *)\((?P<name>[^()\s]+)\): ")
 _SEVERAL = re.compile(r"^(\d+)-\d+$")
 
@@ -77,7 +79,7 @@ class Renaming:
                 continue
             if alias.path == (alias.name,):
                 continue
-            if alias.name in module._modules:
+            if alias.name in children_of(module):
                 raise ValueError(
                     f"the alias {alias.name!r} of {'.'.join(alias.path)!r} is the name of another "
                     f"module in {where}; choose another"
@@ -149,7 +151,7 @@ def _at(module: nn.Module, path: Sequence[str]) -> nn.Module | None:
     for name in path:
         if found is None:
             return None
-        found = found._modules.get(name)
+        found = children_of(found).get(name)
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .fixtures import Fixtures
-from .locations import Place
+from .locations import Place, children_of
 
 
 class AllModules:
@@ -31,7 +31,7 @@ class AllModules:
         self.fixtures = Fixtures(places)
         fixed = {id(one._module) for one in self.fixtures.places}
         self.others = [one for one in places if id(one._module) not in fixed]
-        below = [one._module._modules for one in places]
+        below = [children_of(one._module) for one in places]
         # the modules stay alive with the places, so that no other one takes an identity
         self._parents = [(one, [*one, *map(id, one.values())]) for one in below if one]
         self._leaves = [one for one in below if not one]

@@ -7,7 +7,7 @@ its ports; together they are a *location*, `transformer.h.0.output`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -44,6 +44,15 @@ class Place:
     def _places_below(self) -> Iterator[Place]:
         """Iterate over the places directly below."""
         return iter(())
+
+
+def children_of(module: Any) -> Mapping[str, Any]:
+    """Return the modules directly below one, by name.
+
+    One that TorchScript has compiled has none here: it runs them by itself, and calls no module.
+    """
+    found = module._modules
+    return found if isinstance(found, dict) else {}
 
 
 def name_of(place: Place, port: str) -> str:

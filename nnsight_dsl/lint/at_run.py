@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from nnsight_dsl import errors
-from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
@@ -223,5 +223,5 @@ def _ordered(module: nn.Module, returned: list[str]) -> Iterator[tuple[str, Modu
         open_calls.append((path, begin))
         visits.setdefault(path, []).append((begin, number * width))
     for path, each in module.named_modules(remove_duplicate=False):
-        names = tuple(name for name, child in each._modules.items() if child is not None)
+        names = tuple(name for name, child in children_of(each).items() if child is not None)
         yield path, Module(names, visits=tuple(visits.get(path, ())))

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.runtime.locations import children_of
 from nnsight_dsl.runtime.operations import function_inside
 from nnsight_dsl.scan import faked
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
@@ -252,7 +253,7 @@ def _modules(module: nn.Module) -> dict[str, Module]:
         stored = set(vars(each)) | set(each._parameters) | set(each._buffers)
         was_tuple = any(base.__name__ == "GradientCheckpointingLayer" for base in cls.__mro__)
         found[path] = Module(
-            tuple(name for name, child in each._modules.items() if child is not None),
+            tuple(name for name, child in children_of(each).items() if child is not None),
             tuple(sorted({*by_class[cls], *stored, *_COMMON})),
             was_tuple=was_tuple,
             operations=_operations(each),

@@ -51,6 +51,24 @@ def test_a_lazy_module_becomes_what_it_becomes():
     assert_same(hidden, module[0](x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_module_that_torchscript_has_compiled_is_a_leaf():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    module = nn.Sequential(nn.Linear(3, 3), scripted, nn.Linear(4, 2))
+    model = NNsight(module)
+    x = torch.ones(1, 3)
+    assert "(1)" in repr(model)
+    with torch.no_grad(), model.trace(x) as tracer:
+        cache = tracer.cache().save()
+        inner = model[1].output.save()
+        model[1].output = inner * 2
+        last = model[2].output.save()
+    assert_same(inner, scripted(module[0](x)))
+    assert_same(last, module[2](inner * 2))
+    assert_same(cache["model.1"].output, inner * 2)
+    assert len(model[1]) == 0
+
+
 def test_a_class_with_slots_is_tapped(x):
     class Slotted(nn.Linear):
         __slots__ = ("extra",)
