@@ -151,10 +151,9 @@ class Driver(Serving):
                     self.drive(machine)
             if not (self.is_stopped and self.may_stop()):
                 result = function(*args, **kwargs)
-                for machine in self.machines:
-                    if not machine.is_done:
-                        self._finish(result)
-                        break
+                # a model may have swallowed what a machine raised: then nothing more is served
+                if self.failure is None and any(not one.is_done for one in self.machines):
+                    self._finish(result)
         except RunAborted:
             pass
         except BaseException as error:
