@@ -82,7 +82,8 @@ class Envoy(Ports):
     def __getitem__(self, item: int | slice | str) -> Any:
         if type(item) is int:
             found = self._at.get(item)
-            if found is not None:
+            # unless another module stands there, as after an item was deleted
+            if found is not None and self._module._modules.get(found._key) is found._module:
                 return found
         if isinstance(item, str):
             child = self._child(item)
@@ -99,7 +100,8 @@ class Envoy(Ports):
                 f"asked for; they are numbered from 0 to {len(names) - 1}"
             )
         child = self._child(names[index])
-        if child is not None and index >= 0 and isinstance(self._module, nn.ModuleList):
+        is_list = isinstance(self._module, nn.ModuleList)
+        if child is not None and is_list and names[index] == str(item):
             # from now on it is found without a list of the names, of which there may be a thousand
             self._at[index] = child
         return child
@@ -295,7 +297,7 @@ class Envoy(Ports):
         return Source(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN or name in type(self).__dict__.get("_own", ()):
+        if name in _OWN or name in getattr(type(self), "_own", ()):
             self.__dict__[name] = value
         elif name in PORTS:
             self._write(name, value)

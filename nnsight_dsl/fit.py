@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from nnsight_dsl.runtime.fixtures import Fixtures
 from nnsight_dsl.runtime.locations import Place, places_at
@@ -73,7 +74,7 @@ class Fit:
     names: Sequence[tuple[str, Any]]
     roots: frozenset[str]
     seen: Mapping[str, Any]
-    chain: Sequence[tuple[dict[str, Any], str, Any]]
+    chain: Sequence[tuple[nn.Module, str, Any]]
 
     def holds(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -89,8 +90,8 @@ class Fit:
                 value = program.initial(name, user_globals, names, fall_back=True)
             if value is not known and not (known is _ANY_PLAIN and _is_any_plain(value)):
                 return False
-        for modules, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
-            if modules.get(name) is not module:
+        for parent, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
+            if parent._modules.get(name) is not module:
                 return False
         return True
 
@@ -138,7 +139,7 @@ def _new_fit(
     # a cache is shown what runs already where it is made, so all has to be tapped before
     is_closed = is_plain and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
-    chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
+    chain: dict[int, tuple[nn.Module, str, Any]] = {}
     for state in program.states:
         start = values[state.root] if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
@@ -172,12 +173,13 @@ def _new_fit(
     )
 
 
-def _chain_to(place: Place) -> Iterator[tuple[int, tuple[dict[str, Any], str, Any]]]:
+def _chain_to(place: Place) -> Iterator[tuple[int, tuple[nn.Module, str, Any]]]:
     current: Place | None = place
     while current is not None:
         parent, key = current._parent, getattr(current, "_key", None)
         if parent is not None and key is not None:
-            yield id(current), (parent._module._modules, key, current._module)
+            # the module, not its table: to delete from a list gives it another table
+            yield id(current), (parent._module, key, current._module)
         current = parent
 
 

@@ -243,7 +243,8 @@ class Intervention(Generic[_Params, _Result]):
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self._function
         names, around = global_names(function.__code__), self.user_globals
-        return _rebuilt, (
+        # made empty and filled then, since it may call itself and so be among its own globals
+        state = (
             self.program.recipe,
             function.__code__.co_firstlineno,
             (function.__defaults__, function.__kwdefaults__),
@@ -251,6 +252,10 @@ class Intervention(Generic[_Params, _Result]):
             _without_modules(inspect.getclosurevars(function).nonlocals),
             self._bound,
         )
+        return _empty, (), state
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__dict__.update(_rebuilt(*state).__dict__, _unbound=self)
 
 
 def _run_in(machine: Machine, running: Running) -> Any:
@@ -289,6 +294,7 @@ def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Re
 
 
 _FACTORY = "_nns_factory"
+_DEFINED = "_nns_function"
 
 
 @one_at_a_time
@@ -365,6 +371,11 @@ class _ModuleName(str):
     __slots__ = ()
 
 
+def _empty() -> Intervention[..., Any]:
+    """Return an intervention that is yet to be filled."""
+    return object.__new__(Intervention)
+
+
 def _rebuilt(
     recipe: str,
     first_line: int,
@@ -385,9 +396,9 @@ def _rebuilt(
     exec(code, namespace, own)
     function = own[_FACTORY](**_with_modules(closed))
     function.__defaults__, function.__kwdefaults__ = defaults
-    function.__qualname__ = program.name
+    function.__name__ = function.__qualname__ = program.name
     function.__code__ = function.__code__.replace(
-        co_firstlineno=first_line, co_qualname=program.name
+        co_firstlineno=first_line, co_name=program.name, co_qualname=program.name
     )
     return Intervention(function, bound, program)
 
@@ -405,10 +416,12 @@ def _definition_code(recipe: str, closed: tuple[str, ...]) -> types.CodeType:
         linecache.cache[filename] = (0, None, lines, filename)
     # the decorators have done their work, and the defaults were evaluated where it was defined
     definition.decorator_list = []
+    # by another name: its own, if it calls itself, is that of the intervention
+    definition.name = _DEFINED
     arguments = definition.args
     arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
     arguments.kw_defaults = [one and ast.Constant(None) for one in arguments.kw_defaults]
-    tree = ast.parse(f"def {_FACTORY}({', '.join(closed)}):\n    return {definition.name}")
+    tree = ast.parse(f"def {_FACTORY}({', '.join(closed)}):\n    return {_DEFINED}")
     factory = tree.body[0]
     if isinstance(factory, ast.FunctionDef):
         factory.body.insert(0, definition)

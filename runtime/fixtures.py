@@ -9,7 +9,7 @@ of them need a tap at once; should a fixture be in use all the same, that run ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 _Fixture = tuple[Tap, nn.Module, type, type, Sequence[Tap]]
 """A tap, its module, the class of that, the class for the length of a run, and the taps above."""
+
+
+class _Nobody:
+    """The driver of no run, and of no thread."""
+
+    thread = -1
+
+
+_NOBODY: Any = _Nobody()
 
 
 class Fixtures:
@@ -61,9 +70,9 @@ class Fixtures:
                 if over is None:
                     return None
                 above = (over, *over.above)
-            # it gets its driver when it is put there
+            # it gets a driver when it is put there
             tap = self._taps[id(module)] = object.__new__(Tap)
-            tap.place, tap.above = place, above
+            tap.place, tap.above, tap.driver = place, above, _NOBODY
             cls = type(module)
             self._all.append((tap, module, cls, tapped_class(cls), above))
         return tap
@@ -102,8 +111,9 @@ class Fixtures:
             if tap.is_common and type(module) is tapped:
                 del taps_now[id(module)]
                 set_class(module, cls)
-                # these name the driver, and that what the blocks hold
-                del tap.driver
+                # The driver names what the blocks hold. Another thread that was about to call the
+                # module may still look at the tap: it finds none of its own.
+                tap.driver = _NOBODY
                 tap.above = above
             else:
                 tap.remove()

@@ -304,7 +304,7 @@ def _new_tapped_class(cls: type) -> type:
 
 def _tapped_class(cls: type) -> type:
     call = cls.__call__
-    is_usual = call is nn.Module.__call__ and getattr(cls, "_call_impl", None) is _call_impl
+    is_usual = call is nn.Module.__call__
 
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         tap = taps_now.get(id(self))
@@ -329,6 +329,7 @@ def _tapped_class(cls: type) -> type:
             if (
                 is_usual
                 and driver.is_usual
+                and type(self)._call_impl is _call_impl
                 and not (
                     own["_forward_pre_hooks"]
                     or own["_backward_hooks"]
@@ -338,6 +339,7 @@ def _tapped_class(cls: type) -> type:
                     or _all_backward_pre_hooks
                     or _all_backward_hooks
                     or "_compiled_call_impl" in own
+                    or "_call_impl" in own
                 )
             ):
                 # What torch's call comes to where nothing is hooked. To leave out its two frames

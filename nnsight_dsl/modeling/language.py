@@ -247,8 +247,8 @@ class LanguageModel(NNsight):
         Texts are tokenized in one call, which costs a third of one call for each.
         """
         texts = [one.args[0] for one in inputs if len(one.args) == 1 and type(one.args[0]) is str]
-        kind = type(self.tokenizer)
-        is_usual = kind.__module__.startswith(("transformers.", "tokenizers."))
+        # one of the user's own may pad what it is given together, or take one text at a time
+        is_usual = type(self.tokenizer).__module__.startswith("transformers.")
         if len(texts) < 2 or not is_usual:
             return [self._given(one) for one in inputs]
         encoding = self._token_ids(texts)

@@ -155,3 +155,28 @@ def test_an_input_without_a_prompt_is_refused(gpt2: LanguageModel, given: Any) -
     with pytest.raises(TypeError, match="neither token ids nor embeddings"):
         with gpt2.trace(given):
             logits = gpt2.output.logits.save()
+
+
+def test_a_tokenizer_of_the_users_own_is_given_one_text_at_a_time() -> None:
+    plain = models.tokenizer()
+
+    class Padding:
+        """Pads what it is given together."""
+
+        padding_side = "right"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plain, name)
+
+        def __call__(self, texts: Any, **options: Any) -> Any:
+            return plain(texts, padding=True, **options)
+
+    model = LanguageModel(GPT2.new(), tokenizer=Padding())
+    with model.trace() as tracer:
+        with tracer.invoke(LONG):
+            model.output.logits.save()
+        with tracer.invoke(SHORT):
+            together = model.output.logits[:, -1].save()
+    with model.trace(SHORT):
+        alone = model.output.logits[:, -1].save()
+    assert_near(together, alone)

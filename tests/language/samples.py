@@ -21,6 +21,15 @@ def shares(model, layer: int = FACTOR - 2, *, times: int = FACTOR):
     return sum([torch.relu(model.layers[i].output) * FACTOR for i in range(layer + 1)]) / times
 
 
+@intervene
+def descending(model, layer: int):
+    """Call itself, and so be among its own globals."""
+    hidden = model.layers[layer].output
+    if layer < 2:
+        hidden = descending(model, layer + 1)
+    return hidden
+
+
 def shifting(amount):
     @intervene
     def shifted(model, layer: int):

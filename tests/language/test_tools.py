@@ -381,6 +381,7 @@ INTERVENTIONS: dict[str, tuple[Any, dict[str, Any], Callable[[], torch.Tensor]]]
         {},
         lambda: torch.relu(layer_output(0)) + torch.relu(layer_output(1)),
     ),
+    "recursion": (samples.descending, {"layer": 1}, lambda: layer_output(2)),
     "closure": (samples.shifting(0.25), {"layer": 1}, lambda: shifted_by(1, 0.25)),
     "bound closure": (samples.shifting(-1.0).bind(layer=3), {}, lambda: shifted_by(3, -1.0)),
 }

@@ -196,3 +196,76 @@ def test_a_read_after_a_replacement_by_an_earlier_invoke_sees_its_own_rows(
             whole = model.layers[0].output.save()
     assert torch.allclose(hidden, net.layers[0](X[1:]))
     assert torch.equal(whole, torch.cat([torch.ones(1, 4), hidden]))
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_what_stands_in_for_torchs_own_call_is_called(net: Net, where: str) -> None:
+    class Own(nn.Linear):
+        pass
+
+    net.layers[0] = layer = Own(4, 4)
+    model = NNsight(net)
+    first_output(model)
+
+    def twice(*args: Any) -> Any:
+        return 2 * nn.Module._call_impl(layer, args[-1])
+
+    if where == "class":
+        Own._call_impl = twice  # type: ignore[method-assign]
+    else:
+        layer._call_impl = twice  # type: ignore[method-assign]
+    assert torch.equal(first_output(model), layer(X))
+
+
+def test_a_layer_that_was_deleted_is_not_read_any_more(net: Net) -> None:
+    net.layers.append(nn.Linear(4, 4))
+    model = NNsight(net)
+
+    def second() -> torch.Tensor:
+        with model.trace(X):
+            hidden = model.layers[1].output.save()
+        return hidden
+
+    second()
+    del net.layers[0]
+    seen: list[torch.Tensor] = []
+    hook = net.layers[1].register_forward_hook(lambda *given: seen.append(given[2]))
+    found = second()
+    hook.remove()
+    assert torch.equal(found, seen[0])
+
+
+def test_a_list_with_names_of_its_own_goes_on_when_one_is_gone(net: Net) -> None:
+    net.layers = layers = nn.ModuleList()
+    layers.add_module("a", nn.Linear(4, 4))
+    layers.add_module("b", nn.Linear(4, 4))
+    model = NNsight(net)
+    assert torch.equal(first_output(model), layers.a(X))
+    del layers._modules["a"]
+    assert torch.equal(first_output(model), layers.b(X))
+
+
+def test_another_thread_may_be_about_to_call_a_module_when_a_run_ends(net: Net) -> None:
+    model = NNsight(net)
+    first_output(model)
+    fit = next(iter(model._fits.values()))
+    assert fit.fixtures is not None
+    for tap, *_ in fit.fixtures._all:
+        assert tap.driver.thread == -1
+
+
+def test_a_failure_that_the_model_swallows_is_the_one_that_is_raised(net: Net) -> None:
+    class Swallowing(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return self.layers[0](x)
+            except BaseException:
+                return self.layers[1](x)
+
+    model = Batching(Swallowing())
+    with pytest.raises(ZeroDivisionError):
+        with model.trace() as tracer:
+            with tracer.invoke(X):
+                _ = model.layers[0].output.sum() / (1 // 0)
+            with tracer.invoke(X):
+                head = model.head.output.save()

@@ -203,6 +203,16 @@ def test_an_edit_of_the_wrapper_is_made_for_each_request_and_in_each_step(gpt2, 
     agree(plain_logits(gpt2), hf_logits(hf_gpt2))
 
 
+def test_an_edit_of_the_wrapper_comes_before_the_block_in_each_step(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.transformer.h[1].output[:, -1] = 0
+    with edited.generate(PROMPT, max_tokens=3, **GREEDY) as tracer:
+        seen = [].save()
+        for _ in tracer.iter[:]:
+            seen.append(edited.transformer.h[1].output[:, -1].abs().sum().item())
+    assert seen == [0.0, 0.0, 0.0]
+
+
 def test_a_cache_keeps_what_the_modules_gave(gpt2, hf_gpt2):
     with gpt2.trace(PROMPT) as tracer:
         cache = tracer.cache(modules=[gpt2.transformer.h[1], gpt2.transformer.h[2].mlp])

@@ -165,6 +165,16 @@ def test_what_cannot_be_had_is_refused_at_its_line(gpt2, unlinted):
             gpt2.transformer.h[2].source.add_7.output.save()
 
 
+def test_a_block_can_catch_what_an_operation_cannot_give(gpt2, unlinted):
+    with gpt2.trace(PROMPT):
+        names = [].save()
+        try:
+            model = gpt2.transformer.source.get_pp_group_0.output
+        except EngineError as error:
+            names.append(type(error).__name__)
+    assert names == ["EngineError"]
+
+
 def test_a_write_to_what_all_requests_share_is_refused(gpt2):
     with pytest.raises(WriteError, match="all requests share"):
         with gpt2.trace(PROMPT):

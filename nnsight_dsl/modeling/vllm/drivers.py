@@ -19,6 +19,7 @@ from nnsight_dsl.runtime.offers import Offer, Writes
 from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.replays import OUTPUT
 from nnsight_dsl.runtime.taps import Tap
+from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.transforms.requests import READ
 
 if TYPE_CHECKING:
@@ -250,7 +251,13 @@ class RequestDriver(Driver):
         offer.value, offer.is_whole, offer.handed = value, False, ()
         outer, self._offer = self._offer, offer
         try:
-            self.drive(machine, value.seen(OUTPUT))
+            try:
+                answer, error = value.seen(OUTPUT), None
+            except Exception as raised:
+                clean(raised)
+                answer, error = None, raised
+            # an error is the block's, at the line that asked
+            self.drive(machine, answer, error)
         finally:
             self._offer = outer
         return value

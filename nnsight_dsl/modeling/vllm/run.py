@@ -140,9 +140,12 @@ class Run:
         if driver is None:
             raise AssertionError("a run has no driver yet")
 
+        order = len(driver.machines)
+
         def make() -> Machine:
             machine = _machine_of(part, tracer)
-            machine.order = len(driver.machines)
+            # in each step: an edit comes before the block
+            machine.order = order
             return machine
 
         machine = self._block = make()
