@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import fake_tensor
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.offload import is_offloaded, without_loading
@@ -24,12 +24,26 @@ from nnsight_dsl.runtime.stopping import StopPoints
 _stop_points: WeakKeyDictionary[nn.Module, dict[Any, StopPoints | None]] = WeakKeyDictionary()
 """Where each model can stop, by the form of its arguments; None where that cannot be told."""
 
+VALUES_WANTED = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+)
+CANNOT_TELL = (
+    *VALUES_WANTED,
+    fake_tensor.UnsupportedFakeTensorException,
+    NotImplementedError,
+)
+"""What fails on fake tensors alone."""
+
 
 def faked(module: nn.Module) -> Callable[..., Any]:
     """Return a function that calls the module on fake tensors, with fake weights."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, without_loading(module):
+        with (
+            fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode,
+            without_loading(module),
+        ):
             leaves = pytree.tree_leaves((args, kwargs))
             real = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_meta]
             device = real[0].device if real else torch.device("cpu")

@@ -45,7 +45,8 @@ from nnsight_dsl.runtime.forks import (
     has_row_for_each,
 )
 from nnsight_dsl.runtime.tracebacks import clean
-from nnsight_dsl.tracer import Batch, Input, Tracer, without_aliasing
+from nnsight_dsl.runtime.values import without_aliasing
+from nnsight_dsl.tracer import Batch, Input, Tracer
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight

@@ -84,3 +84,13 @@ def misfit(old: Any, new: Any) -> str | None:
     elif isinstance(new, type(old)):
         return None
     return f"{describe(new)} in place of {describe(old)}"
+
+
+def without_aliasing(value: Any) -> Any:
+    """Copy a container, and those in it; return anything else as it is."""
+    kind = type(value)
+    if kind is dict:
+        return {key: without_aliasing(item) for key, item in value.items()}
+    if kind in (list, tuple, set):
+        return kind(without_aliasing(item) for item in value)
+    return value

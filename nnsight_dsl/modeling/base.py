@@ -11,13 +11,14 @@ from torch import nn
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.fakes import PlanTracer, ScanTracer
 from nnsight_dsl.fit import Fit
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
-from nnsight_dsl.tracer import Batch, Input, PlanTracer, ScanTracer, Tracer
+from nnsight_dsl.tracer import Batch, Input, Tracer
 from nnsight_dsl.transforms.program import Program
 
 _OWN_OPTIONS = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnsight_dsl.modeling.vllm.forms import Edit
 from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot
+from nnsight_dsl.modeling.vllm.spans import Edit
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError
 from nnsight_dsl.runtime.locations import Place, name_of

@@ -30,7 +30,7 @@ from nnsight_dsl.modeling.vllm.drivers import (
     RequestDriver,
     RequestTap,
 )
-from nnsight_dsl.modeling.vllm.forms import Portion, Span, copies_of
+from nnsight_dsl.modeling.vllm.forms import Portion, copies_of
 from nnsight_dsl.modeling.vllm.insides import Inside
 from nnsight_dsl.modeling.vllm.limits import Limit
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
@@ -38,6 +38,7 @@ from nnsight_dsl.modeling.vllm.places import EngineRoot
 from nnsight_dsl.modeling.vllm.ranks import WATCH, Leader
 from nnsight_dsl.modeling.vllm.reach import Reach
 from nnsight_dsl.modeling.vllm.run import Run, Slot
+from nnsight_dsl.modeling.vllm.spans import Span
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT
 from nnsight_dsl.runtime.taps import install_tap, remove_tap

@@ -49,7 +49,7 @@ class VLLM(EngineRoot):
 
     Example:
         >>> model = VLLM("openai-community/gpt2", dispatch=True)
-        >>> with model.trace("The Eiffel Tower is in", temperature=0.0):
+        >>> with model.trace("The Colosseum stands in", temperature=0.0):
         ...     logits = model.logits.output.save()
     """
 

@@ -30,9 +30,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.forms import Portion
 from nnsight_dsl.modeling.vllm.payload import KEY
 from nnsight_dsl.modeling.vllm.shards import Layout, layout_of
+from nnsight_dsl.modeling.vllm.spans import Span
 from nnsight_dsl.runtime.asking import phase_of
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.replays import INPUTS, OUTPUT

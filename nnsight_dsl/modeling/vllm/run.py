@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_dsl.modeling.vllm.drivers import RequestDriver, RequestTap
-from nnsight_dsl.modeling.vllm.forms import Portion, Span
+from nnsight_dsl.modeling.vllm.forms import Portion
 from nnsight_dsl.modeling.vllm.limits import OutOfTime
 from nnsight_dsl.modeling.vllm.payload import (
     Outcome,
@@ -29,6 +29,7 @@ from nnsight_dsl.modeling.vllm.payload import (
     sizes_of,
 )
 from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
+from nnsight_dsl.modeling.vllm.spans import Span
 from nnsight_dsl.mounts import explain_helpers, tensor_save
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import RunAborted, WriteError
