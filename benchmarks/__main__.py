@@ -31,7 +31,7 @@ def _vllm(*, quick: bool) -> list[Row]:
     """Measure programs in an engine of vLLM, where that is installed."""
     if importlib.util.find_spec("vllm") is None:
         reason = "vLLM is not installed; 'make bench' does that"
-        return [Row("vLLM", "programs in an engine", {}, reasons={"ours": reason})]
+        return [Row("an engine of vLLM", "programs in an engine", {}, reasons={"ours": reason})]
     from . import vllm_serving
 
     return vllm_serving.rows(quick=quick)

@@ -136,7 +136,7 @@ def _workload(
                     for _ in tracer.iter[:]:
                         model.transformer.h[LAYER].output[:, -1] += direction
 
-    case = f"vLLM: {count} requests of {OPTIONS['max_tokens']} tokens, GPT-2 of {name}"
+    case = f"an engine of vLLM: {count} requests of {OPTIONS['max_tokens']} tokens, GPT-2 of {name}"
     idle, at_work = (IDLE, AT_WORK) if has_targets else (None, None)
     return [
         _compared(case, "our worker, no program", plain, "bare engine", bare, idle, 2 * turns),
