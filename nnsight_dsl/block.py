@@ -102,6 +102,8 @@ class Block:
         "model.trace(...):' with the block below it"
     )
     _skip: BodySkip
+    _short_way: Callable[..., tuple[dict[str, Any], BaseException | None] | None] | None = None
+    """Runs a block in a quicker way where that is possible, and otherwise returns None."""
 
     @property
     def __exit__(self) -> Callable[..., bool]:
@@ -156,6 +158,10 @@ class Block:
         frame: FrameType | None = None,
     ) -> tuple[dict[str, Any], BaseException | None]:
         """Run the block; return the names that leave it, and what has to be raised."""
+        if self._short_way is not None:
+            found = self._short_way(self, program, user_globals, names)
+            if found is not None:
+                return found
         left: dict[str, Any] = {}
         if program.looks_outside and frame is not None:
             names = OuterNames(frame)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from nnsight_dsl.runtime.fixtures import Fixtures
+from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machine import carried_programs
 from nnsight_dsl.saving import INJECTED
@@ -62,6 +63,7 @@ class Fit:
         seen: what the others of these stand for.
         is_alone: whether a run of it needs nothing but one plain machine.
         chain: for each module on the way to a place: where it stands, under which name.
+        idle: drivers that the next run can have.
     """
 
     user_globals: dict[str, Any]
@@ -75,6 +77,12 @@ class Fit:
     roots: frozenset[str]
     seen: Mapping[str, Any]
     chain: Sequence[tuple[nn.Module, str, Any]]
+    idle: list[LoneDriver] = field(default_factory=list)
+
+    def new_driver(self, root: Place) -> LoneDriver:
+        """Make a driver for runs that need nothing but one plain machine."""
+        is_known = self.is_closed and not self.expected
+        return LoneDriver(root, self.fixtures, is_known=is_known)
 
     def holds(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]

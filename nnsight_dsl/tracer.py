@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_dsl.alone import run_alone
 from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
@@ -123,7 +122,6 @@ class Tracer(Block, Place):
     _interventions: tuple[Any, ...] = ()
     _stops = False
     _is_planned = False
-    _is_usual = False
     _plan: Plan | None = None
     _last: tuple[Place, str] | None = None
 
@@ -305,14 +303,6 @@ class Tracer(Block, Place):
     def _run(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        model = self._model
-        if self._is_usual and type(names) is dict and self._outer_now is None:
-            fit = model._fits.get(program)
-            is_linted = CONFIG.APP.LINT == "off" or program in model._linted
-            if fit is not None and fit.is_alone and is_linted and not model._edits:
-                found = run_alone(self, fit, program, user_globals, names)
-                if found is not None:
-                    return found
         self._outer_now = getattr(names, "now", self._outer_now)
         if CONFIG.APP.LINT != "off" and program not in self._model._linted:
             failure = self._linted(program, user_globals, names)

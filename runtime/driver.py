@@ -288,7 +288,8 @@ class Driver(Serving):
             self._all_tapped = all_modules_of(self.root)
             fixtures = [self._all_tapped.fixtures, *fixtures]
         for some in fixtures:
-            if is_usual and not self._taps and some.put(self, self._taps):
+            if is_usual and not self._taps and some.put(self):
+                self._taps.update(some.taps)
                 self._put = some
             else:
                 self._expected.extend((place, OUTPUT) for place in some.places)

@@ -38,6 +38,7 @@ class Fixtures:
 
     Attributes:
         places: their places.
+        taps: the taps by identity of their modules.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
@@ -47,11 +48,11 @@ class Fixtures:
         its own.
         """
         self._all: list[_Fixture] = []
-        self._taps: dict[int, Tap] = {}
+        self.taps: dict[int, Tap] = {}
         self._is_used = False
         for place in places:
             self._add(place)
-        self.places = [tap.place for tap in self._taps.values()]
+        self.places = [tap.place for tap in self.taps.values()]
 
     def __len__(self) -> int:
         return len(self._all)
@@ -60,7 +61,7 @@ class Fixtures:
         module, parent = place._module, place._parent
         if not isinstance(module, nn.Module) or isinstance(module, FAST_LAYERS) or parent is None:
             return None
-        tap = self._taps.get(id(module))
+        tap = self.taps.get(id(module))
         if tap is None:
             while parent._parent is not None and is_container(parent._module):
                 parent = parent._parent
@@ -71,7 +72,7 @@ class Fixtures:
                     return None
                 above = (over, *over.above)
             # it gets a driver when it is put there
-            tap = self._taps[id(module)] = object.__new__(Tap)
+            tap = self.taps[id(module)] = object.__new__(Tap)
             tap.place, tap.above, tap.driver = place, above, _NOBODY
             cls = type(module)
             self._all.append((tap, module, cls, tapped_class(cls), above))
@@ -79,10 +80,10 @@ class Fixtures:
 
     def has(self, tap: Tap) -> bool:
         """Tell whether a tap is one of theirs."""
-        return self._taps.get(id(tap.place._module)) is tap
+        return self.taps.get(id(tap.place._module)) is tap
 
-    def put(self, driver: Driver, taps: dict[int, Tap]) -> bool:
-        """Let the modules offer their values to a driver that has no taps yet, and add them to its.
+    def put(self, driver: Driver) -> bool:
+        """Let the modules offer their values to a driver, which has no other taps yet.
 
         Returns:
             Whether that has been done: it is not where they are in use, or where a module is of
@@ -100,8 +101,7 @@ class Fixtures:
             tap.begun_step = tap.done_step = -1
             tap.waiting = []
             set_class(module, tapped)
-        taps.update(self._taps)
-        taps_now.update(self._taps)
+        taps_now.update(self.taps)
         return True
 
     def remove(self) -> None:

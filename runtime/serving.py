@@ -157,7 +157,7 @@ class Serving:
                         answer = error = None
                         number = 1 if request[0] == READ else _TARGETS.get(request[0])
                         if number is not None and not isinstance(request[number], Place):
-                            request = self._for_this_run(machine, request)
+                            request = self.for_this_run(machine, request)
                     except BaseException as raised:
                         self._fail(machine, raised)
                 try:
@@ -246,7 +246,7 @@ class Serving:
             take_edits(own, self.factor)
         return own.value
 
-    def _for_this_run(self, machine: Machine, request: Request) -> Request:
+    def for_this_run(self, machine: Machine, request: Request) -> Request:
         """Do what a request on any other object comes to in plain Python; return one that is ours.
 
         Both calls are carried, so that what is called can wait for values of this run, too.

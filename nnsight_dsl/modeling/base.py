@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from nnsight_dsl.alone import run_alone
 from nnsight_dsl.backward import install as install_backward
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
@@ -81,7 +82,12 @@ class NNsight(Envoy):
         Raises:
             NoInputError: neither the trace nor an invoke in it has an input.
         """
-        return self._opened("trace", Input(args, {}), kwargs, trace)
+        given = Input(args, {})
+        if kwargs or not trace:
+            return self._opened("trace", given, kwargs, trace)
+        tracer = Tracer(self, "trace", given, kwargs)
+        tracer._short_way = run_alone
+        return tracer
 
     def session(self, **options: Any) -> Session:
         """Open a block of several traces, between which values flow without being saved.
@@ -180,7 +186,6 @@ class NNsight(Envoy):
             tracer._stops, tracer._is_planned = stop is not None, is_planned
         else:
             tracer = Tracer(self, function, given, options)
-            tracer._is_usual = function == "trace"
         return tracer if trace else tracer._run_without_block()
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:

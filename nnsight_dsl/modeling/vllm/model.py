@@ -132,6 +132,16 @@ class VLLM(EngineRoot):
             self._requests = Requests(self.engine.llm_engine, self._seconds)
         self._is_compiled = bool(config.compilation_config.mode)
 
+    def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
+        """Serve a prompt, with the block below; one token, unless `max_tokens` says otherwise.
+
+        Args:
+            *args: the prompt; leave it out and give one to each invoke.
+            trace: False serves without a block and returns the `RequestOutput`.
+            **kwargs: sampling parameters of vLLM.
+        """
+        return self._opened("trace", Input(args, {}), kwargs, trace)
+
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below; as `trace`, with vLLM's own number of tokens.
 
