@@ -131,8 +131,9 @@ def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> di
             1,
         ),
         "of an empty block: a machine": (
-            lambda: Machine(
-                program, vars(blocks), names, tracer._saved, INJECTED, True, fit.seen, fit.function
+            lambda: Machine.start(
+                program, vars(blocks), names, tracer._saved, INJECTED,
+                is_plain=True, function=fit.function,
             ),
             1,
         ),

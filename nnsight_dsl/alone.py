@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import get_ident
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.config import CONFIG
@@ -11,10 +12,13 @@ from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.machine import Machine, advanced
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.saving import INJECTED
+from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
     from nnsight_dsl.tracer import Tracer
+
+_NO_NAMES: Mapping[str, Any] = MappingProxyType({})
 
 
 def run_alone(
@@ -29,12 +33,12 @@ def run_alone(
         The names that leave the block, and what has to be raised; None where the long way has to be
         taken, and nothing has been run.
     """
-    model, given = tracer._model, tracer._given
+    model, args = tracer._model, tracer._args
     fit = model._fits.get(program)
     if (
         fit is None
         or not fit.is_alone
-        or not given.args
+        or not args
         or model._edits
         or type(names) is not dict
         or tracer._outer_now is not None
@@ -54,10 +58,13 @@ def run_alone(
             try:
                 if not fit.holds(program, user_globals, names):
                     return None
-                machine = Machine(
-                    program, user_globals, names, tracer._saved, INJECTED, True, fit.seen,
-                    fit.function,
-                )  # fmt: skip
+                if program.outer_is_global:
+                    running = program.started(fit.function, user_globals, names)
+                else:
+                    # as `started` does
+                    running = fit.function(*[names.get(name, MISSING) for name in program.params])
+                machine = Machine(program, user_globals, tracer._saved, running, INJECTED, True)
+                machine.seen_names = fit.seen
                 if tracer._leaves_all:
                     machine.leaves_all = True
                 idle = fit.idle
@@ -66,9 +73,9 @@ def run_alone(
                     machine.fixtures, machine.expected = fit.fixtures, fit.expected
                     machine.is_closed = fit.is_closed
                 function: Any = model._module
-                args, kwargs = given.args, given.kwargs
+                kwargs: Mapping[str, Any] = _NO_NAMES
                 if model._makes_batches:
-                    batch = model._batch([given], "trace", {})
+                    batch = model._batch([tracer._given], "trace", {})
                     driver.factor = model._rows_per_row(batch.kwargs)
                     function, args, kwargs = model._function("trace"), batch.args, batch.kwargs
                 if driver.run_alone(machine, thread, function, args, kwargs):

@@ -38,9 +38,7 @@ class BackwardBlock(Block):
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
         backward = Backward(*self._given)
-        machine = Machine(
-            program, user_globals, names, Saved(), INJECTED, is_plain=False, seen_names={}
-        )
+        machine = Machine.start(program, user_globals, names, Saved(), INJECTED, is_plain=False)
         backward.run(machine)
         return machine.leaving(machine.names), backward.failure
 

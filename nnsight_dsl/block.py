@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
+from nnsight_dsl import compiled
 from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.transforms.errors import BlockUseError
@@ -178,6 +179,9 @@ class Block:
     ) -> tuple[dict[str, Any], BaseException | None]:
         """Run the block; return the names that leave it, and what it raised."""
         raise NotImplementedError
+
+
+compiled.blocks = (Block,)
 
 
 def _forget_control_flow(failure: BaseException) -> None:

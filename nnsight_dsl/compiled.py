@@ -12,14 +12,18 @@ from nnsight_dsl.transforms.stored import load_programs as programs
 if TYPE_CHECKING:
     from nnsight_dsl.transforms.program import Program
 
-__all__ = ["bound_by", "is_block", "programs", "run"]
+__all__ = ["Unbound", "blocks", "bound_by", "is_block", "is_instance", "programs", "run"]
+
+blocks: tuple[type, ...] = ()
+"""What opens a block of this package. Where nobody has imported it, nobody can have made one."""
+
+is_instance, Unbound = isinstance, NameError
+"""Under these names they are not the user's own."""
 
 
 def is_block(value: object) -> bool:
     """Tell whether a value opens a block of this package."""
-    blocks = sys.modules.get("nnsight_dsl.block")
-    # where nobody has imported it, nobody can have made one
-    return blocks is not None and isinstance(value, blocks.Block)
+    return isinstance(value, blocks)
 
 
 def bound_by(block: Any) -> Any:
@@ -27,20 +31,33 @@ def bound_by(block: Any) -> Any:
     return block._bound_value()
 
 
-def run(block: Any, program: Program) -> dict[str | None, Any]:
+def run(
+    block: Any, program: Program, names: dict[str, Any] | None = None
+) -> dict[str | None, Any]:
     """Run a block that was lowered beforehand.
+
+    Args:
+        block: what the `with` statement opens.
+        program: what its body was lowered to.
+        names: values of the local names that the block itself reads, where all are bound. Most
+            runs need no others, and to list all names of a frame costs 1 µs.
 
     Returns:
         The names that leave the block; under None, what has to be raised, if anything has.
     """
     frame = sys._getframe(1)
-    left: dict[str | None, Any]
+    short_way = block._short_way
+    if names is not None and short_way is not None:
+        found = short_way(block, program, frame.f_globals, names)
+        if found is not None:
+            left, failure = found
+            if failure is not None:
+                left[None] = failure
+            return left
     # what `names_around` returns for the frame of a function, without one of its own
     is_function = frame.f_code.co_flags & CO_OPTIMIZED
     names = frame.f_locals if is_function else names_around(frame)
-    short_way = block._short_way
-    found = short_way and short_way(block, program, frame.f_globals, names)
-    left, failure = found or block._finished(program, frame.f_globals, names, frame)
+    left, failure = block._finished(program, frame.f_globals, names, frame)
     if failure is not None:
         left[None] = failure
     return left

@@ -173,7 +173,8 @@ def _new_fit(
         fixtures=fixtures if fixed else None,
         expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
         is_closed=is_closed,
-        is_alone=is_plain and not (changing or program.children or program.looks_outside),
+        is_alone=is_plain
+        and not (changing or program.children or program.fetched or program.looks_outside),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},

@@ -61,9 +61,7 @@ class Session(Block):
     ) -> Machine:
         outer_now = getattr(names, "now", self._outer_now)
         injected = INJECTED if outer_now is None else {**INJECTED, OUTER: outer_now}
-        machine = Machine(
-            program, user_globals, names, saved, injected, is_plain=False, seen_names={}
-        )
+        machine = Machine.start(program, user_globals, names, saved, injected, is_plain=False)
         machine.is_builder = True
         return machine
 

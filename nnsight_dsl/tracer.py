@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,11 +127,18 @@ class Tracer(Block, Place):
     _last: tuple[Place, str] | None = None
 
     def __init__(
-        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+        self,
+        model: NNsight,
+        function: str,
+        given: Input | tuple[Any, ...],
+        options: dict[str, Any],
     ) -> None:
         self._model = model
         self._function = function
-        self._given = given
+        if isinstance(given, tuple):
+            self._args = given
+        else:
+            self._given, self._args = given, given.args
         self._options = options
         self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
@@ -141,6 +149,11 @@ class Tracer(Block, Place):
             flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
             self._is_validated = any(flags)
             self._interventions = tuple(options.pop("interventions", ()))
+
+    @cached_property
+    def _given(self) -> Input:
+        """What the trace itself runs on, made when somebody asks: most runs need the tuple only."""
+        return Input(self._args)
 
     # for the user
 
@@ -560,16 +573,16 @@ class Tracer(Block, Place):
             seen = {**seen}
             for name in fit.roots:
                 seen[name] = program.initial(name, user_globals, names, fall_back=True)
-        machine = Machine(
+        machine = Machine.start(
             program,
             user_globals,
             names,
             self._saved,
             INJECTED if is_usual else {**INJECTED, OUTER: self._outer_now},
             is_plain=fit.is_plain,
-            seen_names=seen,
             function=fit.function if is_usual else None,
         )
+        machine.seen_names = seen
         if self._leaves_all:
             machine.leaves_all = True
         machine.expected = fit.expected

@@ -116,11 +116,11 @@ class LoneDriver(Driver):
         at: Tap | None = None,
     ) -> Any:
         """Do what `Serving.drive` does; quickly, where a block reads and writes outputs in order."""
-        resume = machine.resume
+        send, run = machine.send, machine.context.run
         if (
             error is not None
             or request is not None
-            or resume is None
+            or send is None
             or self._offer is not None
             or not machine.is_usual
         ):
@@ -130,7 +130,7 @@ class LoneDriver(Driver):
         machine.pending = None
         while True:
             try:
-                request = resume(answer)
+                request = run(send, answer)
             except BaseException as raised:
                 self._fail(machine, raised)
             verb, step = request[0], machine.step

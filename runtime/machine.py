@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +43,9 @@ _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
 advanced = _current.get
 """`current_machine`, without a Python frame of its own: for what is asked at each call."""
 
+_ENDED = contextvars.Context()
+"""The context of machines that have ended."""
+
 _MOST_CLOSING_REQUESTS = 100
 """How often a closing machine may ask again before it is dropped."""
 
@@ -67,7 +69,7 @@ class Machine:
     Attributes:
         program: what it runs.
         order: position among the machines of its run, in order of definition.
-        resume: `advance` without a Python frame of ours, for a plain machine; None for others.
+        send: resumes the generator of a plain machine, in its context; None for other machines.
         rows: rows of the batch that it sees, None for all.
         pending: the request it waits with, None while it runs and when it is done.
         phase: what the pending request is for: `"inputs"` of a call, or its `"output"`.
@@ -80,6 +82,7 @@ class Machine:
         expected: places and ports that it is known to ask for.
         fixtures: modules among them that have been looked up already.
         is_closed: whether it can ask for no others.
+        seen_names: what the names that accesses start from stood for when the block was entered.
         is_usual: whether it is handed values, or its rows of them, just as they are.
         is_builder: whether it only collects invokes, before the model runs.
     """
@@ -92,12 +95,12 @@ class Machine:
     is_builder = False
     leaves_all = False
     result: Any = None
-    resume: Callable[[Any], Request] | None = None
+    send: Callable[[Any], Request] | None = None
     expected: Sequence[tuple[Place, str]] = ()
     fixtures: Fixtures | None = None
     is_closed = False
     is_usual = False
-    _seen_names: Mapping[str, Any] = MappingProxyType({})
+    seen_names: Mapping[str, Any] = MappingProxyType({})
     _outer: Mapping[str, Any] = MappingProxyType({})
     _carrier: greenlet | None = None
     _home: greenlet | None = None
@@ -107,12 +110,10 @@ class Machine:
         self,
         program: Program,
         user_globals: dict[str, Any],
-        frame_names: Mapping[str, Any],
         saved: Saved,
+        running: Running,
         injected: Mapping[str, Any],
         is_plain: bool,
-        seen_names: Mapping[str, Any] | None = None,
-        function: Callable[..., Running] | None = None,
     ) -> None:
         self.program = program
         self.user_globals = user_globals
@@ -122,27 +123,52 @@ class Machine:
         self.names: dict[str, Any] = {}
         self.is_done = False
         self.is_plain = is_plain
-        if seen_names:
-            self._seen_names = seen_names
-        if type(frame_names) is not dict and (now := getattr(frame_names, "now", None)):
-            # some names of the enclosing function are looked up in its frame
-            injected, function = {**injected, OUTER: now}, None
         self._injected = injected
-        self.outer_now = injected[OUTER]
-        if program.fetched:
-            self._outer = {
-                name: program.initial(name, user_globals, frame_names) for name in program.fetched
-            }
-        if function is None:
-            function = program.function(user_globals, injected)
-        running = self._running = program.started(function, user_globals, frame_names)
+        self._running = running
         context = self.context = contextvars.copy_context()
         context.run(_current.set, self)
         if is_plain:
-            self.resume = partial(context.run, running.send)  # type: ignore[call-arg]
+            self.send = running.send
         else:
             self._ambient = Ambient()
             self._calls: list[greenlet] = []
+
+    @classmethod
+    def start(
+        cls,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        saved: Saved,
+        injected: Mapping[str, Any],
+        *,
+        is_plain: bool,
+        function: Callable[..., Running] | None = None,
+    ) -> Machine:
+        """Make the machine of a program; nothing of the block has run yet.
+
+        Args:
+            program: what it runs.
+            user_globals: globals of the user's module.
+            names: what the names around the block stand for.
+            saved: where what the block saves is noted.
+            injected: values of the names that lowering puts into a program.
+            is_plain: whether it can do without a stack of its own.
+            function: the program's function with these globals and injected values, if it is known.
+        """
+        now = None if type(names) is dict else getattr(names, "now", None)
+        if now is not None:
+            # some names of the enclosing function are looked up in its frame
+            injected, function = {**injected, OUTER: now}, None
+        if function is None:
+            function = program.function(user_globals, injected)
+        running = program.started(function, user_globals, names)
+        machine = cls(program, user_globals, saved, running, injected, is_plain)
+        if program.fetched:
+            machine._outer = {
+                name: program.initial(name, user_globals, names) for name in program.fetched
+            }
+        return machine
 
     def inner(self, number: int) -> Machine:
         """Make the machine of a block inside this one, which starts from the names of this one."""
@@ -150,21 +176,20 @@ class Machine:
         program = self.program.children[number]
         # the text of a plain block is known with that of the blocks inside it
         is_plain = self.is_plain and program.plain is not None
-        inner = Machine(
+        inner = Machine.start(
             program,
             self.user_globals,
             {} if frame is None else {**frame.f_locals},
             self.saved,
             self._injected,
             is_plain=is_plain and id(program) not in carried_programs,
-            seen_names={},
         )
         inner.rows = self.rows
         return inner
 
     def seen_name(self, name: str) -> Any:
         """Return what a name that an access starts from stood for when the block was entered."""
-        return self._seen_names.get(name, MISSING)
+        return self.seen_names.get(name, MISSING)
 
     def has_outer(self, name: str) -> bool:
         """Tell whether a name of other invokes is bound outside of them, too."""
@@ -184,6 +209,11 @@ class Machine:
                 "the binding and before this line"
             )
         return value
+
+    @property
+    def outer_now(self) -> Any:
+        """Asks what names of the enclosing function stand for now, None where nobody need ask."""
+        return self._injected[OUTER]
 
     @property
     def running(self) -> Running:
@@ -210,7 +240,7 @@ class Machine:
         if self._ambient is None:
             self._ambient = Ambient()
             self._calls = []
-            self.resume = None
+            self.send = None
         carrier = greenlet(function)
         carrier.gr_context = self.context
         self._calls.append(carrier)
@@ -327,7 +357,7 @@ class Machine:
         except StopIteration:
             pass
         finally:
-            self.context.run(_current.set, None)
+            self._leave_context()
 
     def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the names that may leave the block."""
@@ -345,7 +375,14 @@ class Machine:
         try:
             self._close()
         finally:
-            # the context names the machine, and the machine has the context
+            self._leave_context()
+
+    def _leave_context(self) -> None:
+        """Part from the context, which names the machine."""
+        if self._ambient is None:
+            # nobody else has it
+            self.context = _ENDED
+        else:
             self.context.run(_current.set, None)
 
     def _close(self) -> None:

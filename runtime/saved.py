@@ -32,10 +32,9 @@ class Saved(dict[int, object]):
         left: dict[str, Any] = {}
         if self:
             for name, value in names.items():
-                if (
-                    id(value) in self
-                    and name in program.bound
-                    and (name in program.saved_names or not isinstance(value, _SHARED_TYPES))
+                if id(value) in self and (
+                    name in program.saved_names
+                    or (name in program.bound and not isinstance(value, _SHARED_TYPES))
                 ):
                     left[name] = value
         return left

@@ -153,7 +153,12 @@ class Serving:
                         if error is not None:
                             request = machine.throw(error)
                         else:
-                            request = (machine.resume or machine.advance)(answer)
+                            send = machine.send
+                            if send is None:
+                                request = machine.advance(answer)
+                            else:
+                                # what `advance` does, without a Python frame
+                                request = machine.context.run(send, answer)
                         answer = error = None
                         number = 1 if request[0] == READ else _TARGETS.get(request[0])
                         if number is not None and not isinstance(request[number], Place):

@@ -107,13 +107,9 @@ class Program:
         names: Mapping[str, Any],
     ) -> Running:
         """Make a generator with what the names of the enclosing scope stand for now."""
-        values = []
-        for name in self.params:
-            value = names.get(name, MISSING)
-            if value is MISSING and self.outer_is_global:
-                value = self.initial(name, user_globals, names)
-            values.append(value)
-        return function(*values)
+        if self.outer_is_global:
+            return function(*[self.initial(name, user_globals, names) for name in self.params])
+        return function(*[names.get(name, MISSING) for name in self.params])
 
     def initial(
         self,

@@ -82,10 +82,9 @@ class NNsight(Envoy):
         Raises:
             NoInputError: neither the trace nor an invoke in it has an input.
         """
-        given = Input(args, {})
         if kwargs or not trace:
-            return self._opened("trace", given, kwargs, trace)
-        tracer = Tracer(self, "trace", given, kwargs)
+            return self._opened("trace", Input(args, {}), kwargs, trace)
+        tracer = Tracer(self, "trace", args, kwargs)
         tracer._short_way = run_alone
         return tracer
 

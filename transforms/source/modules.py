@@ -8,13 +8,17 @@ This:
 becomes, in the module's syntax tree:
 
     _nns_block = model.trace("Hello")
-    if _nns.is_block(_nns_block):
+    if _nns.is_instance(_nns_block, _nns.blocks):
         tracer = _nns.bound_by(_nns_block)
-        _nns_left = _nns.run(_nns_block, _nns_programs[0])
+        try:
+            _nns_names = {"model": model}
+        except _nns.Unbound:
+            _nns_names = None
+        _nns_left = _nns.run(_nns_block, _nns_programs[0], _nns_names)
         if "hidden" in _nns_left:
             hidden = _nns_left["hidden"]
         _nns_failure = _nns_left.get(None)
-        del _nns_left, _nns_block
+        del _nns_left, _nns_block, _nns_names
         if _nns_failure is not None:
             raise _nns_failure
         del _nns_failure
@@ -51,6 +55,7 @@ PROGRAMS = "_nns_programs"
 _BLOCK = "_nns_block"
 _LEFT = "_nns_left"
 _FAILURE = "_nns_failure"
+_NAMES = "_nns_names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,10 @@ class _Rewriter(ast.NodeTransformer):
             return node
         number = len(self.programs)
         self.programs.append(program)
-        statements = _replacement(node, item, number, program)
+        read = _names_read(program) if scope.is_function else None
+        if read is not None:
+            read &= scope.locals
+        statements = _replacement(node, item, number, program, read)
         if item:
             return _placed(ast.With(node.items[:item], statements), node)
         return statements
@@ -149,17 +157,33 @@ def _opens_block(item: ast.withitem) -> bool:
     )
 
 
-def _replacement(node: ast.With, item: int, number: int, program: Program) -> list[ast.stmt]:
+def _names_read(program: Program) -> frozenset[str] | None:
+    """Return the names that a run has to look at, None where it takes the frame's anyway."""
+    known = program.plain
+    if known is None or program.children or program.looks_outside:
+        return None
+    starts = {state.root for state in program.states if state.root is not None}
+    return known.roots.union(known.paths, program.params, starts)
+
+
+def _replacement(
+    node: ast.With, item: int, number: int, program: Program, read: frozenset[str] | None
+) -> list[ast.stmt]:
     opened = node.items[item]
-    lines = [
-        f"if {SUPPORT}.is_block({_BLOCK}):",
-        f"    {_LEFT} = {SUPPORT}.run({_BLOCK}, {PROGRAMS}[{number}])",
-    ]
+    lines = [f"if {SUPPORT}.is_instance({_BLOCK}, {SUPPORT}.blocks):"]
+    values = "None" if read is None else _NAMES if read else "{}"
+    if read:
+        pairs = ", ".join(f"{name!r}: {name}" for name in sorted(read))
+        lines += [
+            f"    try: {_NAMES} = {{{pairs}}}",
+            f"    except {SUPPORT}.Unbound: {_NAMES} = None",
+        ]
+    lines.append(f"    {_LEFT} = {SUPPORT}.run({_BLOCK}, {PROGRAMS}[{number}], {values})")
     for name in sorted(program.all_bound()):
         lines.append(f"    if {name!r} in {_LEFT}: {name} = {_LEFT}[{name!r}]")
     lines += [
         f"    {_FAILURE} = {_LEFT}.get(None)",
-        f"    del {_LEFT}, {_BLOCK}",
+        f"    del {_LEFT}, {_BLOCK}" + (f", {_NAMES}" if read else ""),
         f"    if {_FAILURE} is not None: raise {_FAILURE}",
         f"    del {_FAILURE}",
     ]
