@@ -74,6 +74,8 @@ class Fixtures:
             # it gets a driver when it is put there
             tap = self.taps[id(module)] = object.__new__(Tap)
             tap.place, tap.above, tap.driver = place, above, _NOBODY
+            # each visit asks for these (see `Driver.__init__`)
+            tap.is_common, tap.can_refuse, tap.index = True, False, None
             cls = type(module)
             self._all.append((tap, module, cls, tapped_class(cls), above))
         return tap

@@ -83,7 +83,7 @@ class LoneDriver(Driver):
             self.has_grad = torch.is_grad_enabled()
             self.is_usual = is_usual_call()
         try:
-            self.drive(machine)
+            self.serve(machine, None, None)
             result = function(*args, **kwargs)
             if not machine.is_done:
                 self.is_as_made = False
@@ -115,18 +115,16 @@ class LoneDriver(Driver):
         request: Request | None = None,
         at: Tap | None = None,
     ) -> Any:
-        """Do what `Serving.drive` does; quickly, where a block reads and writes outputs in order."""
-        send, run = machine.send, machine.context.run
-        if (
-            error is not None
-            or request is not None
-            or send is None
-            or self._offer is not None
-            or not machine.is_usual
-        ):
-            self.is_as_made = False
-            return super().drive(machine, answer, error, request, at)
-        value, by_place = answer, self._by_place
+        """Do what `Serving.drive` does, after something that is not as usual."""
+        self.is_as_made = False
+        return super().drive(machine, answer, error, request, at)
+
+    def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
+        """Do what `Serving.serve` does; quickly, where a block reads and writes outputs in order."""
+        send = machine.send
+        if send is None or self._offer is not None or not machine.is_usual:
+            return self.drive(machine, answer, at=at)
+        run, value, by_place = machine.context.run, answer, self._by_place
         machine.pending = None
         while True:
             try:

@@ -89,10 +89,8 @@ class Machine:
 
     # what holds for most machines stands on the class, so that making one is cheap
     order = 0
-    rows: Rows | None = None
     phase: str | None = None
     loops: Sequence[Steps] = ()
-    is_builder = False
     leaves_all = False
     result: Any = None
     send: Callable[[Any], Request] | None = None
@@ -123,6 +121,9 @@ class Machine:
         self.names: dict[str, Any] = {}
         self.is_done = False
         self.is_plain = is_plain
+        # each access asks for these (see `Driver.__init__`)
+        self.rows: Rows | None = None
+        self.is_builder = False
         self._injected = injected
         self._running = running
         context = self.context = contextvars.copy_context()

@@ -51,16 +51,16 @@ class Serving:
         has_ended: whether the model has returned.
     """
 
-    step = -1
-    factor = 1
+    step: int
+    factor: int
     failure: BaseException | None = None
     is_direct = True
     counts: Sequence[int] = ()
-    own_calls = 0
-    has_ended = False
+    own_calls: int
+    has_ended: bool
     writes: Writes
-    ready: Sequence[tuple[Machine, Any]] = ()
-    _offer: Offer | None = None
+    ready: Sequence[tuple[Machine, Any]]
+    _offer: Offer | None
     _taps: dict[int, Tap]
 
     def offer(self, tap: Tap, phase: str, value: Any) -> Any:
@@ -112,6 +112,10 @@ class Serving:
         finally:
             self._offer = outer
         return offer.value
+
+    def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
+        """Answer the only machine that waits at a tap with the output, as `drive` does."""
+        return self.drive(machine, answer, None, None, at)
 
     def drive(
         self,

@@ -110,6 +110,8 @@ class Tap:
         self.place = place
         self.driver = driver
         self.waiting: list[Machine] = []
+        # each visit asks for these (see `Driver.__init__`)
+        self.is_common, self.can_refuse = type(self).is_common, type(self).can_refuse
         if is_stepping or place is driver.root:
             self.is_common = False
             self.is_stepping = is_stepping
@@ -361,7 +363,7 @@ def _tapped_class(cls: type) -> type:
                     and request[2] == OUTPUT
                 ):
                     del waiting[0]
-                    output = driver.drive(machine, output, None, None, tap)
+                    output = driver.serve(machine, output, tap)
                 else:
                     output = driver.offer(tap, OUTPUT, output)
         finally:
