@@ -132,8 +132,13 @@ def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> di
         ),
         "of an empty block: a machine": (
             lambda: Machine.start(
-                program, vars(blocks), names, tracer._saved, INJECTED,
-                is_plain=True, function=fit.function,
+                program,
+                vars(blocks),
+                names,
+                tracer._saved,
+                INJECTED,
+                is_plain=True,
+                function=fit.function,
             ),
             1,
         ),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from threading import get_ident
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.config import CONFIG
-from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.machine import Machine, advanced
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.saving import INJECTED
@@ -18,7 +16,7 @@ from nnsight_dsl.transforms.program import Program
 if TYPE_CHECKING:
     from nnsight_dsl.tracer import Tracer
 
-_NO_NAMES: Mapping[str, Any] = MappingProxyType({})
+_NO_KEYWORDS: dict[str, Any] = {}
 
 
 def run_alone(
@@ -73,7 +71,7 @@ def run_alone(
                     machine.fixtures, machine.expected = fit.fixtures, fit.expected
                     machine.is_closed = fit.is_closed
                 function: Any = model._module
-                kwargs: Mapping[str, Any] = _NO_NAMES
+                kwargs = _NO_KEYWORDS
                 if model._makes_batches:
                     batch = model._batch([tracer._given], "trace", {})
                     driver.factor = model._rows_per_row(batch.kwargs)

@@ -31,9 +31,7 @@ def bound_by(block: Any) -> Any:
     return block._bound_value()
 
 
-def run(
-    block: Any, program: Program, names: dict[str, Any] | None = None
-) -> dict[str | None, Any]:
+def run(block: Any, program: Program, names: dict[str, Any] | None = None) -> dict[str | None, Any]:
     """Run a block that was lowered beforehand.
 
     Args:
@@ -47,17 +45,16 @@ def run(
     """
     frame = sys._getframe(1)
     short_way = block._short_way
+    found = None
     if names is not None and short_way is not None:
         found = short_way(block, program, frame.f_globals, names)
-        if found is not None:
-            left, failure = found
-            if failure is not None:
-                left[None] = failure
-            return left
-    # what `names_around` returns for the frame of a function, without one of its own
-    is_function = frame.f_code.co_flags & CO_OPTIMIZED
-    names = frame.f_locals if is_function else names_around(frame)
-    left, failure = block._finished(program, frame.f_globals, names, frame)
+    if found is None:
+        # what `names_around` returns for the frame of a function, without one of its own
+        is_function = frame.f_code.co_flags & CO_OPTIMIZED
+        around = frame.f_locals if is_function else names_around(frame)
+        found = block._finished(program, frame.f_globals, around, frame)
+    left: dict[str | None, Any]
+    left, failure = found
     if failure is not None:
         left[None] = failure
     return left

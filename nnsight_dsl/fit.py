@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from nnsight_dsl.runtime.fixtures import Fixtures
-from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.locations import Place, places_at
+from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.machine import carried_programs
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms.names import MISSING

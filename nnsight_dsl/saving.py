@@ -14,7 +14,8 @@ from nnsight_dsl.runtime.machine import advanced
 from nnsight_dsl.transforms import names
 
 _Value = TypeVar("_Value")
-_of_tensors = vars(torch.Tensor)
+_Tensor = torch.Tensor
+_of_tensors = vars(_Tensor)
 
 
 def save(value: _Value) -> _Value:
@@ -43,7 +44,7 @@ def save(value: _Value) -> _Value:
 def _save_method(value: Any) -> Any:
     """What `value.save()` in a block means."""
     # what it comes to for a tensor, without asking its class: that costs 0.3 of 0.5 µs
-    if type(value) is torch.Tensor and "save" not in _of_tensors:
+    if type(value) is _Tensor and "save" not in _of_tensors:
         machine = advanced()
         if machine is not None:
             machine.saved[id(value)] = value

@@ -140,9 +140,7 @@ class Tracer(Block, Place):
         else:
             self._given, self._args = given, given.args
         self._options = options
-        self._invokes: list[tuple[Machine, Input]] = []
         self._saved = Saved()
-        self._beside: list[Machine] = []
         if options:
             self._log = Log() if options.pop("log", False) else None
             # either word asks for the same: a run on fake tensors before the real one
@@ -154,6 +152,16 @@ class Tracer(Block, Place):
     def _given(self) -> Input:
         """What the trace itself runs on, made when somebody asks: most runs need the tuple only."""
         return Input(self._args)
+
+    @cached_property
+    def _invokes(self) -> list[tuple[Machine, Input]]:
+        """What runs, and on what."""
+        return []
+
+    @cached_property
+    def _beside(self) -> list[Machine]:
+        """What of that runs beside the blocks."""
+        return []
 
     # for the user
 

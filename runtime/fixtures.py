@@ -39,6 +39,7 @@ class Fixtures:
     Attributes:
         places: their places.
         taps: the taps by identity of their modules.
+        by_place: the taps by identity of their places.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
@@ -53,6 +54,7 @@ class Fixtures:
         for place in places:
             self._add(place)
         self.places = [tap.place for tap in self.taps.values()]
+        self.by_place = {id(tap.place): tap for tap in self.taps.values()}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -93,18 +95,25 @@ class Fixtures:
         """
         if self._is_used:
             return False
-        for _, module, cls, _, _ in self._all:
+        taps_now.update(self.taps)
+        for number, (tap, module, cls, tapped, _) in enumerate(self._all):
             if type(module) is not cls:
+                self._take_off(number)
                 return False
-        self._is_used = True
-        for tap, module, _, tapped, _ in self._all:
             tap.driver = driver
             tap.begun = tap.done = 0
             tap.begun_step = tap.done_step = -1
             tap.waiting = []
             set_class(module, tapped)
-        taps_now.update(self.taps)
+        self._is_used = True
         return True
+
+    def _take_off(self, count: int) -> None:
+        """Leave the modules as they were, of which only the first few have been changed."""
+        for _, module, cls, _, _ in self._all[:count]:
+            set_class(module, cls)
+        for key in self.taps:
+            del taps_now[key]
 
     def remove(self) -> None:
         """Leave the modules as they were before the run."""

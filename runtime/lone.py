@@ -28,6 +28,8 @@ from .machine import Machine
 from .replays import OUTPUT
 from .taps import Tap, is_usual_call
 
+_Tensor = torch.Tensor
+
 
 class LoneDriver(Driver):
     """The driver of one plain machine that sees all rows, in runs with one forward.
@@ -52,7 +54,7 @@ class LoneDriver(Driver):
         self.is_as_made = is_known
         if self._own is not None:
             self._taps.update(self._own.taps)
-            self._by_place = {id(tap.place): tap for tap in self._own.taps.values()}
+            self._by_place = self._own.by_place
 
     def run_alone(
         self,
@@ -103,6 +105,11 @@ class LoneDriver(Driver):
         self.machines.clear()
         return True
 
+    def _tap_ahead(self) -> None:
+        super()._tap_ahead()
+        if self._put is not None:
+            self._by_place = self._put.by_place
+
     def _put_tap(self, place: Place) -> Tap:
         self.is_as_made = False
         return super()._put_tap(place)
@@ -120,7 +127,7 @@ class LoneDriver(Driver):
         return super().drive(machine, answer, error, request, at)
 
     def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
-        """Do what `Serving.serve` does; quickly, where a block reads and writes outputs in order."""
+        """Do what `Serving.serve` does, in one loop where outputs are read and written in order."""
         send = machine.send
         if send is None or self._offer is not None or not machine.is_usual:
             return self.drive(machine, answer, at=at)
@@ -158,15 +165,14 @@ class LoneDriver(Driver):
                     or by_place.get(id(place)) is not at
                     or port != OUTPUT
                     or at.index != step
-                    or not isinstance(new, torch.Tensor)
-                    or not isinstance(value, torch.Tensor)
+                    or type(new) is not _Tensor
+                    or type(value) is not _Tensor
                     or new.shape != value.shape
-                    or new.dtype != value.dtype
+                    or new.dtype is not value.dtype
                     or new.device != value.device
                 ):
                     break
-                value = new
-                answer = request = new = None
+                value, answer = new, None
                 continue
             if verb != END:
                 break

@@ -31,9 +31,10 @@ class Saved(dict[int, object]):
         """Return those names that a program binds and that may leave, with their values."""
         left: dict[str, Any] = {}
         if self:
+            saved_names = program.saved_names
             for name, value in names.items():
                 if id(value) in self and (
-                    name in program.saved_names
+                    name in saved_names
                     or (name in program.bound and not isinstance(value, _SHARED_TYPES))
                 ):
                     left[name] = value
