@@ -1,0 +1,250 @@
+"""A block that is entered again means what it means when it is entered for the first time.
+
+From the second entry on, a block that runs alone takes a short way, by a driver that its runs
+share. Here it is entered several times, with something happening to the model in between, and each
+time beside it the same text, compiled anew and on a new wrapper of the same modules.
+"""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
+from textwrap import indent
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nnsight_dsl import CONFIG, NNsight
+from nnsight_dsl.import_hook import compile_module
+from nnsight_dsl.runtime.driver import Driver
+
+X = torch.linspace(-1, 1, 6).reshape(2, 3)
+LAYERS = 3
+_numbers = count()
+
+
+class Double(nn.Module):
+    """A layer with a layer inside, that calls it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.inner(x))
+
+
+class Net(nn.Module):
+    """Layers one after the other, of which one has a layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), Double(), nn.Linear(3, 3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.fixture(autouse=True)
+def without_lint(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what it finds is raised before the run, and only at the first entry
+    monkeypatch.setattr(CONFIG.APP, "LINT", "off")
+
+
+def new_net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+# what a block does
+
+PLACES = ("layers[0]", "layers[1].inner", "layers[1]", "layers[2]")
+STATEMENTS = (
+    "{name} = {place}.output.save()",
+    "{name} = {place}.output.sum().save()",
+    "{name} = {place}.output",
+    "{place}.output = {place}.output * 2",
+    "{place}.output = {place}.output.double()",
+    "{place}.output = {place}.output[:1]",
+    "{place}.output[:, 0] = 3",
+    "{place}.output = torch.nn.Parameter({place}.output)",
+    "{name} = {place}.input.save()",
+    "{place}.input = {place}.input + 1",
+    "{place}.skip({place}.input * 3)",
+    "{name} = [{place}.output for _ in range(2)].save()",
+    "if {place}.output.sum() > 0: {name} = 1",
+    "{name} = unbound",
+    "raise KeyError('{name}')",
+    "tracer.stop()",
+    "tracer.next()",
+    "{name} = model.output.save()",
+)
+_USUAL = 4
+
+
+@st.composite
+def blocks(draw: Any) -> str:
+    """Draw the statements of a block, mostly usual ones and mostly in order."""
+    at, lines = 0, []
+    for number in range(draw(st.integers(0, 5))):
+        if draw(st.integers(0, 5)):
+            at = min(at + draw(st.integers(0, 2)), len(PLACES) - 1)
+            place = PLACES[at]
+        else:
+            place = draw(st.sampled_from(PLACES))
+        most = _USUAL if draw(st.integers(0, 2)) else len(STATEMENTS)
+        statement = STATEMENTS[draw(st.integers(0, most - 1))]
+        lines.append(statement.format(name=f"v{number}", place=place))
+    return "\n".join(lines) or "pass"
+
+
+# what happens between two entries
+
+
+def _fail(*_: object) -> None:
+    raise ZeroDivisionError("a hook")
+
+
+@contextmanager
+def _exchanged(net: Net) -> Iterator[None]:
+    before, net.layers[0] = net.layers[0], nn.Linear(3, 3)
+    try:
+        yield
+    finally:
+        net.layers[0] = before
+
+
+EVENTS: dict[str, Callable[[Net], AbstractContextManager[Any]]] = {
+    "nothing": lambda net: nullcontext(),
+    "a hook": lambda net: net.layers[0].register_forward_hook(lambda m, a, out: out * 3),
+    "a hook before": lambda net: net.layers[2].register_forward_pre_hook(lambda m, a: (a[0] * 3,)),
+    "a failing hook": lambda net: net.layers[2].register_forward_pre_hook(_fail),
+    "a hook of all modules": lambda net: nn.modules.module.register_module_forward_hook(
+        lambda m, a, out: out + 1 if isinstance(m, Double) else None
+    ),
+    "another layer": _exchanged,
+    "no autograd": lambda net: torch.no_grad(),
+    "inference": lambda net: torch.inference_mode(),
+}
+
+
+def compiled(body: str, *, is_imported: bool = False) -> Callable[[NNsight, Net], Any]:
+    """Compile a function that enters a block, and returns the names that it binds.
+
+    Args:
+        body: the statements of the block.
+        is_imported: whether the block is lowered beforehand, as in a module under the import hook.
+    """
+    lines = f"layers = model.layers\nwith model.trace(x) as tracer:\n{indent(body, '    ')}"
+    text = f"def user(model, x):\n{indent(lines, '    ')}\n    return dict(locals())\n"
+    filename = f"<entered again {next(_numbers)}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    names: dict[str, Any] = {"torch": torch}
+    code = compile_module(text, filename) if is_imported else compile(text, filename, "exec")
+    exec(code, names)
+    user: Callable[[NNsight, Net], Any] = names["user"]
+    return user
+
+
+def outcome(user: Callable[..., Any], model: NNsight) -> tuple[Any, ...]:
+    try:
+        found = user(model, X.clone())
+    except Exception as error:
+        entry = traceback.extract_tb(error.__traceback__)[-1]
+        line = entry.lineno if entry.filename.startswith("<entered") else None
+        return type(error), str(error), line
+    return tuple(
+        (name, _kept(value)) for name, value in sorted(found.items()) if name.startswith("v")
+    )
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.tolist()
+    return [_kept(one) for one in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(blocks(), st.lists(st.sampled_from(sorted(EVENTS)), min_size=3, max_size=5), st.booleans())
+def test_a_block_that_is_entered_again_means_the_same(
+    body: str, events: list[str], is_imported: bool
+) -> None:
+    net = new_net()
+    model, again = NNsight(net), compiled(body, is_imported=is_imported)
+    for event in events:
+        with EVENTS[event](net):
+            first = outcome(compiled(body), NNsight(net))
+            assert outcome(again, model) == first, (body, event)
+        assert all(type(one) is one.__class__ for one in net.modules())
+
+
+def test_runs_that_are_like_the_run_before_make_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = NNsight(new_net())
+    user = compiled("h = layers[0].output.save()\nlayers[2].output = layers[2].output * 2")
+    made: list[Driver] = []
+    init = Driver.__init__
+
+    def noted(self: Driver, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(Driver, "__init__", noted)
+    for _ in range(5):
+        user(model, X)
+    # the first run finds out how the block fits the model, the second makes what the others share
+    assert len(made) == 2
+
+
+def test_nothing_of_a_run_is_held_after_it() -> None:
+    model = NNsight(new_net())
+    user = compiled("h = layers[0].output.save()\nlayers[2].output = layers[2].output * 2")
+    for _ in range(3):
+        found = user(model, X.clone())
+        held = weakref.ref(found["h"]), weakref.ref(found["tracer"]), weakref.ref(found["x"])
+        del found
+        assert [one() for one in held] == [None, None, None]
+
+
+def test_a_run_after_one_that_was_interrupted_is_as_the_first() -> None:
+    net = new_net()
+    model, user = NNsight(net), compiled("h = layers[2].output.save()")
+    expected = [user(model, X)["h"] for _ in range(2)]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with net.layers[1].register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        user(model, X)
+    assert torch.equal(user(model, X)["h"], expected[0])
+    assert all(type(one) is one.__class__ for one in net.modules())
+
+
+def test_a_name_that_is_not_bound_any_more_is_not_bound_in_the_block() -> None:
+    text = (
+        "def user(model, x, is_bound):\n"
+        "    scale = 2\n"
+        "    if not is_bound:\n"
+        "        del scale\n"
+        "    with model.trace(x):\n"
+        "        h = (model.layers[0].output * scale).save()\n"
+        "    return h\n"
+    )
+    linecache.cache["<deleted>"] = (len(text), None, text.splitlines(True), "<deleted>")
+    names: dict[str, Any] = {}
+    exec(compile(text, "<deleted>", "exec"), names)
+    net = new_net()
+    model = NNsight(net)
+    for _ in range(3):
+        assert torch.equal(names["user"](model, X, True), net.layers[0](X) * 2)
+        with pytest.raises(NameError, match="scale"):
+            names["user"](model, X, False)
