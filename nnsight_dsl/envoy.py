@@ -81,10 +81,14 @@ class Envoy(Ports):
 
     def __getitem__(self, item: int | slice | str) -> Any:
         if type(item) is int:
-            found = self._at.get(item)
-            # unless another module stands there, as after an item was deleted
-            if found is not None and self._module._modules.get(found._key) is found._module:
-                return found
+            # by subscripts: `get` is a call, and each access of a block comes here
+            try:
+                found = self._at[item]
+                # unless another module stands there, as after an item was deleted
+                if self._module._modules[found._key] is found._module:
+                    return found
+            except KeyError:
+                pass
         if isinstance(item, str):
             child = self._child(item)
             if child is None:

@@ -77,7 +77,7 @@ class Fixtures:
             tap = self.taps[id(module)] = object.__new__(Tap)
             tap.place, tap.above, tap.driver = place, above, _NOBODY
             # each visit asks for these (see `Driver.__init__`)
-            tap.is_common, tap.can_refuse, tap.index = True, False, None
+            tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []
             cls = type(module)
             self._all.append((tap, module, cls, tapped_class(cls), above))
         return tap
@@ -103,23 +103,28 @@ class Fixtures:
             tap.driver = driver
             tap.begun = tap.done = 0
             tap.begun_step = tap.done_step = -1
-            tap.waiting = []
             set_class(module, tapped)
         self._is_used = True
         return True
 
     def _take_off(self, count: int) -> None:
         """Leave the modules as they were, of which only the first few have been changed."""
-        for _, module, cls, _, _ in self._all[:count]:
+        for tap, module, cls, _, _ in self._all[:count]:
             set_class(module, cls)
+            tap.driver = _NOBODY
         for key in self.taps:
             del taps_now[key]
 
-    def remove(self) -> None:
-        """Leave the modules as they were before the run."""
+    def remove(self) -> bool:
+        """Leave the modules as they were before the run.
+
+        Returns:
+            Whether the taps stay as they are; where something unusual has happened to one, all are
+            made anew.
+        """
         is_as_made = True
         for tap, module, cls, tapped, above in self._all:
-            if tap.is_common and type(module) is tapped:
+            if tap.is_common and not tap.waiting and type(module) is tapped:
                 del taps_now[id(module)]
                 set_class(module, cls)
                 # The driver names what the blocks hold. Another thread that was about to call the
@@ -133,3 +138,4 @@ class Fixtures:
         if not is_as_made:
             # there is more to set back than what `put` does
             self.__init__(self.places)  # type: ignore[misc]
+        return is_as_made

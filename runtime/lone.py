@@ -100,10 +100,8 @@ class LoneDriver(Driver):
             self._put = own
             self._close()
             return False
-        if own is not None:
-            own.remove()
         self.machines.clear()
-        return True
+        return own is None or own.remove()
 
     def _tap_ahead(self) -> None:
         super()._tap_ahead()

@@ -88,6 +88,8 @@ STATEMENTS = (
     "tracer.stop()",
     "tracer.next()",
     "{name} = model.output.save()",
+    "{name} = [[one.output for one in layers]].save()",
+    "{name} = tracer.result.save()",
 )
 _USUAL = 4
 
@@ -248,3 +250,24 @@ def test_a_name_that_is_not_bound_any_more_is_not_bound_in_the_block() -> None:
         assert torch.equal(names["user"](model, X, True), net.layers[0](X) * 2)
         with pytest.raises(NameError, match="scale"):
             names["user"](model, X, False)
+
+
+def test_a_module_that_changes_its_class_in_a_later_run_is_read_in_the_next() -> None:
+    class Becoming(nn.Linear):
+        """Takes another class in its third call, as lazy modules do in their first."""
+
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls == 3:
+                self.__class__ = nn.Linear  # type: ignore[assignment]
+            return nn.Linear.forward(self, x)
+
+    net = new_net()
+    net.layers[0] = Becoming(3, 3)
+    model, user = NNsight(net), compiled("h = layers[0].output.save()")
+    for _ in range(5):
+        found = user(model, X)["h"]
+        assert torch.equal(found, nn.functional.linear(X, net.layers[0].weight, net.layers[0].bias))
+    assert type(net.layers[0]) is nn.Linear
