@@ -148,9 +148,8 @@ def _block(driver: Driver, machine: Machine, request: Request) -> Any:
             "this trace"
         )
     program = machine.program.children[number]
-    names = machine.program.names_left(machine.running)
     frame = machine.running.gi_frame
-    add(program, machine.user_globals, {**frame.f_locals} if frame else names)
+    add(program, machine.user_globals, {**frame.f_locals} if frame else {})
     return {}
 
 

@@ -77,9 +77,20 @@ def test_a_plain_block_tells_whether_it_makes_a_cache():
         assert plain.makes_cache is makes_cache
 
 
-def test_a_block_with_blocks_inside_is_not_plain():
-    source = "with t.trace() as tracer:\n    with tracer.invoke(0):\n        h = m.a.output\n"
-    program = lower(source)
+def test_what_stands_in_an_invoke_is_a_program_of_its_own():
+    program = lower(
+        "with t.trace() as tracer:\n    with tracer.invoke(v[0]) as one:\n        h = f(m.a.output)\n"
+    )
+    assert program.plain is not None
+    assert program.plain.roots == {"tracer", "v"}
+    assert program.children[0].plain is None
+
+
+@pytest.mark.parametrize(
+    "opened", ["tracer.invoke(f(v))", "tracer.invoke(**v)", "f(v).invoke(0)", "m.trace(0)"]
+)
+def test_what_is_given_to_a_block_inside_counts(opened):
+    program = lower(f"with t.trace() as tracer:\n    with {opened}:\n        h = m.a.output\n")
     assert program.plain is None
     assert program.children[0].plain is not None
 

@@ -331,8 +331,7 @@ def _built(
     children = tuple(
         _built(child, around, codes, texts, recipe, numbers) for child in unit.children
     )
-    # a backward pass is a part of its block, in time as in the text
-    opens_others = any(child.kind != "backward" for child in unit.children)
+    opens_others = any(child.kind not in ("backward", "invoke") for child in unit.children)
     return Program(
         kind=unit.kind,
         name=around.name,

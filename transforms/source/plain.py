@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, cast
 
@@ -84,11 +84,11 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
     opened: set[ast.expr] = set()
     makes_cache = False
     for statement in body:
-        for node in ast.walk(statement):
+        for node in _own_nodes(statement):
             if isinstance(node, ast.stmt):
-                if is_backward_block(node):
+                if is_backward_block(node) or _is_invoke_block(node):
                     call = cast("ast.Call", node.items[0].context_expr)
-                    # lowering turns the call into a request, so that only what it is given counts
+                    # lowering turns these into requests, so that only what they are given counts
                     if any(keyword.arg is None for keyword in call.keywords):
                         return None
                     opened |= {call, call.func}
@@ -111,14 +111,34 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
     """Tell whether a statement is `with <anything>.backward(...):` and no more."""
+    return _opens(node, "backward") and node.items[0].optional_vars is None
+
+
+def _is_invoke_block(node: ast.AST) -> TypeGuard[ast.With]:
+    """Tell whether a node is `with <anything>.invoke(...):` and no more."""
+    return _opens(node, "invoke")
+
+
+def _opens(node: ast.AST, method: str) -> TypeGuard[ast.With]:
     return (
         isinstance(node, ast.With)
         and len(node.items) == 1
-        and node.items[0].optional_vars is None
         and isinstance(node.items[0].context_expr, ast.Call)
         and isinstance(node.items[0].context_expr.func, ast.Attribute)
-        and node.items[0].context_expr.func.attr == "backward"
+        and node.items[0].context_expr.func.attr == method
     )
+
+
+def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
+    """Iterate over a statement and what is in it, but for the bodies of invokes.
+
+    These are programs of their own.
+    """
+    todo: list[ast.AST] = [statement]
+    while todo:
+        node = todo.pop()
+        yield node
+        todo.extend(node.items if _is_invoke_block(node) else ast.iter_child_nodes(node))
 
 
 def _is_lowered(body: Sequence[ast.stmt]) -> bool:
@@ -126,7 +146,7 @@ def _is_lowered(body: Sequence[ast.stmt]) -> bool:
     plain_targets: set[ast.expr] = set()
     loops: set[ast.expr] = set()
     for statement in body:
-        for node in ast.walk(statement):
+        for node in _own_nodes(statement):
             if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp)):
                 if any(isinstance(below, ast.NamedExpr) for below in ast.walk(node)):
                     return False
@@ -144,7 +164,7 @@ def _is_lowered(body: Sequence[ast.stmt]) -> bool:
                     return False
                 plain_targets.add(node.target)
     for statement in body:
-        for node in ast.walk(statement):
+        for node in _own_nodes(statement):
             if isinstance(node, ast.Attribute) and node.attr in PORTS:
                 if not isinstance(node.ctx, ast.Load) and node not in plain_targets:
                     return False
