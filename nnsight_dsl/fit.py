@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from nnsight_dsl.runtime.fixtures import Fixtures
 from nnsight_dsl.runtime.locations import Place, places_at
@@ -62,7 +61,7 @@ class Fit:
         roots: those of them that accesses start from and that stand for something else each time.
         seen: what the others of these stand for.
         is_alone: whether a run of it needs nothing but one plain machine.
-        chain: for each module on the way to a place: where it stands, under which name.
+        chain: for each module on the way to a place: attributes of the one above, and its name.
         idle: drivers that the next run can have.
     """
 
@@ -76,7 +75,7 @@ class Fit:
     names: Sequence[tuple[str, Any]]
     roots: frozenset[str]
     seen: Mapping[str, Any]
-    chain: Sequence[tuple[nn.Module, str, Any]]
+    chain: Sequence[tuple[dict[str, Any], str, Any]]
     idle: list[LoneDriver] = field(default_factory=list)
 
     def new_driver(self, root: Place) -> LoneDriver:
@@ -98,8 +97,8 @@ class Fit:
                 value = program.initial(name, user_globals, names, fall_back=True)
             if value is not known and not (known is _ANY_PLAIN and _is_any_plain(value)):
                 return False
-        for parent, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
-            if parent._modules.get(name) is not module:
+        for own, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
+            if own["_modules"].get(name) is not module:
                 return False
         return True
 
@@ -147,7 +146,7 @@ def _new_fit(
     # a cache is shown what runs already where it is made, so all has to be tapped before
     is_closed = is_plain and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
-    chain: dict[int, tuple[nn.Module, str, Any]] = {}
+    chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:
         start = values[state.root] if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
@@ -182,13 +181,13 @@ def _new_fit(
     )
 
 
-def _chain_to(place: Place) -> Iterator[tuple[int, tuple[nn.Module, str, Any]]]:
+def _chain_to(place: Place) -> Iterator[tuple[int, tuple[dict[str, Any], str, Any]]]:
     current: Place | None = place
     while current is not None:
         parent, key = current._parent, getattr(current, "_key", None)
         if parent is not None and key is not None:
-            # the module, not its table: to delete from a list gives it another table
-            yield id(current), (parent._module, key, current._module)
+            # not its table of modules: to delete from a list gives it another table
+            yield id(current), (parent._module.__dict__, key, current._module)
         current = parent
 
 

@@ -76,6 +76,7 @@ class Fixtures:
             # it gets a driver when it is put there
             tap = self.taps[id(module)] = object.__new__(Tap)
             tap.place, tap.above, tap.driver = place, above, _NOBODY
+            tap.module = module
             # each visit asks for these (see `Driver.__init__`)
             tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []
             cls = type(module)

@@ -140,7 +140,7 @@ class LoneDriver(Driver):
             if verb == READ:
                 _, place, port = request
                 tap = by_place.get(id(place))
-                if tap is None or port != OUTPUT:
+                if tap is None or port != OUTPUT or place._module is not tap.module:
                     break
                 if tap is at:
                     if tap.index != step:

@@ -106,6 +106,9 @@ class Tap:
 
     above: Sequence[Tap] = ()
 
+    module: nn.Module
+    """The module at the place, where it was there before the run."""
+
     def __init__(self, place: Place, driver: Driver, *, is_stepping: bool = False) -> None:
         self.place = place
         self.driver = driver

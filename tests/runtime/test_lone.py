@@ -126,6 +126,20 @@ def _exchanged(net: Net) -> Iterator[None]:
         net.layers[0] = before
 
 
+@contextmanager
+def _exchanged_in_the_run(net: Net) -> Iterator[None]:
+    before = net.layers[2]
+
+    def exchange(*_: object) -> None:
+        net.layers[2] = nn.Identity()
+
+    try:
+        with net.layers[0].register_forward_pre_hook(exchange):
+            yield
+    finally:
+        net.layers[2] = before
+
+
 EVENTS: dict[str, Callable[[Net], AbstractContextManager[Any]]] = {
     "nothing": lambda net: nullcontext(),
     "a hook": lambda net: net.layers[0].register_forward_hook(lambda m, a, out: out * 3),
@@ -135,6 +149,7 @@ EVENTS: dict[str, Callable[[Net], AbstractContextManager[Any]]] = {
         lambda m, a, out: out + 1 if isinstance(m, Double) else None
     ),
     "another layer": _exchanged,
+    "another layer in the run": _exchanged_in_the_run,
     "no autograd": lambda net: torch.no_grad(),
     "inference": lambda net: torch.inference_mode(),
 }
@@ -271,3 +286,13 @@ def test_a_module_that_changes_its_class_in_a_later_run_is_read_in_the_next() ->
         found = user(model, X)["h"]
         assert torch.equal(found, nn.functional.linear(X, net.layers[0].weight, net.layers[0].bias))
     assert type(net.layers[0]) is nn.Linear
+
+
+def test_a_layer_that_the_model_exchanges_while_it_runs_is_read_in_its_place() -> None:
+    net = new_net()
+    model = NNsight(net)
+    user = compiled("h = layers[0].output.save()\nlast = layers[2].output.save()")
+    for _ in range(3):
+        user(model, X)
+    with _exchanged_in_the_run(net):
+        assert torch.equal(user(model, X)["last"], net.layers[1](net.layers[0](X)))
