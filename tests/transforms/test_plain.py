@@ -79,7 +79,9 @@ def test_a_plain_block_tells_whether_it_makes_a_cache():
 
 def test_what_stands_in_an_invoke_is_a_program_of_its_own():
     program = lower(
-        "with t.trace() as tracer:\n    with tracer.invoke(v[0]) as one:\n        h = f(m.a.output)\n"
+        "with t.trace() as tracer:\n"
+        "    with tracer.invoke(v[0]) as one:\n"
+        "        h = f(m.a.output)\n"
     )
     assert program.plain is not None
     assert program.plain.roots == {"tracer", "v"}
