@@ -11,13 +11,13 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
 
 from nnsight_dsl import NNsight, install_import_hook
-from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.fixtures import Fixtures
 from nnsight_dsl.runtime.machine import Machine
 from nnsight_dsl.saving import INJECTED
@@ -106,8 +106,9 @@ def _of_blocks(
 
 
 def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> dict[str, Any]:
-    (program,) = [one for one in model._fits if one.name == "read"]
-    fit, names = model._fits[program], {"model": model, "x": x}
+    fits = {program.name: (program, fit) for program, fit in model._fits.items()}
+    (program, fit), (empty, empty_fit) = fits["read"], fits["nothing"]
+    names, thread = {"model": model, "x": x}, get_ident()
     tracer = model.trace(x)
     fixtures = Fixtures(model.layers)
 
@@ -115,13 +116,18 @@ def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> di
         with model._family:
             pass
 
-    def tapped() -> None:
-        fixtures.put(Driver(model), {})
-        fixtures.remove()
+    driver = empty_fit.new_driver(model)
 
-    def run_of_nothing() -> None:
-        driver = Driver(model)
-        driver.run(tuple, (), {})
+    def machine() -> Machine:
+        running = empty_fit.function()
+        return Machine(empty, vars(blocks), tracer._saved, running, INJECTED, True)
+
+    def run() -> None:
+        driver.run_alone(machine(), thread, tuple, (), {})
+
+    def tapped() -> None:
+        fixtures.put(driver)
+        fixtures.remove()
 
     cases: dict[str, tuple[Callable[[], object], int]] = {
         "of an empty block: model.trace(x)": (lambda: model.trace(x), 1),
@@ -130,19 +136,8 @@ def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> di
             lambda: fit.holds(program, vars(blocks), names),
             1,
         ),
-        "of an empty block: a machine": (
-            lambda: Machine.start(
-                program,
-                vars(blocks),
-                names,
-                tracer._saved,
-                INJECTED,
-                is_plain=True,
-                function=fit.function,
-            ),
-            1,
-        ),
-        "of an empty block: a driver, and its run without machines": (run_of_nothing, 1),
+        "of an empty block: a machine": (machine, 1),
+        "of an empty block: a machine, and its run": (run, 1),
         "of a read: a tap put there and taken off": (tapped, _COUNT),
     }
 

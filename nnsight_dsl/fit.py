@@ -94,12 +94,17 @@ class Fit:
         for name, known in self.names:
             value = names.get(name, MISSING)
             if value is MISSING:
-                value = program.initial(name, user_globals, names, fall_back=True)
+                value = user_globals.get(name, MISSING)
+                if value is MISSING:
+                    value = program.initial(name, user_globals, names, fall_back=True)
             if value is not known and not (known is _ANY_PLAIN and _is_any_plain(value)):
                 return False
-        for own, name, module in self.chain:  # noqa: SIM110 (a frame less than `all` of these)
-            if own["_modules"].get(name) is not module:
-                return False
+        try:
+            for own, name, module in self.chain:
+                if own["_modules"][name] is not module:
+                    return False
+        except KeyError:
+            return False
         return True
 
 
