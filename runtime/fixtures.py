@@ -15,7 +15,7 @@ from torch import nn
 
 from .fast_path import FAST_LAYERS
 from .locations import Place
-from .taps import Tap, is_container, set_class, tapped_class, taps_now
+from .taps import Tap, is_container, remove_tap, set_class, tapped_class, taps_now
 
 if TYPE_CHECKING:
     from .driver import Driver
@@ -73,19 +73,15 @@ class Fixtures:
                 if over is None:
                     return None
                 above = (over, *over.above)
-            # it gets a driver when it is put there
             tap = self.taps[id(module)] = object.__new__(Tap)
-            tap.place, tap.above, tap.driver = place, above, _NOBODY
-            tap.module = module
-            # each visit asks for these (see `Driver.__init__`)
-            tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []
+            _set_up(tap, place, module, above)
             cls = type(module)
             self._all.append((tap, module, cls, tapped_class(cls), above))
         return tap
 
     def has(self, tap: Tap) -> bool:
         """Tell whether a tap is one of theirs."""
-        return self.taps.get(id(tap.place._module)) is tap
+        return self.by_place.get(id(tap.place)) is tap
 
     def put(self, driver: Driver) -> bool:
         """Let the modules offer their values to a driver, which has no other taps yet.
@@ -116,15 +112,9 @@ class Fixtures:
         for key in self.taps:
             del taps_now[key]
 
-    def remove(self) -> bool:
-        """Leave the modules as they were before the run.
-
-        Returns:
-            Whether the taps stay as they are; where something unusual has happened to one, all are
-            made anew.
-        """
-        is_as_made = True
-        for tap, module, cls, tapped, above in self._all:
+    def remove(self) -> None:
+        """Leave the modules as they were before the run."""
+        for number, (tap, module, cls, tapped, above) in enumerate(self._all):
             if tap.is_common and not tap.waiting and type(module) is tapped:
                 del taps_now[id(module)]
                 set_class(module, cls)
@@ -133,10 +123,20 @@ class Fixtures:
                 tap.driver = _NOBODY
                 tap.above = above
             else:
-                tap.remove()
-                is_as_made = False
+                # there is more to set back, in the same tap: drivers of later runs know it
+                remove_tap(module)
+                if tap.inside is not None:
+                    tap.inside.finish()
+                place = tap.place
+                tap.__dict__.clear()
+                _set_up(tap, place, module, above)
+                now = type(module)
+                self._all[number] = tap, module, now, tapped_class(now), above
         self._is_used = False
-        if not is_as_made:
-            # there is more to set back than what `put` does
-            self.__init__(self.places)  # type: ignore[misc]
-        return is_as_made
+
+
+def _set_up(tap: Tap, place: Place, module: nn.Module, above: Sequence[Tap]) -> None:
+    """Give a tap what it has before and after each run; a driver it gets when it is put there."""
+    tap.place, tap.module, tap.above, tap.driver = place, module, above, _NOBODY
+    # each visit asks for these (see `Driver.__init__`)
+    tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []

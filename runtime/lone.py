@@ -70,6 +70,8 @@ class LoneDriver(Driver):
             Whether there can be another run with this driver.
         """
         own = self._own
+        # before the taps are there: they ask whose run it is
+        self.thread = thread
         if own is not None and self.is_as_made and not own.put(self):
             self._taps.clear()
             self._by_place, self.is_as_made = {}, False
@@ -78,7 +80,6 @@ class LoneDriver(Driver):
             self.add(machine)
             self.run(function, args, kwargs)
             return False
-        self.thread = thread
         self.machines.append(machine)
         machine.is_usual = not machine.program.first_items
         if own is not None:
@@ -100,13 +101,20 @@ class LoneDriver(Driver):
             self._put = own
             self._close()
             return False
+        if own is not None:
+            own.remove()
         self.machines.clear()
-        return own is None or own.remove()
+        return True
 
     def _tap_ahead(self) -> None:
         super()._tap_ahead()
         if self._put is not None:
             self._by_place = self._put.by_place
+
+    def _close(self) -> None:
+        super()._close()
+        # taps name their driver
+        self._by_place = {}
 
     def _put_tap(self, place: Place) -> Tap:
         self.is_as_made = False
@@ -158,17 +166,22 @@ class LoneDriver(Driver):
             if verb == WRITE:
                 # a tensor in the place of one like it
                 _, new, place, port = request
-                if (
-                    at is None
-                    or by_place.get(id(place)) is not at
-                    or port != OUTPUT
-                    or at.index != step
-                    or type(new) is not _Tensor
-                    or type(value) is not _Tensor
-                    or new.shape != value.shape
-                    or new.dtype is not value.dtype
-                    or new.device != value.device
-                ):
+                try:
+                    if (
+                        at is None
+                        or by_place.get(id(place)) is not at
+                        or port != OUTPUT
+                        or place._module is not at.module
+                        or at.index != step
+                        or type(new) is not _Tensor
+                        or type(value) is not _Tensor
+                        or new.shape != value.shape
+                        or new.dtype is not value.dtype
+                        or new.device != value.device
+                    ):
+                        break
+                except RuntimeError:
+                    # some tensors have no shape, as strided nested ones
                     break
                 value, answer = new, None
                 continue

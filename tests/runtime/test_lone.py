@@ -7,7 +7,9 @@ time beside it the same text, compiled anew and on a new wrapper of the same mod
 
 from __future__ import annotations
 
+import gc
 import linecache
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,10 +27,12 @@ from torch import nn
 from nnsight_dsl import CONFIG, NNsight
 from nnsight_dsl.import_hook import compile_module
 from nnsight_dsl.runtime.driver import Driver
+from nnsight_dsl.runtime.fixtures import Fixtures
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 LAYERS = 3
 _numbers = count()
+_wrappers: list[NNsight] = []
 
 
 class Double(nn.Module):
@@ -127,6 +131,16 @@ def _exchanged(net: Net) -> Iterator[None]:
 
 
 @contextmanager
+def _exchanged_before(net: Net) -> Iterator[None]:
+    before, net.layers[0] = net.layers[0], nn.Identity()
+    for model in _wrappers:
+        # a look at it is enough to make the wrapper mirror the other one
+        assert model.layers[0].training
+    net.layers[0] = before
+    yield
+
+
+@contextmanager
 def _exchanged_in_the_run(net: Net) -> Iterator[None]:
     before = net.layers[2]
 
@@ -149,6 +163,7 @@ EVENTS: dict[str, Callable[[Net], AbstractContextManager[Any]]] = {
         lambda m, a, out: out + 1 if isinstance(m, Double) else None
     ),
     "another layer": _exchanged,
+    "a layer that was exchanged and is back": _exchanged_before,
     "another layer in the run": _exchanged_in_the_run,
     "no autograd": lambda net: torch.no_grad(),
     "inference": lambda net: torch.inference_mode(),
@@ -164,12 +179,17 @@ def compiled(body: str, *, is_imported: bool = False) -> Callable[[NNsight, Net]
     """
     lines = f"layers = model.layers\nwith model.trace(x) as tracer:\n{indent(body, '    ')}"
     text = f"def user(model, x):\n{indent(lines, '    ')}\n    return dict(locals())\n"
+    return function_of(text, is_imported=is_imported)
+
+
+def function_of(text: str, *, is_imported: bool = False) -> Callable[..., Any]:
+    """Compile the function `user` that a text defines, so that its source is found."""
     filename = f"<entered again {next(_numbers)}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     names: dict[str, Any] = {"torch": torch}
     code = compile_module(text, filename) if is_imported else compile(text, filename, "exec")
     exec(code, names)
-    user: Callable[[NNsight, Net], Any] = names["user"]
+    user: Callable[..., Any] = names["user"]
     return user
 
 
@@ -198,6 +218,7 @@ def test_a_block_that_is_entered_again_means_the_same(
 ) -> None:
     net = new_net()
     model, again = NNsight(net), compiled(body, is_imported=is_imported)
+    _wrappers[:] = [model]
     for event in events:
         with EVENTS[event](net):
             first = outcome(compiled(body), NNsight(net))
@@ -256,15 +277,13 @@ def test_a_name_that_is_not_bound_any_more_is_not_bound_in_the_block() -> None:
         "        h = (model.layers[0].output * scale).save()\n"
         "    return h\n"
     )
-    linecache.cache["<deleted>"] = (len(text), None, text.splitlines(True), "<deleted>")
-    names: dict[str, Any] = {}
-    exec(compile(text, "<deleted>", "exec"), names)
+    user = function_of(text)
     net = new_net()
     model = NNsight(net)
     for _ in range(3):
-        assert torch.equal(names["user"](model, X, True), net.layers[0](X) * 2)
+        assert torch.equal(user(model, X, True), net.layers[0](X) * 2)
         with pytest.raises(NameError, match="scale"):
-            names["user"](model, X, False)
+            user(model, X, False)
 
 
 def test_a_module_that_changes_its_class_in_a_later_run_is_read_in_the_next() -> None:
@@ -296,3 +315,101 @@ def test_a_layer_that_the_model_exchanges_while_it_runs_is_read_in_its_place() -
         user(model, X)
     with _exchanged_in_the_run(net):
         assert torch.equal(user(model, X)["last"], net.layers[1](net.layers[0](X)))
+
+
+def test_what_another_thread_calls_while_the_taps_are_put_is_not_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = new_net()
+    model, user = NNsight(net), compiled("h = layers[0].output.save()")
+    expected = [user(model, X)["h"] for _ in range(3)][-1]
+    begun, called = threading.Event(), threading.Event()
+    put = Fixtures.put
+
+    def slowly(self: Fixtures, driver: Driver) -> bool:
+        found = put(self, driver)
+        begun.set()
+        called.wait(60)
+        return found
+
+    monkeypatch.setattr(Fixtures, "put", slowly)
+    found: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(user(model, X)["h"]))
+    thread.start()
+    begun.wait(60)
+    net(X * 2)  # in the thread that the block has run in before
+    called.set()
+    thread.join(60)
+    assert torch.equal(found[0], expected)
+
+
+def test_a_block_runs_in_another_thread_after_a_module_has_changed_its_class() -> None:
+    net = new_net()
+    model, user = NNsight(net), compiled("h = layers[0].output.save()")
+    for _ in range(3):
+        user(model, X)
+    nn.utils.parametrizations.weight_norm(net.layers[0])
+    found: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(user(model, X)["h"]))
+    thread.start()
+    thread.join(60)
+    assert torch.equal(found[0], net.layers[0](X))
+
+
+def test_a_run_of_another_kind_between_two_leaves_the_next_as_it_was() -> None:
+    text = (
+        "def user(model, x, port, **options):\n"
+        "    layer = model.layers[0]\n"
+        "    with model.trace(x, **options):\n"
+        "        h = (layer.input if port == 'input' else layer.output).save()\n"
+        "    return h\n"
+    )
+    user = function_of(text)
+    net = new_net()
+    model = NNsight(net)
+    for options in ({}, {}, {"log": True}, {}, {"validate": True}, {}):
+        assert torch.equal(user(model, X, "input", **options), X)
+        assert torch.equal(user(model, X, "output"), net.layers[0](X))
+
+
+@pytest.mark.parametrize("kind", ["input", "another class"])
+def test_nothing_of_an_unusual_run_is_held_after_it(kind: str) -> None:
+    net = new_net()
+    model = NNsight(net)
+    port = "input" if kind == "input" else "output"
+    user = compiled(f"h = layers[0].{port}.clone().save()")
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(4):
+            if kind == "another class" and number == 2:
+                net.layers[0].__class__ = type("Other", (nn.Linear,), {})
+            found = user(model, X.clone().requires_grad_())
+            held = weakref.ref(found["h"]), weakref.ref(found["x"])
+            del found
+            assert [one() for one in held] == [None, None], number
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_write_whose_form_cannot_be_told_fails_at_its_line() -> None:
+    class Nested(nn.Module):
+        """Returns a nested tensor, which has no shape."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nested.nested_tensor([x, x[:1]], layout=torch.strided)
+
+    module = nn.Sequential(Nested(), nn.Identity())
+    text = (
+        "def user(model, x):\n"
+        "    with model.trace(x):\n"
+        "        hidden = model[0].output\n"
+        "        model[0].output = hidden * 2\n"
+    )
+    user = function_of(text)
+    model = NNsight(module)
+    for _ in range(3):
+        with pytest.raises(RuntimeError) as raised:
+            user(model, X)
+        assert any(one.lineno == 4 for one in traceback.extract_tb(raised.tb) if one.name == "user")
