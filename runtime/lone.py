@@ -171,13 +171,13 @@ class LoneDriver(Driver):
                         at is None
                         or by_place.get(id(place)) is not at
                         or port != OUTPUT
-                        or place._module is not at.module
                         or at.index != step
                         or type(new) is not _Tensor
                         or type(value) is not _Tensor
                         or new.shape != value.shape
                         or new.dtype is not value.dtype
-                        or new.device != value.device
+                        # on a CPU 0.4 µs less than devices, which are made to be compared
+                        or not ((new.is_cpu and value.is_cpu) or new.device == value.device)
                     ):
                         break
                 except RuntimeError:
