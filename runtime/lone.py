@@ -147,8 +147,11 @@ class LoneDriver(Driver):
             verb, step = request[0], machine.step
             if verb == READ:
                 _, place, port = request
-                tap = by_place.get(id(place))
-                if tap is None or port != OUTPUT or place._module is not tap.module:
+                try:
+                    tap = by_place[id(place)]
+                except KeyError:
+                    break
+                if port != OUTPUT or place._module is not tap.module:
                     break
                 if tap is at:
                     if tap.index != step:
