@@ -1,4 +1,4 @@
-"""A guard of the hot path that does not time: Python frames per access.
+"""A guard of the hot path that does not time: Python frames per access, and per entry.
 
 A frame is counted for each Python function that is called and each generator that is resumed, the
 block itself included. What the module's own call takes is left out, by the difference between a
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight
+from nnsight_dsl.import_hook import compile_module
 
 
 class Plain(nn.Module):
@@ -92,3 +93,14 @@ def test_an_access_takes_few_frames(form: Callable[[int], int], most: int, indic
     # are that of the tap, of the loop that serves and of the block, less the two of torch's own
     # between a call and `forward`, which the tap leaves out.
     assert taken <= (most + indices) * COUNT, f"{taken / COUNT} frames for each"
+
+
+def test_an_entry_takes_few_frames() -> None:
+    text = "def user(model, x):\n    with model.trace(x):\n        pass\n"
+    names: dict[str, Any] = {}
+    exec(compile_module(text, "<an empty block>"), names)
+    model = NNsight(Plain(COUNT))
+    taken = frames_of(lambda: names["user"](model, X)) - bare(COUNT)
+    # The block itself is entered twice, for its end. The others are what makes the tracer, the way
+    # to the run, whether all is as it was, the machine, and its run. The long way takes 36.
+    assert taken <= 15
