@@ -72,31 +72,30 @@ class LoneDriver(Driver):
         own = self._own
         # before the taps are there: they ask whose run it is
         self.thread = thread
-        if own is not None and self.is_as_made and not own.put(self):
-            self._taps.clear()
-            self._by_place, self.is_as_made = {}, False
-            machine.fixtures, machine.is_closed = own, True
-        if not self.is_as_made:
-            self.add(machine)
-            self.run(function, args, kwargs)
+        is_short = self.is_as_made
+        if is_short:
+            self.machines.append(machine)
+            machine.is_usual = not machine.program.first_items
+            try:
+                if own is not None:
+                    self.has_grad = torch.is_grad_enabled()
+                    self.is_usual = is_usual_call()
+                    is_short = own.put(self)
+                if is_short:
+                    self.serve(machine, None, None)
+                    result = function(*args, **kwargs)
+                    if not machine.is_done:
+                        self.is_as_made = False
+                        # a model may have swallowed what a machine raised
+                        if self.failure is None:
+                            self._finish(result)
+            except RunAborted:
+                pass
+            except BaseException as error:
+                self.failure = complaints.model_failed(error, self.writes.suspects)
+        if not is_short:
+            self._run_long(machine, function, args, kwargs)
             return False
-        self.machines.append(machine)
-        machine.is_usual = not machine.program.first_items
-        if own is not None:
-            self.has_grad = torch.is_grad_enabled()
-            self.is_usual = is_usual_call()
-        try:
-            self.serve(machine, None, None)
-            result = function(*args, **kwargs)
-            if not machine.is_done:
-                self.is_as_made = False
-                # a model may have swallowed what a machine raised
-                if self.failure is None:
-                    self._finish(result)
-        except RunAborted:
-            pass
-        except BaseException as error:
-            self.failure = complaints.model_failed(error, self.writes.suspects)
         if not (self.is_as_made and machine.is_done and self.failure is None):
             self._put = own
             self._close()
@@ -105,6 +104,19 @@ class LoneDriver(Driver):
             own.remove()
         self.machines.clear()
         return True
+
+    def _run_long(
+        self, machine: Machine, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
+    ) -> None:
+        """Run the model as any driver does."""
+        self.is_as_made = False
+        self._by_place = {}
+        self._taps.clear()
+        self.machines.clear()
+        if self._own is not None:
+            machine.fixtures, machine.is_closed = self._own, True
+        self.add(machine)
+        self.run(function, args, kwargs)
 
     def _tap_ahead(self) -> None:
         super()._tap_ahead()
