@@ -37,6 +37,8 @@ _QUICK = (*TARGETS, ("reads_loop_12", "MLP stack"), ("read_1", "small GPT-2"))
 _LEAST = 2.0
 """Microseconds of overhead below which a ratio says nothing."""
 
+_MOST_REPEATS = 3
+
 
 class Worker:
     """A process that runs contestants when it is asked to."""
@@ -75,7 +77,7 @@ def rows(*, quick: bool, models: Sequence[str], peers: Path | None) -> list[Row]
         workers += [Worker(peers, ("bare", one)) for one in PEERS]
     try:
         return [
-            _measured(workers, case, model, 1.5 if quick else 4.0)
+            _told(workers, case, model, 1.5 if quick else 4.0)
             for model in models
             for case in CASES
             if not quick or (case, model) in _QUICK
@@ -84,6 +86,22 @@ def rows(*, quick: bool, models: Sequence[str], peers: Path | None) -> list[Row]
     finally:
         for worker in workers:
             worker.close()
+
+
+def _told(workers: Sequence[Worker], case: str, model: str, seconds: float) -> Row:
+    """Measure a row; again, where other load has hidden a ratio that has a target."""
+    row = _measured(workers, case, model, seconds)
+    for _ in range(_MOST_REPEATS):
+        hidden = [
+            target.figure
+            for target in row.targets
+            if target.figure not in row.figures
+            and all(one in row.figures for one in target.figure.split(" / "))
+        ]
+        if not hidden:
+            break
+        row = _measured(workers, case, model, seconds)
+    return row
 
 
 def _measured(workers: Sequence[Worker], case: str, model: str, seconds: float) -> Row:
