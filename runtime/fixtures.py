@@ -76,7 +76,7 @@ class Fixtures:
             tap = self.taps[id(module)] = object.__new__(Tap)
             _set_up(tap, place, module, above)
             cls = type(module)
-            self._all.append((tap, module, cls, tapped_class(cls), above))
+            self._all.append((tap, module, cls, tapped_class(module, cls), above))
         return tap
 
     def has(self, tap: Tap) -> bool:
@@ -131,7 +131,7 @@ class Fixtures:
                 tap.__dict__.clear()
                 _set_up(tap, place, module, above)
                 now = type(module)
-                self._all[number] = tap, module, now, tapped_class(now), above
+                self._all[number] = tap, module, now, tapped_class(module, now), above
         self._is_used = False
 
 

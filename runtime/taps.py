@@ -1,13 +1,18 @@
 """Taps: what offers the values of a module while a run lasts.
 
 For the length of a run, the class of a tapped module is a subclass made here, whose `__call__`
-stands around the original one. That is the only place from which all of this can be had at once:
+calls the original one. That is the only place from which all of this can be had at once:
 the input as the caller gave it, the output as the caller receives it (after the user's own
 forward hooks), and a call that does not happen at all (a skip). The module's `__dict__` and its
 hooks are not touched, and giving the class back costs 0.1 µs. To `isinstance`, `issubclass`,
 `==`, `__class__`, in a set or as a key, when an attribute of it is set or an instance made, and by
 name the subclass is the class it stands in for. Only `type(module) is C` tells them apart, and so
 does `super(type(self), self)`, which fails in any subclass.
+
+Which `__call__` is the original one is asked at each call, as Python does, so that a patch of the
+class, of its bases or of `nn.Module` is in force exactly as long as it is there. Calls that go
+around the class (`nn.Module.__call__(module, x)`, a bound `__call__` that the model has stored)
+come to torch's `_call_impl`, which the subclass has, too: they are visits like any other.
 
 A module outside of a run carries nothing of ours. In other threads, and while a block is being
 advanced (a module that a block calls itself), a tapped module behaves as an untapped one.
@@ -21,10 +26,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -55,7 +62,6 @@ _CAPTURING = "transformers.utils.output_capturing"
 
 set_class = object.__dict__["__class__"].__set__
 _set_bases = type.__dict__["__bases__"].__set__
-_call_impl = nn.Module._call_impl
 _all_forward_pre_hooks = torch_module._global_forward_pre_hooks
 _all_forward_hooks = torch_module._global_forward_hooks
 _all_backward_pre_hooks = torch_module._global_backward_pre_hooks
@@ -63,8 +69,16 @@ _all_backward_hooks = torch_module._global_backward_hooks
 taps_now: dict[int, Tap] = {}
 """The taps that stand now, by identity of their modules."""
 
-_tapped_classes: dict[type, type] = {}
-_metaclasses: WeakKeyDictionary[type, type] = WeakKeyDictionary()
+
+def _of_torch(name: str) -> Any:
+    """Return a method of `nn.Module`, None where something else has taken its place already."""
+    found = nn.Module.__dict__[name]
+    file = getattr(getattr(found, "__code__", None), "co_filename", None)
+    return found if file == torch_module.__file__ else None
+
+
+_torch_call = _of_torch("__call__")
+_torch_call_impl = _of_torch("_call_impl")
 
 
 class Tap:
@@ -81,6 +95,7 @@ class Tap:
         in_regions: the visit that runs now, where it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
         wants_inputs: whether a machine has waited for what comes before the call.
+        is_entered: whether a visit has begun whose call has not come to torch's own one yet.
         is_common: whether a visit concerns nobody but who waits for its output.
         can_refuse: whether a request may be refused for a reason of the place's own.
         skips: what replaces the output of the visit that begins, with the rows it is for.
@@ -99,6 +114,7 @@ class Tap:
     wants_inputs = False
     is_common = True
     is_stepping = False
+    is_entered = False
     can_refuse = False
 
     missing: Exception | None = None
@@ -124,7 +140,7 @@ class Tap:
         module = self.place._module
         if module is not None:
             taps_now[id(module)] = self
-            set_class(module, tapped_class(type(module)))
+            set_class(module, tapped_class(module, type(module)))
 
     def remove(self) -> None:
         """Leave the module as it was before the run."""
@@ -258,8 +274,8 @@ class Tap:
 
 
 def is_usual_call() -> bool:
-    """Tell whether torch calls modules as it does by itself, which is no subject to a run."""
-    return nn.Module._call_impl is _call_impl and torch._C._get_tracing_state() is None
+    """Tell whether a module's call goes straight to its forward, as it does unless jit traces."""
+    return torch._C._get_tracing_state() is None
 
 
 def is_container(module: Any) -> bool:
@@ -283,7 +299,7 @@ def _capturing_hooks(module: nn.Module) -> list[int]:
 def install_tap(tap: Tap, module: nn.Module) -> None:
     """Let a module offer its values to the driver of a tap, until `remove_tap`."""
     taps_now[id(module)] = tap
-    set_class(module, tapped_class(type(module)))
+    set_class(module, tapped_class(module, type(module)))
 
 
 def remove_tap(module: nn.Module) -> None:
@@ -294,24 +310,67 @@ def remove_tap(module: nn.Module) -> None:
 
 def _become(module: nn.Module, cls: type) -> None:
     """A module gives itself another class during the run, as lazy modules do: it stays tapped."""
-    set_class(module, tapped_class(cls))
+    set_class(module, tapped_class(module, cls))
 
 
-def tapped_class(cls: type) -> type:
-    """Return the class that modules of a class have for the length of a run."""
-    return _tapped_classes.get(cls) or _new_tapped_class(cls)
+def tapped_class(module: nn.Module, cls: type) -> type:
+    """Return the class that a module of a class has for the length of a run."""
+    reference = _tapped_classes.get(id(cls))
+    known = reference and reference()
+    if not known:
+        known = _remembered(_tapped_classes, cls, _tapped_class(cls))
+        # a module that compares by its contents is no key; then there is a new class for each run
+        with suppress(TypeError):
+            _keepers.setdefault(module, []).append(known)
+    return known
 
 
-def _new_tapped_class(cls: type) -> type:
-    tapped = _tapped_classes[cls] = _tapped_class(cls)
-    return tapped
+# A class refers to its bases, so a table from classes to their tapped classes would keep both for
+# ever, even with weak keys. These tables only find tapped classes by identity of the class; each
+# is kept alive by the first module that had it.
+_tapped_classes: dict[int, ref[type]] = {}
+_metaclasses: dict[int, ref[type]] = {}
+_keepers: WeakKeyDictionary[nn.Module, list[type]] = WeakKeyDictionary()
+
+
+def _remembered(table: dict[int, ref[type]], kind: type, made: type) -> type:
+    """Enter a class in a table, for as long as it lives."""
+    key = id(kind)
+
+    def forget(reference: ref[type]) -> None:
+        if table.get(key) is reference:
+            del table[key]
+
+    table[key] = ref(made, forget)
+    return made
+
+
+def _in_force(cls: type, name: str) -> Callable[..., Any]:
+    """Return a special method of a class as Python finds it: whoever put it there, and however.
+
+    Returns:
+        A function of the module and the arguments of the call.
+    """
+    found = next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    if type(found) is FunctionType:
+        return found
+    get = getattr(type(found), "__get__", None)
+
+    def bound(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        method = found if get is None else get(found, module, cls)
+        return method(*args, **kwargs)
+
+    return bound
 
 
 def _tapped_class(cls: type) -> type:
-    call = cls.__call__
-    is_usual = call is nn.Module.__call__
-
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        # Both are asked for at each call: they may be patched, by a profiler or a test, for some
+        # time that has nothing to do with runs.
+        call = cls.__call__
+        is_torchs = call is _torch_call
+        if not is_torchs:
+            call = _in_force(cls, "__call__")
         tap = taps_now.get(id(self))
         if tap is None:
             return call(self, *args, **kwargs)
@@ -325,16 +384,20 @@ def _tapped_class(cls: type) -> type:
             or top_saved_hooks(True) is not None
             or (driver.has_grad and not torch.is_grad_enabled())
         ):
-            return tap.visit(call, self, args, kwargs)
+            is_entered, tap.is_entered = tap.is_entered, True
+            try:
+                return tap.visit(call, self, args, kwargs)
+            finally:
+                tap.is_entered = is_entered
         # what `Tap.visit` does where all that is common, without Python frames of its own
         index = tap.begun_step = tap.begun
         tap.begun = index + 1
         outer, tap.index = tap.index, index
         try:
             if (
-                is_usual
+                is_torchs
                 and driver.is_usual
-                and type(self)._call_impl is _call_impl
+                and cls._call_impl is _torch_call_impl  # type: ignore[attr-defined]
                 and not (
                     own["_forward_pre_hooks"]
                     or own["_backward_hooks"]
@@ -351,7 +414,11 @@ def _tapped_class(cls: type) -> type:
                 # saves 0.5 µs, which is what the rest of a visit costs.
                 output = self.forward(*args, **kwargs) if kwargs else self.forward(*args)
             else:
-                output = call(self, *args, **kwargs)
+                is_entered, tap.is_entered = tap.is_entered, True
+                try:
+                    output = call(self, *args, **kwargs)
+                finally:
+                    tap.is_entered = is_entered
             waiting = tap.waiting
             if waiting:
                 machine = waiting[0]
@@ -378,6 +445,25 @@ def _tapped_class(cls: type) -> type:
             driver.watch(tap, args, kwargs, output)
         return output
 
+    def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        # Torch's own call comes here, and so do calls that go around `__call__`: a bound one that
+        # was stored before the run, `nn.Module.__call__(module, x)`, `module._call_impl(x)`. Where
+        # hooks see a call, a block does, too.
+        call: Callable[..., Any] = cls._call_impl  # type: ignore[attr-defined]
+        if call is not _torch_call_impl:
+            call = _in_force(cls, "_call_impl")
+        tap = taps_now.get(id(self))
+        if tap is None or tap.driver.thread != get_ident() or advanced() is not None:
+            return call(self, *args, **kwargs)
+        if not tap.is_entered:
+            return tap.visit(call, self, args, kwargs)
+        # a call of the same module from here on, as of one that calls itself, is another visit
+        tap.is_entered = False
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            tap.is_entered = True
+
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         # a copy that a block or the model makes during the run is one of the original class
         reduce: Any = cls.__reduce_ex__
@@ -398,10 +484,13 @@ def _tapped_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": __reduce_ex__,
         "__slots__": (),
+        "_call_impl": _call_impl,
     }
     # the base is exchanged afterwards: making a subclass of `cls` would call its
     # __init_subclass__, which may register subclasses or want arguments
-    metaclass = _metaclasses.get(type(cls)) or _new_metaclass(type(cls))
+    kind = type(cls)
+    made = _metaclasses.get(id(kind))
+    metaclass = (made and made()) or _remembered(_metaclasses, kind, _metaclass(kind))
     tapped: type = type.__new__(metaclass, cls.__name__, (nn.Module,), namespace)
     try:
         _set_bases(tapped, (cls,))
@@ -409,11 +498,6 @@ def _tapped_class(cls: type) -> type:
         # a class with slots has a layout of its own, which only a subclass made of it shares
         tapped = metaclass(cls.__name__, (cls,), namespace)
     return tapped
-
-
-def _new_metaclass(kind: type) -> type:
-    made = _metaclasses[kind] = _metaclass(kind)
-    return made
 
 
 def _metaclass(kind: Any) -> type:

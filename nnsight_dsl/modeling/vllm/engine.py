@@ -316,6 +316,7 @@ class EngineTap:
         begun: calls that have begun in that forward.
         done: calls that have ended in it.
         is_first_done: whether the first of them has.
+        is_entered: see `runtime.taps.Tap`.
         running: number of the call that runs, None where none does.
     """
 
@@ -326,6 +327,7 @@ class EngineTap:
         "done",
         "driver",
         "forward",
+        "is_entered",
         "is_first_done",
         "module",
         "running",
@@ -337,7 +339,7 @@ class EngineTap:
         self.module = module
         self.taps: dict[int, ModuleTap] = {}
         self.forward = self.begun = self.done = 0
-        self.is_first_done = False
+        self.is_first_done = self.is_entered = False
         self.running: int | None = None
 
     def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -395,10 +395,11 @@ def _set_random(states: list[torch.Tensor], device: torch.device) -> None:
 class FollowerTap:
     """The tap on a module of a rank that follows."""
 
-    __slots__ = ("driver", "number")
+    __slots__ = ("driver", "is_entered", "number")
     is_common = False
 
     def __init__(self, follower: Follower, number: int) -> None:
+        self.is_entered = False
         self.driver = follower
         self.number = number
 
