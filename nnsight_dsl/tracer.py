@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from nnsight_dsl.runtime.barriers import Barrier
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.errors import (
     BarrierError,
+    InputError,
     InvokeError,
     NotRunningError,
     SharedNameError,
@@ -34,6 +35,7 @@ from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
 from nnsight_dsl.runtime.stopping import Stopping
+from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.scan import CANNOT_TELL, faked, stop_points
@@ -444,6 +446,10 @@ class Tracer(Block, Place):
         inputs = [
             one for _, one in self._invokes if one is not self._given and (one.args or one.kwargs)
         ]
+        options = self._options
+        if given and inputs and not self._model._has_prompt(self._given):
+            # as an image for all invokes
+            given, options = [], {**self._options, **self._given.kwargs}
         if given and inputs:
             raise InvokeError(
                 "this trace has an input of its own, and invokes with inputs inside; give the "
@@ -454,7 +460,10 @@ class Tracer(Block, Place):
             return self._run_on(driver, (), dict(self._options))
         if not inputs:
             raise complaints.no_input()
-        batch = self._model._batch(inputs, self._function, self._options)
+        try:
+            batch = self._model._batch(inputs, self._function, options)
+        except InputError as error:
+            raise self._placed(error, inputs) from error.__cause__
         if len(inputs) > 1:
             total = sum(batch.counts)
             start = 0
@@ -466,6 +475,16 @@ class Tracer(Block, Place):
             inputs[0].rows = None
         driver.factor = self._model._rows_per_row(batch.kwargs)
         return self._run_on(driver, batch.args, batch.kwargs)
+
+    def _placed(self, error: InputError, inputs: Sequence[Input]) -> InputError:
+        """Let an error about the input of an invoke come from the line of that invoke."""
+        if error.number is not None:
+            for machine, one in self._invokes:
+                program = machine.program
+                if one is inputs[error.number] and program.kind == "invoke":
+                    place = traceback_at(program.filename, program.line, program.name)
+                    return error.with_traceback(place)
+        return error
 
     def _run_on(self, driver: Driver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand all machines to the driver, and run the model."""

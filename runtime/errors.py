@@ -35,6 +35,16 @@ class InvokeError(InterventionError, ValueError):
     """An invoke stands where none can: inside another one, or beside values of the trace."""
 
 
+class InputError(InterventionError, ValueError, TypeError):
+    """An input or an argument was given that the model cannot run on.
+
+    Attributes:
+        number: which of the inputs of a run it is, None where it is none of them.
+    """
+
+    number: int | None = None
+
+
 class NestedRunError(InterventionError, ValueError):
     """A run of a model was started inside a run of the same model."""
 

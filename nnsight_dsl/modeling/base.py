@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, Tracer
 from nnsight_dsl.transforms.program import Program
 
-_OWN_OPTIONS = (
+OWN_OPTIONS = (
     "backend", "blocking", "interventions", "log", "plan", "remote", "scan", "stop", "validate",
 )  # fmt: skip
 """Keywords of `trace` that are not the model's."""
@@ -173,7 +173,7 @@ class NNsight(Envoy):
             self._refuse_clash(options)
             self._refuse_remote(options)
             for key in list(options):
-                if key not in _OWN_OPTIONS and self._is_input(key, options):
+                if key not in OWN_OPTIONS and self._is_input(key, options):
                     given.kwargs[key] = options.pop(key)
             stop, is_planned = options.pop("stop", None), bool(options.pop("plan", False))
             if stop is not None and (stop != "auto" or function != "trace"):
@@ -195,7 +195,7 @@ class NNsight(Envoy):
         return super().__call__(*args, hook=hook, **kwargs)
 
     def _refuse_clash(self, options: Mapping[str, Any]) -> None:
-        for word in _OWN_OPTIONS:
+        for word in OWN_OPTIONS:
             if word in options and word in self._accepted():
                 raise TypeError(
                     f"{word!r} is an option of the trace and an argument of "
@@ -221,15 +221,18 @@ class NNsight(Envoy):
                 "out: a run on this machine is over when its block is"
             )
 
-    def _accepted(self) -> Mapping[str, inspect.Parameter]:
-        """Return the arguments of the module's forward."""
+    def _accepted(self) -> Collection[str]:
+        """Return the names of the arguments of the module's forward."""
+        return self._parameters()
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self._module).forward).parameters
 
     # what a kind of model defines
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
         """Tell whether the model can be called with some options and no input."""
-        parameters = self._accepted().values()
+        parameters = self._parameters().values()
         kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
         has_any = any(one.kind is kinds[0] for one in parameters)
@@ -239,6 +242,10 @@ class NNsight(Envoy):
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
         """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
+        return True
+
+    def _has_prompt(self, given: Input) -> bool:
+        """Tell whether an input of a trace is one by itself, where invokes have inputs, too."""
         return True
 
     def _run_each(

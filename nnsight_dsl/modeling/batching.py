@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from nnsight_dsl.runtime.errors import BatchingError
+from nnsight_dsl.modeling.inputs import Rows, brief, id_rows
+from nnsight_dsl.modeling.positions import counted
+from nnsight_dsl.runtime.errors import BatchingError, InputError
 
 SEQUENCES = (
     "input_ids",
@@ -36,40 +38,76 @@ SEQUENCES = (
 DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
 """Arguments with one item for each token that the decoder of an encoder-decoder is given."""
 
-INPUTS = frozenset(SEQUENCES + DECODED)
+WITHOUT_TOKENS = (
+    "input_features",
+    "input_values",
+    "pixel_values",
+    "pixel_values_videos",
+    "encoder_outputs",
+    "decoder_inputs_embeds",
+)
+"""Arguments that an input may consist of in place of tokens, as those of sound and images do."""
 
-_IDS = ("input_ids", "decoder_input_ids")
-_MASKS = ("attention_mask", "decoder_attention_mask")
+TOKENS = frozenset(SEQUENCES + DECODED)
+INPUTS = TOKENS.union(WITHOUT_TOKENS)
 
-Rows = list[torch.Tensor]
-"""One sequence of an input, row by row; the rows may differ in length."""
-
-
-def rows_of(value: Any) -> Rows:
-    """Split a sequence into rows: a tensor, a list of ints or a list of lists."""
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError("the input has no tokens; give at least one")
-        if isinstance(value[0], int):
-            value = [value]
-        return [torch.as_tensor(row) for row in value]
-    tensor = torch.as_tensor(value)
-    return list(tensor if tensor.ndim > 1 else tensor[None])
+IDS = ("input_ids", "decoder_input_ids")
 
 
-def prompt_of(sequences: Mapping[str, Rows]) -> Rows:
-    """Return the rows of an input's prompt, as token ids or embeddings.
+def rows_of(key: str, value: Any) -> Rows:
+    """Split a sequence into rows: a tensor, a list of numbers or a list of lists.
 
     Raises:
-        TypeError: it has neither.
+        InputError: it is none of these.
     """
+    if key in IDS:
+        return id_rows(key, value)
+    try:
+        if isinstance(value, (list, tuple)):
+            is_row = bool(value) and isinstance(value[0], (int, float))
+            rows = [torch.as_tensor(row) for row in ([value] if is_row else value)]
+        else:
+            tensor = torch.as_tensor(value)
+            rows = list(tensor if tensor.ndim > 1 else tensor[None])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{key} is {brief(value)}, of which no tensor can be made ({error}); give a tensor, or "
+            "a list of numbers for each row"
+        ) from error
+    if not rows:
+        raise InputError(f"{key} has no rows; give one for each prompt, or leave it out")
+    return rows
+
+
+def find_prompt(sequences: Mapping[str, Rows]) -> Rows | None:
+    """Return the rows of an input's prompt, as token ids or embeddings."""
     for key in ("input_ids", "inputs_embeds"):
         if key in sequences:
             return sequences[key]
-    raise TypeError(
-        "this input has neither token ids nor embeddings; give a text, input_ids= or "
-        "inputs_embeds=, or wrap a model that takes anything else in NNsight"
-    )
+    return None
+
+
+def find_count(given: Mapping[str, Any], main: str) -> int | None:
+    """Return how many rows an input without tokens has.
+
+    Args:
+        given: its arguments.
+        main: name of the model's main argument.
+    """
+    for key in (main, *WITHOUT_TOKENS):
+        value = given.get(key)
+        if key == "encoder_outputs" and value is not None and not hasattr(value, "shape"):
+            value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
+        shape = getattr(value, "shape", None)
+        if shape:
+            return int(shape[0])
+    return None
+
+
+def is_padded(prompts: Sequence[Rows]) -> bool:
+    """Tell whether prompts differ in length, so that one batch of them needs padding."""
+    # by shape: `len` of a tensor is a function of torch's in Python
+    return len({row.shape[0] for prompt in prompts for row in prompt}) > 1
 
 
 def padded(
@@ -81,29 +119,50 @@ def padded(
 ) -> dict[str, torch.Tensor]:
     """Make one batch of the sequences of several inputs.
 
+    Arguments that no input has are not made up, but for the mask where something is padded.
+
     Raises:
         BatchingError: an argument has not one item for each token, or is of another kind for
             another input.
     """
-    # by shape: `len` of a tensor is a function of torch's in Python
     lengths = [[row.shape[0] for row in prompt] for prompt in prompts]
     longest = max(map(max, lengths))
-    is_whole = len(inputs) == 1 and min(lengths[0]) == longest
+    pads = is_padded(prompts)
+    keys = set().union(*inputs)
+    if pads:
+        keys.add("attention_mask")
     merged: dict[str, torch.Tensor] = {}
-    for key in sorted({"attention_mask"}.union(*inputs), key=SEQUENCES.index):
+    for key in sorted(keys, key=SEQUENCES.index):
         rows: Rows = []
         for one, prompt, expected in zip(inputs, prompts, lengths, strict=True):
-            own = one[key] if key in one else [_unsaid(key, row) for row in prompt]
-            if not is_whole and [row.shape[0] for row in own] != expected:
+            own = one[key] if key in one else _unsaid(key, one, prompt)
+            fits = [row.shape[0] for row in own] == expected if pads else len(own) == len(prompt)
+            if not fits and (pads or len(inputs) > 1):
                 raise BatchingError(
                     f"{key} has not one item for each token of its prompt, so nothing says how to "
                     "pad it; trace the prompts one by one, or give it to the trace"
                 )
             rows.extend(own)
-        merged[key] = torch.stack(
-            rows if is_whole else [_pad(key, row, longest, pad_id, left=left) for row in rows]
-        )
+        if pads:
+            rows = [_pad(key, row, longest, pad_id, left=left) for row in rows]
+        merged[key] = stacked(key, rows)
     return merged
+
+
+def stacked(key: str, rows: Rows) -> torch.Tensor:
+    """Make one tensor of rows.
+
+    Raises:
+        BatchingError: they differ in shape.
+    """
+    shapes = {row.shape for row in rows}
+    if len(shapes) > 1:
+        first, *_, last = sorted(tuple(shape) for shape in shapes)
+        raise BatchingError(
+            f"{key} has a row of shape {first} and one of shape {last}, and one batch has rows of "
+            "one shape; trace the prompts one by one"
+        )
+    return torch.stack(rows)
 
 
 def padded_for_decoder(
@@ -127,13 +186,13 @@ def padded_for_decoder(
                 "rows or for none; give it to each invoke, or trace them one by one"
             )
         rows = [row for one in inputs for row in one[key]]
-        longest = max(map(len, rows))
-        if is_continued and min(map(len, rows)) < longest:
+        longest = max(row.shape[0] for row in rows)
+        if is_continued and min(row.shape[0] for row in rows) < longest:
             raise BatchingError(
                 f"{key} of unequal length would be continued after its padding; give the same "
                 "number of tokens to each invoke, or generate one by one"
             )
-        merged[key] = torch.stack([_pad(key, row, longest, pad_id, left=False) for row in rows])
+        merged[key] = stacked(key, [_pad(key, row, longest, pad_id, left=False) for row in rows])
     return merged
 
 
@@ -180,24 +239,25 @@ def joined(
     return merged
 
 
-def _unsaid(key: str, row: torch.Tensor) -> torch.Tensor:
-    """Return what a sequence is for a prompt that was given without it."""
+def _unsaid(key: str, one: Mapping[str, Rows], prompt: Rows) -> Rows:
+    """Return what a sequence is for an input that was given without it."""
     if key in ("input_ids", "inputs_embeds"):
         raise BatchingError(
             "one invoke gives token ids and another one embeddings, and one batch has either; "
             "give embeddings to all of them, or trace them one by one"
         )
     if key == "position_ids":
-        return torch.arange(len(row), device=row.device)
+        masks = one.get("attention_mask") or [row.new_ones(len(row)) for row in prompt]
+        return [counted(mask, len(row)) for mask, row in zip(masks, prompt, strict=True)]
     fill = {"labels": -100, "attention_mask": 1}.get(key, 0)
-    return torch.full((len(row),), fill, device=row.device)
+    return [torch.full((len(row),), fill, device=row.device) for row in prompt]
 
 
 def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -> torch.Tensor:
     missing = length - row.shape[0]
     if not missing:
         return row
-    fill = pad_id if key in _IDS else -100 if key == "labels" else 0
+    fill = pad_id if key in IDS else -100 if key == "labels" else 0
     if key == "labels" and left:
         # alone, the first token is not predicted; here, it would be from the padding
         missing, row = missing + 1, row[1:]

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from nnsight_dsl.envoy import Envoy
-from nnsight_dsl.modeling import batching
-from nnsight_dsl.modeling.base import NNsight, module_of
+from nnsight_dsl.modeling import batching, positions
+from nnsight_dsl.modeling import inputs as inputs_of
+from nnsight_dsl.modeling.base import OWN_OPTIONS, NNsight, module_of
+from nnsight_dsl.modeling.inputs import Rows
+from nnsight_dsl.modeling.keywords import either, forward_of, keywords_of
+from nnsight_dsl.modeling.options import Options, refuse_idle
+from nnsight_dsl.modeling.prompts import PAIRED, encoded, encoded_texts
 from nnsight_dsl.runtime import complaints
-from nnsight_dsl.runtime.errors import BatchingError, TokenizerNotFoundError
+from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import register_modules
@@ -36,6 +42,9 @@ _GENERATES_ALONE = frozenset({"rwkv"})
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 """Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
+
+_COUNTED = ("input_ids", "inputs_embeds", "decoder_input_ids")
+"""Arguments whose tokens have positions."""
 
 
 class Generation(Place):
@@ -114,10 +123,11 @@ class LanguageModel(NNsight):
             if isinstance(automodel, str):
                 automodel = getattr(transformers, automodel)
             source = (automodel, str(model))
+            module = _load(source, options) if dispatch else _build(source, options)
             if tokenizer is None:
                 trust = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
                 tokenizer = transformers.AutoTokenizer.from_pretrained(str(model), **trust)
-            module = _load(source, options) if dispatch else _build(source, options)
+                _pad_left(tokenizer, module)
         super().__init__(module, rename=rename)
         self._source = None if dispatch else source
         self._load_options = options
@@ -151,7 +161,10 @@ class LanguageModel(NNsight):
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
-        return key in batching.INPUTS
+        return key in batching.INPUTS or (key == self._main_input() and key != "inputs")
+
+    def _has_prompt(self, given: Input) -> bool:
+        return bool(given.args) or not batching.TOKENS.isdisjoint(given.kwargs)
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -211,19 +224,40 @@ class LanguageModel(NNsight):
     # batching
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        given = self._all_given(inputs)
+        known = self._options_of(function)
+        for_texts: dict[str, Any] = {}
+        if options:
+            for_texts, options = known.parted(options)
+        given = self._all_given(inputs, known, for_texts)
         for_decoder = batching.DECODED if self._has_encoder() else ()
         for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
-        sequences = [_rows_in(one, for_prompt) for one in given]
-        decoded = [_rows_in(one, for_decoder) for one in given]
-        prompts = [batching.prompt_of(one) for one in sequences]
-        counts = tuple(map(len, prompts))
+        sequences = [_rows_in(number, one, for_prompt) for number, one in enumerate(given)]
+        decoded = [_rows_in(number, one, for_decoder) for number, one in enumerate(given)]
+        prompts = [batching.find_prompt(one) for one in sequences]
         others = [
             {key: one[key] for key in one if key not in for_prompt and key not in for_decoder}
             for one in given
         ]
-        joined = batching.joined(others, counts, options)
-        merged = self._padded(sequences, prompts, function, joined.keys() | options.keys())
+        found = [one for one in prompts if one is not None]
+        if len(found) == len(prompts):
+            counts = tuple(map(len, found))
+            self._check_ids(sequences, decoded)
+            joined = batching.joined(others, counts, options)
+            if function == "trace":
+                self._drop_masks_behind_cache(given, sequences, found, {**options, **joined})
+            merged = self._padded(sequences, found, function, joined.keys() | options.keys())
+        elif found:
+            raise BatchingError(
+                "one invoke has tokens and another one has none, and one batch has them for all "
+                "rows or for none; trace them one by one"
+            )
+        else:
+            counts = self._counts_without_tokens(others, decoded)
+            joined = batching.joined(others, counts, options)
+            merged = {
+                key: batching.stacked(key, [row for one in sequences for row in one.get(key, ())])
+                for key in dict.fromkeys(key for one in sequences for key in one)
+            }
         merged |= batching.padded_for_decoder(
             decoded, self._pad_id(), is_continued=function == "generate"
         )
@@ -236,91 +270,249 @@ class LanguageModel(NNsight):
         kwargs.update((key, options[key]) for key in options if key not in joined)
         if function == "generate":
             self._check_can_generate(sum(counts))
-            config = getattr(self._module, "generation_config", None)
-            if getattr(config, "pad_token_id", None) is None:
-                kwargs.setdefault("pad_token_id", self._pad_id())
+            self._set_padding(kwargs)
         return Batch((), kwargs, counts)
 
-    def _all_given(self, inputs: Sequence[Input]) -> list[dict[str, Any]]:
+    def _options_of(self, function: str) -> Options:
+        """Return which keywords a run can have; found once for each forward and tokenizer."""
+        cached: dict[str, Any] = self.__dict__.setdefault("_known_options", {})
+        inner, tokenizer = self._inner(), self.__dict__["tokenizer"]
+        forward, outer = forward_of(inner), forward_of(self._module)
+        key, kept = (inner, forward, outer, type(tokenizer)), cached.get(function)
+        if kept is not None and all(one is other for one, other in zip(key, kept[0], strict=True)):
+            options: Options = kept[1]
+            if options.tokenizer is tokenizer:
+                return options
+        keywords = keywords_of(inner)
+        if inner is not self._module:
+            keywords = either(keywords, keywords_of(self._module))
+        generate = getattr(self._module, "generate", None) if function == "generate" else None
+        options = Options(inner, keywords, tokenizer, generate, OWN_OPTIONS)
+        cached[function] = key, options
+        return options
+
+    def _all_given(
+        self, inputs: Sequence[Input], known: Options, for_texts: Mapping[str, Any]
+    ) -> list[Given]:
         """Return the arguments of each input.
 
         Texts are tokenized in one call, which costs a third of one call for each.
         """
-        texts = [one.args[0] for one in inputs if len(one.args) == 1 and type(one.args[0]) is str]
+        options: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for number, one in enumerate(inputs):
+            with blaming(number):
+                options.append(known.parted(one.kwargs) if one.kwargs else ({}, {}))
+        texts = [
+            number
+            for number, one in enumerate(inputs)
+            if len(one.args) == 1 and type(one.args[0]) is str and not options[number][0]
+        ]
         # one of the user's own may pad what it is given together, or take one text at a time
         is_usual = type(self.tokenizer).__module__.startswith("transformers.")
-        if len(texts) < 2 or not is_usual:
-            return [self._given(one) for one in inputs]
-        encoding = self._token_ids(texts)
-        if any(type(rows) is not list or len(rows) != len(texts) for rows in encoding.values()):
-            # such a tokenizer does not give one row for each text
-            return [self._given(one) for one in inputs]
-        numbers = iter(range(len(texts)))
+        rows: dict[int, Mapping[str, Any]] = {}
+        if len(texts) > 1 and is_usual and for_texts.keys().isdisjoint(PAIRED):
+            encoding = encoded_texts(
+                self.tokenizer, [inputs[number].args[0] for number in texts], for_texts
+            )
+            # otherwise such a tokenizer does not give one row for each text
+            if all(type(one) is list and len(one) == len(texts) for one in encoding.values()):
+                for row, number in enumerate(texts):
+                    rows[number] = {key: one[row : row + 1] for key, one in encoding.items()}
         given = []
-        for one in inputs:
-            if len(one.args) == 1 and type(one.args[0]) is str:
-                number = next(numbers)
-                tokens = {key: rows[number : number + 1] for key, rows in encoding.items()}
-                given.append({**tokens, **one.kwargs})
-            else:
-                given.append(self._given(one))
+        has_text = False
+        for number, one in enumerate(inputs):
+            with blaming(number):
+                own, rest = options[number]
+                made = rows.get(number)
+                if made is None:
+                    made, plain = self._encoded(one, known, {**for_texts, **own}, own)
+                    rest = {**plain, **rest}
+                has_text = has_text or bool(made)
+                if made:
+                    self._check_encoding(one.args[0], made)
+                    made = known.kept_of(made)
+                given.append(Given({**made, **rest}, frozenset(made) - rest.keys()))
+        if for_texts and not has_text:
+            refuse_idle(for_texts)
         return given
 
-    def _given(self, one: Input) -> dict[str, Any]:
-        """Return the arguments of one input; text as the tokenizer's."""
+    def _encoded(
+        self, one: Input, known: Options, for_texts: Mapping[str, Any], own: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return what the tokenizer makes of an input, and what the user gives as it is."""
         if len(one.args) > 1:
-            raise TypeError(
+            raise InputError(
                 f"{len(one.args)} inputs were given at once; give several prompts as a list"
             )
-        given: dict[str, Any] = {}
-        if one.args:
-            value = one.args[0]
-            given.update(value if isinstance(value, Mapping) else self._token_ids(value))
-        return {**given, **one.kwargs}
+        if not one.args:
+            refuse_idle(own)
+            return {}, {}
+        value = inputs_of.as_list(one.args[0])
+        is_words = bool(for_texts.get("is_split_into_words"))
+        form = "texts" if is_words else inputs_of.form_of(value)
+        if form in ("ids", "arguments"):
+            refuse_idle(own)
+            if form == "arguments":
+                plain = inputs_of.without_extras(value)
+                known.check(plain)
+                return {}, plain
+            return {}, {self._name_of(value): value}
+        return encoded(self.tokenizer, value, form, for_texts), {}
 
-    def _token_ids(self, value: Any) -> Mapping[str, Any]:
-        if isinstance(value, str):
-            value = [value]
-        is_text = isinstance(value, (list, tuple)) and value and isinstance(value[0], str)
-        if not is_text:
-            return {"input_ids": value}
-        if self.tokenizer is None:
-            raise TokenizerNotFoundError(
-                "Tokenizer not found: the model was given as a module, and text needs its "
-                "tokenizer; write LanguageModel(module, tokenizer=tokenizer), or give token ids"
-            )
-        encoding: Mapping[str, Any] = self.tokenizer(list(value))
-        return encoding
+    def _name_of(self, value: Any) -> str:
+        """Return the name of the argument that a tensor given by position is."""
+        main = self._main_input()
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return main if is_float else "input_ids"
+
+    def _main_input(self) -> str:
+        return str(getattr(self._inner(), "main_input_name", "input_ids"))
+
+    def _check_encoding(self, value: Any, encoding: Mapping[str, Any]) -> None:
+        """Refuse a text of which the tokenizer makes no tokens."""
+        for number, row in enumerate(encoding.get("input_ids", ())):
+            if hasattr(row, "__len__") and not len(row):
+                texts = [value] if isinstance(value, str) else value
+                text = texts[number] if number < len(texts) else value
+                raise InputError(
+                    f"{inputs_of.brief(text)} has no tokens; give a text with at least one, or "
+                    "the ids of a token to begin with, [[tokenizer.bos_token_id]]"
+                )
+
+    def _check_ids(
+        self,
+        sequences: Sequence[Mapping[str, Rows]],
+        decoded: Sequence[Mapping[str, Rows]],
+    ) -> None:
+        """Refuse ids that have no embedding, and prompts that have more tokens than positions."""
+        inner = self._inner()
+        count = _count_embeddings(inner)
+        limits = positions.find_limit(inner), positions.find_limit(inner, decoder=True)
+        for parts, is_decoders in ((sequences, False), (decoded, True)):
+            limit = limits[is_decoders]
+            for number, one in enumerate(parts):
+                with blaming(number):
+                    for key, rows in one.items():
+                        if key in batching.IDS and count is not None:
+                            inputs_of.check_range(key, rows, count, type(inner).__name__)
+                        if limit is not None and key in _COUNTED and "position_ids" not in one:
+                            longest = max(row.shape[0] for row in rows)
+                            if longest > limit and not _has_padding(one):
+                                raise InputError(
+                                    f"{key} has a row of {longest} tokens, and "
+                                    f"{type(inner).__name__} has {limit} positions; give a "
+                                    "shorter prompt, or truncation=True with a text"
+                                )
+
+    def _counts_without_tokens(
+        self,
+        others: Sequence[Mapping[str, Any]],
+        decoded: Sequence[Mapping[str, Rows]],
+    ) -> tuple[int, ...]:
+        counts = []
+        for number, (one, own) in enumerate(zip(others, decoded, strict=True)):
+            count = batching.find_count(one, self._main_input())
+            if count is None and "decoder_input_ids" in own:
+                count = len(own["decoder_input_ids"])
+            if count is None:
+                error = InputError(
+                    "this input has neither token ids nor embeddings, nor an argument such as "
+                    "pixel_values; give a text, input_ids= or inputs_embeds=, or wrap a model that "
+                    "takes anything else in NNsight"
+                )
+                error.number = number
+                raise error
+            counts.append(count)
+        return tuple(counts)
+
+    def _drop_masks_behind_cache(
+        self,
+        given: Sequence[Given],
+        sequences: Sequence[dict[str, Rows]],
+        prompts: Sequence[Rows],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Take off the masks of a tokenizer where a cache holds the tokens before.
+
+        A mask has an item for each token of the cache, too, and without one all are looked at.
+        """
+        if arguments.get("past_key_values") is None:
+            return
+        for one, own in zip(given, sequences, strict=True):
+            is_made = "attention_mask" in one.made
+            if is_made and all(bool(row.all()) for row in own["attention_mask"]):
+                del own["attention_mask"]
+            elif is_made or (batching.is_padded(prompts) and "attention_mask" not in own):
+                raise BatchingError(
+                    "prompts of unequal length follow the tokens of past_key_values, and nothing "
+                    "says which of those are padding; give attention_mask= for the cached and the "
+                    "new tokens with prompts of one length, or trace them one by one"
+                )
+
+    def _set_padding(self, kwargs: dict[str, Any]) -> None:
+        """Say what a generation fills finished rows with, which transformers warns of otherwise."""
+        config = kwargs.get("generation_config") or getattr(self._module, "generation_config", None)
+        if getattr(config, "pad_token_id", None) is not None or "pad_token_id" in kwargs:
+            return
+        end = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
+        end = end[0] if isinstance(end, (list, tuple)) and end else end
+        kwargs["pad_token_id"] = end if isinstance(end, int) else self._pad_id()
 
     def _padded(
         self,
-        sequences: Sequence[Mapping[str, batching.Rows]],
-        prompts: Sequence[batching.Rows],
+        sequences: Sequence[dict[str, Rows]],
+        prompts: Sequence[Rows],
         function: str,
         others: Collection[str],
     ) -> dict[str, torch.Tensor]:
-        lengths = {row.shape[0] for rows in prompts for row in rows}
-        is_padded = len(lengths) > 1
+        is_padded = batching.is_padded(prompts)
         if is_padded:
             self._check_can_pad(function)
         left = self._pads_left()
+        if function == "generate" and (is_padded or len(sequences) > 1):
+            self._infer_masks(sequences)
         merged = batching.padded(sequences, prompts, self._pad_id(), left=left)
-        accepted = self._accepted()
-        if function == "generate":
-            return merged
+        mask = merged.get("attention_mask")
         # the places of an image are no single numbers: such a model counts from the mask itself
         counts_itself = any(key.endswith("grid_thw") for key in others)
-        if is_padded and left and "position_ids" in accepted and not counts_itself:
-            counted = merged["attention_mask"].cumsum(-1) - 1
-            merged.setdefault("position_ids", counted.clamp(min=0))
-        if "attention_mask" not in accepted:
-            del merged["attention_mask"]
+        if (
+            mask is not None
+            and "position_ids" not in merged
+            and not counts_itself
+            and self._takes_positions(function)
+            and positions.begins_late(mask)
+        ):
+            length = max(row.shape[0] for prompt in prompts for row in prompt)
+            merged["position_ids"] = positions.counted(mask, length)
         return merged
+
+    def _takes_positions(self, function: str) -> bool:
+        """Tell whether positions are counted here: for a causal model, padded on the left."""
+        if not self._pads_left() or "position_ids" not in self._accepted():
+            return False
+        if function != "generate":
+            return True
+        # transformers counts them itself if the signature has them, not if `**kwargs` takes them
+        signature = inspect.signature(forward_of(self._inner()))
+        return "position_ids" not in signature.parameters
+
+    def _infer_masks(self, sequences: Sequence[dict[str, Rows]]) -> None:
+        """Mask padding in ids that are given without a mask, as `generate` does for one input."""
+        config = getattr(self._module, "generation_config", None)
+        pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+        if pad is None or pad == end or (isinstance(end, list) and pad in end):
+            return
+        for one in sequences:
+            rows = one.get("input_ids", ())
+            if "attention_mask" not in one and any(bool((row == pad).any()) for row in rows):
+                one["attention_mask"] = [row.ne(pad).long() for row in rows]
 
     def _check_can_pad(self, function: str) -> None:
         name = type(self._module).__name__
         model_type = self._model_type()
-        if model_type in _IGNORES_MASK or "attention_mask" not in self._accepted():
+        forward = self._options_of("trace").forward
+        takes_mask = forward.is_open or "attention_mask" in forward
+        if model_type in _IGNORES_MASK or not takes_mask:
             raise BatchingError(
                 f"{name} ignores the attention mask, so prompts of unequal length would disturb "
                 "each other in one batch; trace them one by one, or give prompts of the same "
@@ -354,8 +546,8 @@ class LanguageModel(NNsight):
         config = getattr(self._module, "config", None)
         return bool(getattr(config, "is_encoder_decoder", False))
 
-    def _accepted(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self._inner()).forward).parameters
+    def _accepted(self) -> Collection[str]:
+        return self._options_of("trace").forward.names
 
     def _inner(self) -> nn.Module:
         """Return the model of transformers, which may stand in a wrapper of another library.
@@ -419,11 +611,67 @@ def _build(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
+def _pad_left(tokenizer: Any, module: nn.Module) -> None:
+    """Let a tokenizer pad as prompts are padded here: on the left, where a model generates."""
+    config = getattr(module, "config", None)
+    can_generate = getattr(module, "can_generate", None)
+    if (
+        can_generate is not None
+        and can_generate()
+        and not getattr(config, "is_encoder_decoder", False)
+    ):
+        tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
 def _load(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
     automodel, name = source
     module: nn.Module = automodel.from_pretrained(name, **options)
     return module.eval()
 
 
-def _rows_in(given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, batching.Rows]:
-    return {key: batching.rows_of(given[key]) for key in keys if given.get(key) is not None}
+class Given(dict[str, Any]):
+    """The arguments of one input.
+
+    Attributes:
+        made: those that the tokenizer made.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], made: frozenset[str]) -> None:
+        super().__init__(arguments)
+        self.made = made
+
+
+@contextmanager
+def blaming(number: int) -> Iterator[None]:
+    """Say of an error which input it is about."""
+    try:
+        yield
+    except InputError as error:
+        error.number = number
+        raise
+
+
+def _rows_in(number: int, given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Rows]:
+    with blaming(number):
+        return {
+            key: batching.rows_of(key, given[key]) for key in keys if given.get(key) is not None
+        }
+
+
+def _count_embeddings(module: nn.Module) -> int | None:
+    """Count the embeddings of a model of text; None where ids may stand for anything else."""
+    if positions.has_parts(getattr(module, "config", None)):
+        return None
+    try:
+        embedding: Any = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
+
+
+def _has_padding(sequences: Mapping[str, Rows]) -> bool:
+    """Tell whether a row may begin with padding, which has no positions."""
+    masks = sequences.get("attention_mask", ())
+    return any(mask.ndim != 1 or positions.begins_late(mask[None]) for mask in masks)

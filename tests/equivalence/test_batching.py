@@ -142,11 +142,11 @@ def test_options_of_invokes_that_agree_are_those_of_the_run(gpt2: LanguageModel)
 
 
 def test_tensors_of_unequal_shape_are_refused(gpt2: LanguageModel) -> None:
-    with pytest.raises(BatchingError, match=r"a tensor of shape \(1, 3\) .* of shape \(1, 4\)"):
+    with pytest.raises(BatchingError, match=r"a tensor of shape \(1, 3, 16\) .* \(1, 4, 16\)"):
         with gpt2.trace() as tracer:
-            with tracer.invoke(SHORT, pixel_values=torch.zeros(1, 3)):
+            with tracer.invoke(SHORT, encoder_hidden_states=torch.zeros(1, 3, 16)):
                 one = gpt2.output.logits.save()
-            with tracer.invoke(MIDDLE, pixel_values=torch.zeros(1, 4)):
+            with tracer.invoke(MIDDLE, encoder_hidden_states=torch.zeros(1, 4, 16)):
                 other = gpt2.output.logits.save()
 
 

@@ -156,7 +156,7 @@ def _shares_without_a_barrier(model):
 
 def _fails_in_its_first_module(model):
     with pytest.raises(IndexError):
-        with model.trace(torch.tensor([[len(models.WORDS)]])):
+        with model.trace(torch.tensor([[3]]), position_ids=torch.tensor([[1000]])):
             hidden = model.transformer.h[0].output
 
 

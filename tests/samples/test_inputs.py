@@ -1,0 +1,172 @@
+"""Minimised failures of inputs: what goes to the forward, and what is refused before it."""
+
+import pytest
+import torch
+import transformers
+
+from nnsight_dsl import InputError, LanguageModel
+from tests import models
+from tests.models import EOS, GPT2, LONG, PAD, SHORT, WORDS, assert_near, assert_same, token_ids
+
+
+def padded(*texts: str) -> transformers.BatchEncoding:
+    """What a user's own tokenizer makes of texts, padded on the left."""
+    tokens = models.tokenizer()
+    return tokens(list(texts), return_tensors="pt", padding=True, padding_side="left")
+
+
+@pytest.fixture
+def gpt2() -> LanguageModel:
+    return models.wrapped(GPT2)
+
+
+def test_a_cache_of_an_earlier_trace_is_looked_at_in_full():
+    plain = models.new_llama()
+    model = LanguageModel(models.new_llama(), tokenizer=models.tokenizer())
+    with model.trace(LONG, use_cache=True):
+        cache = model.output.past_key_values.save()
+    expected = plain(torch.cat([token_ids(LONG), token_ids(SHORT)], 1)).logits[:, -2:]
+    with model.trace(token_ids(SHORT), past_key_values=cache):
+        logits = model.lm_head.output.save()
+    assert_near(logits, expected)
+
+
+def test_a_text_after_a_cache_has_no_mask_of_its_own():
+    plain = models.new_llama()
+    model = LanguageModel(models.new_llama(), tokenizer=models.tokenizer())
+    with model.trace(LONG, use_cache=True):
+        cache = model.output.past_key_values.save()
+    expected = plain(torch.cat([token_ids(LONG), token_ids(SHORT)], 1)).logits[:, -2:]
+    with model.trace(SHORT, past_key_values=cache):
+        logits = model.lm_head.output.save()
+    assert_near(logits, expected)
+
+
+class PassesOn(transformers.LlamaForCausalLM):
+    """As remote code and wrappers do."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_forward_that_passes_on_its_keywords_gets_its_mask():
+    plain = models.new_llama()
+    module = models.new_llama()
+    module.__class__ = PassesOn
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    given = padded(SHORT, LONG)
+    with model.trace(given):
+        logits = model.lm_head.output[:, -1].save()
+    assert_near(logits, plain(**given).logits[:, -1])
+    mask = given["attention_mask"].clone()
+    mask[1, 2] = 0
+    with model.trace(input_ids=given["input_ids"], attention_mask=mask):
+        masked = model.lm_head.output[:, -1].save()
+    assert_near(masked, plain(input_ids=given["input_ids"], attention_mask=mask).logits[:, -1])
+    with model.trace([SHORT, LONG]):
+        texts = model.lm_head.output[:, -1].save()
+    assert_near(texts, logits)
+
+
+def test_positions_reach_a_decoder_below_a_forward_that_has_none():
+    config = transformers.WhisperConfig(
+        vocab_size=len(WORDS), d_model=16, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
+        decoder_ffn_dim=24, num_mel_bins=8, max_source_positions=16, max_target_positions=32,
+        decoder_start_token_id=EOS, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS,
+        suppress_tokens=None, begin_suppress_tokens=None, init_std=0.4,
+    )  # fmt: skip
+    module = transformers.WhisperForCausalLM(config).eval()
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    with model.trace() as tracer:
+        with tracer.invoke(SHORT):
+            short = model.proj_out.output[:, -2:].save()
+        with tracer.invoke(LONG):
+            long = model.proj_out.output.save()
+    assert_near(short, module(token_ids(SHORT)).logits)
+    assert_near(long, module(token_ids(LONG)).logits)
+    with model.generate([SHORT, LONG], max_new_tokens=3, do_sample=False) as tracer:
+        together = tracer.result.save()
+    alone = module.generate(token_ids(SHORT), max_new_tokens=3, do_sample=False)
+    assert together[0, -alone.shape[1] :].tolist() == alone[0].tolist()
+
+
+def test_what_the_user_padded_on_the_left_is_what_the_texts_are(gpt2):
+    expected = models.bare(GPT2)(token_ids(SHORT)).logits[0, -1]
+    with gpt2.trace(padded(SHORT, LONG)):
+        logits = gpt2.lm_head.output[0, -1].save()
+    assert_near(logits, expected)
+    with gpt2.trace(**padded(SHORT, LONG)):
+        logits = gpt2.lm_head.output[0, -1].save()
+    assert_near(logits, expected)
+
+
+def test_positions_of_the_user_are_not_touched(gpt2):
+    given = padded(SHORT, LONG)
+    positions = torch.arange(8).expand(2, 8)
+    with gpt2.trace(**given, position_ids=positions):
+        seen = gpt2.transformer.wpe.input.save()
+    assert torch.equal(seen, positions)
+
+
+def test_ids_alone_go_in_without_a_mask(gpt2):
+    with gpt2.trace(token_ids(SHORT)):
+        given = gpt2.inputs.save()
+    assert given[0] == ()
+    assert set(given[1]) == {"input_ids"}
+
+
+@pytest.mark.parametrize("where", ["trace", "invoke"])
+def test_options_of_the_tokenizer_go_to_the_tokenizer(gpt2, where):
+    options = {"truncation": True, "max_length": 4}
+    if where == "trace":
+        with gpt2.trace(LONG, **options):
+            embedded = gpt2.transformer.wte.output.save()
+    else:
+        with gpt2.trace() as tracer:
+            with tracer.invoke(LONG, **options):
+                embedded = gpt2.transformer.wte.output.save()
+    assert embedded.shape[1] == 4
+
+
+def test_sound_goes_in_without_tokens():
+    config = transformers.WhisperConfig(
+        vocab_size=len(WORDS), d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
+        decoder_ffn_dim=24, num_mel_bins=8, max_source_positions=16, max_target_positions=32,
+        decoder_start_token_id=EOS, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS,
+        suppress_tokens=None, begin_suppress_tokens=None, init_std=0.4,
+    )  # fmt: skip
+    module = transformers.WhisperForConditionalGeneration(config).eval()
+    sound = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
+    expected = module.generate(input_features=sound, max_new_tokens=4)
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    with model.generate({"input_features": sound}, max_new_tokens=4) as tracer:
+        as_mapping = tracer.result.save()
+    with model.generate(input_features=sound, max_new_tokens=4) as tracer:
+        as_keyword = tracer.result.save()
+    with model.generate(max_new_tokens=4) as tracer:
+        with tracer.invoke(input_features=sound[:1]):
+            first = tracer.result.save()
+        with tracer.invoke(input_features=sound[1:]):
+            second = tracer.result.save()
+    assert torch.equal(as_mapping, expected)
+    assert torch.equal(as_keyword, expected)
+    assert torch.equal(torch.cat([first, second]), expected)
+    starts = torch.tensor([[EOS], [EOS]])
+    with model.trace(input_features=sound, decoder_input_ids=starts):
+        logits = model.proj_out.output.save()
+    assert_same(logits, module(input_features=sound, decoder_input_ids=starts).logits)
+
+
+@pytest.mark.parametrize("text", ["", "   ", ["the cat", ""]])
+def test_a_text_without_tokens_is_refused(gpt2, text):
+    with pytest.raises(InputError, match="has no tokens; give a text"):
+        with gpt2.trace(text):
+            gpt2.lm_head.output.save()
+
+
+def test_a_number_is_no_prompt(gpt2):
+    with pytest.raises(InputError, match=r"the input is the int 12345; token ids are a list, \["):
+        with gpt2.trace(12345):
+            gpt2.lm_head.output.save()
