@@ -4,6 +4,8 @@
 #             install vLLM for the CPU beside the rest, then run the tests with its engine
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
+# make sweep-models
+#             every architecture of transformers, padded: about four minutes
 # make lint   install, then check style, types and layers
 # make bench  install other libraries beside the rest, then run the benchmarks beside them and
 #             write docs/benchmarks.md
@@ -18,7 +20,7 @@ PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-vllm test-transforms lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-transforms sweep-models lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -31,6 +33,9 @@ test-core: $(VENV)/.installed-test
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/python -m pytest tests/vllm
+
+sweep-models: $(VENV)/.installed-test
+	NNSIGHT_DSL_SWEEP=all $(BIN)/python -m pytest tests/equivalence/test_padding_sweep.py
 
 # transforms/ needs no torch, so its tests run on a Python that no torch is installed for.
 SMALL := $(VENV)/transforms-$(notdir $(PYTHON))

@@ -116,10 +116,18 @@ def padded(
     pad_id: int,
     *,
     left: bool,
+    first: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Make one batch of the sequences of several inputs.
 
     Arguments that no input has are not made up, but for the mask where something is padded.
+
+    Args:
+        inputs: for each input, its arguments with one item for each token.
+        prompts: for each input, the rows of its prompt.
+        pad_id: what token ids are padded with.
+        left: whether the padding comes before the prompts.
+        first: the position of a prompt's first token.
 
     Raises:
         BatchingError: an argument has not one item for each token, or is of another kind for
@@ -135,7 +143,7 @@ def padded(
     for key in sorted(keys, key=SEQUENCES.index):
         rows: Rows = []
         for one, prompt, expected in zip(inputs, prompts, lengths, strict=True):
-            own = one[key] if key in one else _unsaid(key, one, prompt)
+            own = one[key] if key in one else _unsaid(key, one, prompt, first)
             fits = [row.shape[0] for row in own] == expected if pads else len(own) == len(prompt)
             if not fits and (pads or len(inputs) > 1):
                 raise BatchingError(
@@ -166,7 +174,11 @@ def stacked(key: str, rows: Rows) -> torch.Tensor:
 
 
 def padded_for_decoder(
-    inputs: Sequence[Mapping[str, Rows]], pad_id: int, *, is_continued: bool
+    inputs: Sequence[Mapping[str, Rows]],
+    pad_id: int,
+    *,
+    is_continued: bool,
+    refusal: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """Make one batch of what the decoder is given, padded on the right, where it never looks.
 
@@ -174,9 +186,11 @@ def padded_for_decoder(
         inputs: for each input, its arguments for the decoder.
         pad_id: what token ids are padded with.
         is_continued: whether the decoder goes on writing where these end.
+        refusal: why this model cannot have inputs of unequal length for its decoder.
 
     Raises:
-        BatchingError: only some have an argument, or they are of unequal length and continued.
+        BatchingError: only some have an argument, or they are of unequal length and continued, or
+            padding is refused.
     """
     merged: dict[str, torch.Tensor] = {}
     for key in sorted(set().union(*inputs), key=DECODED.index):
@@ -187,7 +201,13 @@ def padded_for_decoder(
             )
         rows = [row for one in inputs for row in one[key]]
         longest = max(row.shape[0] for row in rows)
-        if is_continued and min(row.shape[0] for row in rows) < longest:
+        pads = min(row.shape[0] for row in rows) < longest
+        if pads and refusal is not None:
+            raise BatchingError(
+                f"{key} is of unequal length, and this model {refusal}; give the same number of "
+                "tokens to each invoke, or trace them one by one"
+            )
+        if is_continued and pads:
             raise BatchingError(
                 f"{key} of unequal length would be continued after its padding; give the same "
                 "number of tokens to each invoke, or generate one by one"
@@ -239,7 +259,7 @@ def joined(
     return merged
 
 
-def _unsaid(key: str, one: Mapping[str, Rows], prompt: Rows) -> Rows:
+def _unsaid(key: str, one: Mapping[str, Rows], prompt: Rows, first: int) -> Rows:
     """Return what a sequence is for an input that was given without it."""
     if key in ("input_ids", "inputs_embeds"):
         raise BatchingError(
@@ -248,7 +268,7 @@ def _unsaid(key: str, one: Mapping[str, Rows], prompt: Rows) -> Rows:
         )
     if key == "position_ids":
         masks = one.get("attention_mask") or [row.new_ones(len(row)) for row in prompt]
-        return [counted(mask, len(row)) for mask, row in zip(masks, prompt, strict=True)]
+        return [counted(mask, len(row)) + first for mask, row in zip(masks, prompt, strict=True)]
     fill = {"labels": -100, "attention_mask": 1}.get(key, 0)
     return [torch.full((len(row),), fill, device=row.device) for row in prompt]
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl.envoy import Envoy
-from nnsight_dsl.modeling import batching, positions
+from nnsight_dsl.modeling import batching, padding, positions
 from nnsight_dsl.modeling import inputs as inputs_of
 from nnsight_dsl.modeling.base import OWN_OPTIONS, NNsight, module_of
 from nnsight_dsl.modeling.inputs import Rows
@@ -30,15 +30,6 @@ from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracer import Batch, Input
 from nnsight_dsl.transforms import requests
-
-_IGNORES_MASK = frozenset({"recurrent_gemma", "rwkv"})
-"""Model types that accept an attention mask and do not use it, or not in all layers."""
-
-_GENERATES_UNPADDED = frozenset({"minimax", "reformer"})
-"""Model types that use the attention mask, and go wrong when they generate from padded prompts."""
-
-_GENERATES_ALONE = frozenset({"rwkv"})
-"""Model types that mix the rows of a batch when they generate."""
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 """Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
@@ -259,7 +250,10 @@ class LanguageModel(NNsight):
                 for key in dict.fromkeys(key for one in sequences for key in one)
             }
         merged |= batching.padded_for_decoder(
-            decoded, self._pad_id(), is_continued=function == "generate"
+            decoded,
+            self._pad_id(),
+            is_continued=function == "generate",
+            refusal=padding.refusal_of_decoded(self._inner()) if for_decoder else None,
         )
         device = self.device
         # the token ids come first, so that they are the root's `.input`
@@ -466,15 +460,19 @@ class LanguageModel(NNsight):
         others: Collection[str],
     ) -> dict[str, torch.Tensor]:
         is_padded = batching.is_padded(prompts)
-        if is_padded:
-            self._check_can_pad(function)
         left = self._pads_left()
+        if is_padded:
+            self._check_can_pad(function, left=left)
         if function == "generate" and (is_padded or len(sequences) > 1):
             self._infer_masks(sequences)
-        merged = batching.padded(sequences, prompts, self._pad_id(), left=left)
+        counting = padding.counting_of(self._inner())
+        pad_id = self._pad_id() if counting.padding_id is None else counting.padding_id
+        merged = batching.padded(sequences, prompts, pad_id, left=left, first=counting.first)
         mask = merged.get("attention_mask")
         # the places of an image are no single numbers: such a model counts from the mask itself
         counts_itself = any(key.endswith("grid_thw") for key in others)
+        # ... or from the token ids, as it does for a prompt alone
+        counts_itself |= counting.padding_id is not None and "input_ids" in merged
         if (
             mask is not None
             and "position_ids" not in merged
@@ -483,7 +481,7 @@ class LanguageModel(NNsight):
             and positions.begins_late(mask)
         ):
             length = max(row.shape[0] for prompt in prompts for row in prompt)
-            merged["position_ids"] = positions.counted(mask, length)
+            merged["position_ids"] = positions.counted(mask, length) + counting.first
         return merged
 
     def _takes_positions(self, function: str) -> bool:
@@ -507,23 +505,20 @@ class LanguageModel(NNsight):
             if "attention_mask" not in one and any(bool((row == pad).any()) for row in rows):
                 one["attention_mask"] = [row.ne(pad).long() for row in rows]
 
-    def _check_can_pad(self, function: str) -> None:
+    def _check_can_pad(self, function: str, *, left: bool) -> None:
         name = type(self._module).__name__
-        model_type = self._model_type()
         forward = self._options_of("trace").forward
-        takes_mask = forward.is_open or "attention_mask" in forward
-        if model_type in _IGNORES_MASK or not takes_mask:
+        reason = padding.refusal(
+            self._inner(),
+            takes_mask=forward.is_open or "attention_mask" in forward,
+            left=left,
+            generates=function == "generate",
+        )
+        if reason is not None:
             raise BatchingError(
-                f"{name} ignores the attention mask, so prompts of unequal length would disturb "
-                "each other in one batch; trace them one by one, or give prompts of the same "
-                "number of tokens"
+                f"{name} {reason}, so prompts of unequal length would disturb each other in one "
+                "batch; trace them one by one, or give prompts of the same number of tokens"
             )
-        if function == "generate" and model_type in _GENERATES_UNPADDED:
-            raise BatchingError(
-                f"{name} goes wrong when it generates from padded prompts; generate from them one "
-                "by one, or give prompts of the same number of tokens"
-            )
-
         adapter = getattr(self._module, "active_peft_config", None)
         kind = getattr(adapter, "peft_type", None)
         if getattr(adapter, "is_prompt_learning", False) and kind not in _LEARNED_ASIDE:
@@ -533,14 +528,12 @@ class LanguageModel(NNsight):
             )
 
     def _check_can_generate(self, rows: int) -> None:
-        if rows > 1 and self._model_type() in _GENERATES_ALONE:
-            raise BatchingError(
-                f"{type(self._module).__name__} mixes the rows of a batch when it generates; "
-                "generate from the prompts one by one"
-            )
-
-    def _model_type(self) -> Any:
-        return getattr(getattr(self._module, "config", None), "model_type", None)
+        for one in padding.model_types(getattr(self._inner(), "config", None)):
+            if rows > 1 and one in padding.GENERATES_ALONE:
+                raise BatchingError(
+                    f"{type(self._module).__name__} {padding.GENERATES_ALONE[one]}; generate from "
+                    "the prompts one by one"
+                )
 
     def _has_encoder(self) -> bool:
         config = getattr(self._module, "config", None)

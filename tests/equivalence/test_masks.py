@@ -111,6 +111,6 @@ def test_minimax_traces_padded_prompts_and_does_not_generate_from_them() -> None
             long = model.output.logits.save()
     assert_near(short[:, -2:], module(token_ids(SHORT)).logits)
     assert_near(long, module(token_ids(LONG)).logits)
-    with pytest.raises(BatchingError, match="generates from padded prompts"):
+    with pytest.raises(BatchingError, match="keeps the padding in the state"):
         with model.generate([SHORT, LONG], **GREEDY) as tracer:
             tokens = tracer.result.save()
