@@ -1,18 +1,15 @@
-"""Prompts of a language model: the forms that one may have, and the checks before the model runs.
+"""Prompts of a language model: the forms that one may have.
 
 A prompt is a text, a chat (a list of messages with a role), or token ids, or several of these in a
 list. Token ids are a list of ints, lists of unequal length, a tensor or an array of integers. All
 else is refused with an `InputError` that names what was seen and how to write it.
-
-The values of ids are compared with the size of the embedding where they are on the CPU, since an
-index that is out of range ends a process's use of a GPU. Values on a GPU are not looked at, which
-would wait for it.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -42,6 +39,16 @@ _BESIDE_TOKENS = frozenset(
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 40
+
+
+@contextmanager
+def blaming(number: int) -> Iterator[None]:
+    """Say of an error which of the inputs of a run it is about."""
+    try:
+        yield
+    except InputError as error:
+        error.number = number
+        raise
 
 
 def form_of(value: Any) -> str:
@@ -175,36 +182,6 @@ def id_rows(key: str, value: Any) -> Rows:
     return rows
 
 
-def check_range(key: str, rows: Iterable[torch.Tensor], count: int, name: str) -> None:
-    """Refuse token ids for which a model has no embedding, where that can be seen on the CPU.
-
-    Args:
-        key: name of the argument.
-        rows: the ids.
-        count: how many embeddings the model has.
-        name: name of the model's class.
-
-    Raises:
-        InputError: an id is negative or too large.
-    """
-    for number, row in enumerate(rows):
-        if row.device.type != "cpu":
-            continue
-        least, most = (int(one) for one in torch.aminmax(row))
-        if least < 0 or most >= count:
-            wrong = least if least < 0 else most
-            raise InputError(
-                f"{key} has the id {wrong} in row {number}, and {name} has embeddings for 0 to "
-                f"{count - 1}; "
-                + (
-                    "mask tokens by attention_mask=, and labels by -100"
-                    if wrong < 0
-                    else "give ids of this model's tokenizer, or "
-                    "model.resize_token_embeddings(len(tokenizer))"
-                )
-            )
-
-
 def without_extras(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of an encoding, without what a tokenizer tells its caller."""
     return {key: value for key, value in given.items() if key not in _BESIDE_TOKENS}
@@ -221,6 +198,8 @@ def brief(value: Any) -> str:
         return f"{kind} of shape {tuple(value.shape)} and type {value.dtype}"
     if isinstance(value, (int, float, bytes)):
         return f"the {type(value).__name__} {_repr.repr(value)}"
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {_repr.repr(list(value))}"
     if isinstance(value, (list, tuple, set, frozenset)):
         return f"the {type(value).__name__} {_repr.repr(value)}"
     return f"an object of type {type(value).__qualname__}"
@@ -254,7 +233,7 @@ def _row_of(key: str, items: Sequence[Any]) -> torch.Tensor:
         items = [_id_of(key, number, one) for number, one in enumerate(items)]
     try:
         return torch.tensor(items, dtype=torch.int64)
-    except (OverflowError, RuntimeError):
+    except (OverflowError, RuntimeError, ValueError):
         raise InputError(
             f"{key} has the id {max(items, key=abs)}; give ids of this model's tokenizer"
         ) from None

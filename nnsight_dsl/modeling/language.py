@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from nnsight_dsl.envoy import Envoy
-from nnsight_dsl.modeling import batching, padding, positions
-from nnsight_dsl.modeling import inputs as inputs_of
+from nnsight_dsl.modeling import batching, checks, padding, positions
 from nnsight_dsl.modeling.base import OWN_OPTIONS, NNsight, module_of
-from nnsight_dsl.modeling.inputs import Rows
+from nnsight_dsl.modeling.inputs import Rows, blaming
 from nnsight_dsl.modeling.keywords import either, forward_of, keywords_of
-from nnsight_dsl.modeling.options import Options, refuse_idle
-from nnsight_dsl.modeling.prompts import PAIRED, encoded, encoded_texts
+from nnsight_dsl.modeling.options import Options
+from nnsight_dsl.modeling.prompts import Given, all_given
 from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.runtime.locations import Place
@@ -33,9 +31,6 @@ from nnsight_dsl.transforms import requests
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 """Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
-
-_COUNTED = ("input_ids", "inputs_embeds", "decoder_input_ids")
-"""Arguments whose tokens have positions."""
 
 
 class Generation(Place):
@@ -149,6 +144,9 @@ class LanguageModel(NNsight):
         Returns:
             The tracer, to be used in a `with` statement.
         """
+        if not args and kwargs.get("inputs") is not None:
+            # the name that transformers has for it
+            args = (kwargs.pop("inputs"),)
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
@@ -219,7 +217,7 @@ class LanguageModel(NNsight):
         for_texts: dict[str, Any] = {}
         if options:
             for_texts, options = known.parted(options)
-        given = self._all_given(inputs, known, for_texts)
+        given = all_given(inputs, known, for_texts, self._main_input())
         for_decoder = batching.DECODED if self._has_encoder() else ()
         for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
         sequences = [_rows_in(number, one, for_prompt) for number, one in enumerate(given)]
@@ -232,12 +230,15 @@ class LanguageModel(NNsight):
         found = [one for one in prompts if one is not None]
         if len(found) == len(prompts):
             counts = tuple(map(len, found))
-            self._check_ids(sequences, decoded)
+            checks.check(self._inner(), sequences, decoded, is_traced=function == "trace")
             joined = batching.joined(others, counts, options)
             if function == "trace":
                 self._drop_masks_behind_cache(given, sequences, found, {**options, **joined})
             merged = self._padded(sequences, found, function, joined.keys() | options.keys())
         elif found:
+            for number, (own, prompt) in enumerate(zip(others, prompts, strict=True)):
+                if prompt is None:
+                    self._counted_without_tokens(number, own, decoded[number])
             raise BatchingError(
                 "one invoke has tokens and another one has none, and one batch has them for all "
                 "rows or for none; trace them one by one"
@@ -285,139 +286,33 @@ class LanguageModel(NNsight):
         cached[function] = key, options
         return options
 
-    def _all_given(
-        self, inputs: Sequence[Input], known: Options, for_texts: Mapping[str, Any]
-    ) -> list[Given]:
-        """Return the arguments of each input.
-
-        Texts are tokenized in one call, which costs a third of one call for each.
-        """
-        options: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for number, one in enumerate(inputs):
-            with blaming(number):
-                options.append(known.parted(one.kwargs) if one.kwargs else ({}, {}))
-        texts = [
-            number
-            for number, one in enumerate(inputs)
-            if len(one.args) == 1 and type(one.args[0]) is str and not options[number][0]
-        ]
-        # one of the user's own may pad what it is given together, or take one text at a time
-        is_usual = type(self.tokenizer).__module__.startswith("transformers.")
-        rows: dict[int, Mapping[str, Any]] = {}
-        if len(texts) > 1 and is_usual and for_texts.keys().isdisjoint(PAIRED):
-            encoding = encoded_texts(
-                self.tokenizer, [inputs[number].args[0] for number in texts], for_texts
-            )
-            # otherwise such a tokenizer does not give one row for each text
-            if all(type(one) is list and len(one) == len(texts) for one in encoding.values()):
-                for row, number in enumerate(texts):
-                    rows[number] = {key: one[row : row + 1] for key, one in encoding.items()}
-        given = []
-        has_text = False
-        for number, one in enumerate(inputs):
-            with blaming(number):
-                own, rest = options[number]
-                made = rows.get(number)
-                if made is None:
-                    made, plain = self._encoded(one, known, {**for_texts, **own}, own)
-                    rest = {**plain, **rest}
-                has_text = has_text or bool(made)
-                if made:
-                    self._check_encoding(one.args[0], made)
-                    made = known.kept_of(made)
-                given.append(Given({**made, **rest}, frozenset(made) - rest.keys()))
-        if for_texts and not has_text:
-            refuse_idle(for_texts)
-        return given
-
-    def _encoded(
-        self, one: Input, known: Options, for_texts: Mapping[str, Any], own: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return what the tokenizer makes of an input, and what the user gives as it is."""
-        if len(one.args) > 1:
-            raise InputError(
-                f"{len(one.args)} inputs were given at once; give several prompts as a list"
-            )
-        if not one.args:
-            refuse_idle(own)
-            return {}, {}
-        value = inputs_of.as_list(one.args[0])
-        is_words = bool(for_texts.get("is_split_into_words"))
-        form = "texts" if is_words else inputs_of.form_of(value)
-        if form in ("ids", "arguments"):
-            refuse_idle(own)
-            if form == "arguments":
-                plain = inputs_of.without_extras(value)
-                known.check(plain)
-                return {}, plain
-            return {}, {self._name_of(value): value}
-        return encoded(self.tokenizer, value, form, for_texts), {}
-
-    def _name_of(self, value: Any) -> str:
-        """Return the name of the argument that a tensor given by position is."""
-        main = self._main_input()
-        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return main if is_float else "input_ids"
-
     def _main_input(self) -> str:
         return str(getattr(self._inner(), "main_input_name", "input_ids"))
-
-    def _check_encoding(self, value: Any, encoding: Mapping[str, Any]) -> None:
-        """Refuse a text of which the tokenizer makes no tokens."""
-        for number, row in enumerate(encoding.get("input_ids", ())):
-            if hasattr(row, "__len__") and not len(row):
-                texts = [value] if isinstance(value, str) else value
-                text = texts[number] if number < len(texts) else value
-                raise InputError(
-                    f"{inputs_of.brief(text)} has no tokens; give a text with at least one, or "
-                    "the ids of a token to begin with, [[tokenizer.bos_token_id]]"
-                )
-
-    def _check_ids(
-        self,
-        sequences: Sequence[Mapping[str, Rows]],
-        decoded: Sequence[Mapping[str, Rows]],
-    ) -> None:
-        """Refuse ids that have no embedding, and prompts that have more tokens than positions."""
-        inner = self._inner()
-        count = _count_embeddings(inner)
-        limits = positions.find_limit(inner), positions.find_limit(inner, decoder=True)
-        for parts, is_decoders in ((sequences, False), (decoded, True)):
-            limit = limits[is_decoders]
-            for number, one in enumerate(parts):
-                with blaming(number):
-                    for key, rows in one.items():
-                        if key in batching.IDS and count is not None:
-                            inputs_of.check_range(key, rows, count, type(inner).__name__)
-                        if limit is not None and key in _COUNTED and "position_ids" not in one:
-                            longest = max(row.shape[0] for row in rows)
-                            if longest > limit and not _has_padding(one):
-                                raise InputError(
-                                    f"{key} has a row of {longest} tokens, and "
-                                    f"{type(inner).__name__} has {limit} positions; give a "
-                                    "shorter prompt, or truncation=True with a text"
-                                )
 
     def _counts_without_tokens(
         self,
         others: Sequence[Mapping[str, Any]],
         decoded: Sequence[Mapping[str, Rows]],
     ) -> tuple[int, ...]:
-        counts = []
-        for number, (one, own) in enumerate(zip(others, decoded, strict=True)):
-            count = batching.find_count(one, self._main_input())
-            if count is None and "decoder_input_ids" in own:
-                count = len(own["decoder_input_ids"])
-            if count is None:
-                error = InputError(
-                    "this input has neither token ids nor embeddings, nor an argument such as "
-                    "pixel_values; give a text, input_ids= or inputs_embeds=, or wrap a model that "
-                    "takes anything else in NNsight"
-                )
-                error.number = number
-                raise error
-            counts.append(count)
-        return tuple(counts)
+        return tuple(
+            self._counted_without_tokens(number, one, own)
+            for number, (one, own) in enumerate(zip(others, decoded, strict=True))
+        )
+
+    def _counted_without_tokens(
+        self, number: int, others: Mapping[str, Any], decoded: Mapping[str, Rows]
+    ) -> int:
+        count = batching.find_count(others, self._main_input())
+        if count is None and "decoder_input_ids" in decoded:
+            count = len(decoded["decoder_input_ids"])
+        if count is not None:
+            return count
+        with blaming(number):
+            raise InputError(
+                "this input has neither token ids nor embeddings, nor an argument such as "
+                "pixel_values; give a text, input_ids= or inputs_embeds=, or wrap a model that "
+                "takes anything else in NNsight"
+            )
 
     def _drop_masks_behind_cache(
         self,
@@ -624,47 +519,8 @@ def _load(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
-class Given(dict[str, Any]):
-    """The arguments of one input.
-
-    Attributes:
-        made: those that the tokenizer made.
-    """
-
-    def __init__(self, arguments: Mapping[str, Any], made: frozenset[str]) -> None:
-        super().__init__(arguments)
-        self.made = made
-
-
-@contextmanager
-def blaming(number: int) -> Iterator[None]:
-    """Say of an error which input it is about."""
-    try:
-        yield
-    except InputError as error:
-        error.number = number
-        raise
-
-
 def _rows_in(number: int, given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Rows]:
     with blaming(number):
         return {
             key: batching.rows_of(key, given[key]) for key in keys if given.get(key) is not None
         }
-
-
-def _count_embeddings(module: nn.Module) -> int | None:
-    """Count the embeddings of a model of text; None where ids may stand for anything else."""
-    if positions.has_parts(getattr(module, "config", None)):
-        return None
-    try:
-        embedding: Any = module.get_input_embeddings()
-    except (AttributeError, NotImplementedError, TypeError):
-        return None
-    return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
-
-
-def _has_padding(sequences: Mapping[str, Rows]) -> bool:
-    """Tell whether a row may begin with padding, which has no positions."""
-    masks = sequences.get("attention_mask", ())
-    return any(mask.ndim != 1 or positions.begins_late(mask[None]) for mask in masks)

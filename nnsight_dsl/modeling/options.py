@@ -48,6 +48,8 @@ _OTHER_NAMES = {
 }
 """What arguments of other libraries' generation are called in transformers."""
 
+_FOR_PROCESSORS = ("audio", "image", "images", "raw_speech", "video", "videos")
+
 _IGNORED = frozenset({"return_tensors"})
 """Options of a tokenizer that change nothing here: tensors are made in any case."""
 
@@ -155,12 +157,18 @@ class Options:
                 f"{key!r} is given to trace, which runs one forward, and is an argument of a "
                 f"generation; write model.generate(..., {key}=...)"
             )
-        takers = f"{name}.forward and its tokenizer" if self.tokenizer else f"{name}.forward"
+        takers = [f"{name}.forward"]
         if self.generate is not None:
-            takers = f"generate, {takers}"
-        raise InputError(f"{key!r} is given, which {takers} do not know; {self._advice(key)}")
+            takers.insert(0, f"{name}.generate")
+        if self.tokenizer is not None:
+            takers.append("its tokenizer")
+        *others, last = takers
+        unknown = f"neither {', '.join(others)} nor {last} has" if others else f"{last} has no"
+        raise InputError(f"{key!r} was given, and {unknown} such a keyword; {self._advice(key)}")
 
     def _advice(self, key: str) -> str:
+        if key in _FOR_PROCESSORS:
+            return "give what the model's processor returns, model.trace(**processor(...))"
         known = {*self.forward.names, *self.generation, *self.texts, *self.own, *_FOR_ALL_MODELS}
         near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.6)
         if near:
