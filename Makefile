@@ -7,6 +7,8 @@
 # make sweep-models
 #             every architecture of transformers, padded: about four minutes
 # make lint   install, then check style, types and layers
+# make interrupts
+#             interrupt 3,000 runs at random places, in some minutes
 # make bench  install other libraries beside the rest, then run the benchmarks beside them and
 #             write docs/benchmarks.md
 # make bench-quick
@@ -20,7 +22,7 @@ PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-vllm test-transforms sweep-models lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-transforms sweep-models interrupts lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -42,6 +44,9 @@ SMALL := $(VENV)/transforms-$(notdir $(PYTHON))
 
 test-transforms: $(SMALL)/.installed
 	$(SMALL)/bin/python -m pytest tests/transforms
+
+interrupts: $(VENV)/.installed-test
+	$(BIN)/python -m tests.interrupts --count 3000
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/python -m ruff check .

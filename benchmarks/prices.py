@@ -113,7 +113,7 @@ def _of_objects(blocks: Any, model: NNsight, x: torch.Tensor, rounds: int) -> di
     fixtures = Fixtures(model.layers)
 
     def turn() -> None:
-        with model._family:
+        with model._family.lock:
             pass
 
     driver = empty_fit.new_driver(model)

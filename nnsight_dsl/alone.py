@@ -20,6 +20,8 @@ from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
     from nnsight_dsl.fit import Fit
+    from nnsight_dsl.runtime.lone import LoneDriver
+    from nnsight_dsl.runtime.turns import Family
     from nnsight_dsl.tracer import Tracer
 
 _NO_KEYWORDS: dict[str, Any] = {}
@@ -52,17 +54,19 @@ def run_alone(
         or advanced() is not None
     ):
         return None
+    driver: LoneDriver | None = None
     try:
         model._prepare()
-        # a turn, as entering the family gives one
-        family, thread = own["_family"], get_ident()
-        if family.merged_into is not None:
-            family = family.leader()
-        if family.owner == thread:
+        turn: Family = own["_family"]
+        if turn.merged_into is not None:
+            turn = own["_family"] = turn.leader()
+        # under way on this thread, or left so: the long way tells which
+        if turn.lock._is_owned():
             return None
-        with family.lock:
-            family.owner = thread
+        with turn.lock:
             try:
+                if turn.merged_into is not None or turn.joined:
+                    return None
                 if not fit.holds(program, user_globals, names):
                     return None
                 if program.outer_is_global:
@@ -85,11 +89,17 @@ def run_alone(
                     batch = model._batch([tracer._given], "trace", {})
                     driver.factor = model._rows_per_row(batch.kwargs)
                     function, args, kwargs = model._function("trace"), batch.args, batch.kwargs
-                if driver.run_alone(machine, thread, function, args, kwargs):
-                    idle.append(driver)
+                turn.run = driver
+                is_reusable = driver.run_alone(machine, get_ident(), function, args, kwargs)
+            except BaseException:
+                if driver is not None:
+                    # interrupted in the midst of putting up or taking down
+                    driver.take_down()
+                raise
             finally:
-                family.owner = None
-                tracer._driver = None
+                turn.run = tracer._driver = None
+        if is_reusable:
+            idle.append(driver)
     except BaseException as error:
         clean(error)
         return {}, error

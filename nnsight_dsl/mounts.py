@@ -17,24 +17,33 @@ import torch
 from nnsight_dsl.saving import save
 
 _lock = Lock()
-_users = 0
+_users: set[object] = set()
+
+
+def mount(user: object) -> None:
+    """Let tensors have a `save` method while a run lasts, until `unmount`."""
+    with _lock:
+        _users.add(user)
+        torch.Tensor.save = save
+
+
+def unmount(user: object) -> None:
+    """Let go of what `mount` did for a run, if it did and this has not been done yet."""
+    with _lock:
+        if "save" in vars(torch.Tensor) and _users <= {user}:
+            del torch.Tensor.save
+        _users.discard(user)
 
 
 @contextmanager
 def tensor_save() -> Iterator[None]:
     """Let tensors have a `save` method while a run lasts."""
-    global _users
-    with _lock:
-        _users += 1
-        if _users == 1:
-            torch.Tensor.save = save
+    user = object()
     try:
+        mount(user)
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                del torch.Tensor.save
+        unmount(user)
 
 
 def explain_helpers(error: BaseException) -> None:

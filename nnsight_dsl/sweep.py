@@ -44,7 +44,9 @@ from nnsight_dsl.runtime.forks import (
     Probe,
     has_row_for_each,
 )
+from nnsight_dsl.runtime.record import is_interrupt
 from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.tracer import Batch, Input, Tracer
 
@@ -204,16 +206,17 @@ class _SweepTracer(Tracer):
             names = {name: without_aliasing(value) for name, value in names.items()}
         return self._machine_of(one.program, one.user_globals, names)
 
-    def run_shared(self, driver: Driver, machines: Sequence[Any], batch: Batch) -> Any:
+    def run_shared(self, driver: Driver, machines: Sequence[Any], batch: Batch, turn: Turn) -> Any:
         """Run machines that all begin with the only row."""
         self._driver = driver
+        driver.record = turn.record
         self._start_beside(driver)
         self._invokes += [(machine, Input((), rows=TRUNK)) for machine in machines]
         return self._run_on(driver, batch.args, dict(batch.kwargs))
 
-    def run_batched(self, machines: Sequence[Any], prompt: Any) -> Driver:
+    def run_batched(self, machines: Sequence[Any], prompt: Any, turn: Turn) -> Driver:
         """Run machines with a row for each."""
-        driver = self._driver = self._new_driver()
+        driver = self._driver = self._new_driver(turn)
         self._start_beside(driver)
         self._invokes += [(machine, Input((prompt,))) for machine in machines]
         self._run_model(driver)
@@ -255,14 +258,16 @@ class _Run:
         self.model._prepare()
         batch = self._single_row()
         key = self._key(batch)
-        with self.model._family:
+        turn = Turn(self.model._family)
+        try:
+            turn.begin()
             known = _known.setdefault(self.model._module, {})
             was_known = key in known
             belongings = self._belongings()
             try:
-                found = known[key] if was_known else self._found(batch, key, belongings)
-                driver, machines, result = self._together(found, batch)
-                self._check(found, driver, result, batch)
+                found = known[key] if was_known else self._found(batch, key, belongings, turn)
+                driver, machines, result = self._together(found, batch, turn)
+                self._check(found, driver, result, batch, turn)
             except CannotFork as cannot:
                 belongings.put_back()
                 self._remember(known, key, _Found(reason=str(cannot)))
@@ -273,6 +278,8 @@ class _Run:
                 known.pop(key, None)
             elif not was_known:
                 self._remember(known, key, replace(found, alone=None))
+        finally:
+            turn.end()
         if not has_deviated:
             return _results(driver, machines)
         if was_known:
@@ -295,43 +302,53 @@ class _Run:
             raise CannotFork("the prompt is not a single row")
         return batch
 
-    def _found(self, batch: Batch, key: Any, belongings: Belongings) -> _Found:
-        """Find where each program parts from the others, or why none can."""
+    def _found(self, batch: Batch, key: Any, belongings: Belongings, turn: Turn) -> _Found:
+        """Find where each program parts from the others, or why none can.
+
+        An interrupt of the looking is not an answer, and is raised.
+        """
         module = self.model._module
         if key is not None and belongings.is_complete and can_rehearse(module):
-            probe, alone = self._probed(batch, self._tracer().as_rehearsal(), ends_programs=True)
-            belongings.put_back()
-            if probe.failure is not None and not isinstance(probe.failure, Exception):
-                raise probe.failure
+            depth = len(turn.record)
+            turn.record.append((belongings.put_back,))
+            try:
+                tracer = self._tracer().as_rehearsal()
+                probe, alone = self._probed(batch, tracer, turn, ends_programs=True)
+            finally:
+                turn.record.undo(depth)
+            _raise_interrupt(probe)
             if probe.obstacle is not None:
                 raise CannotFork(probe.obstacle)
             if probe.failure is None:
                 # whether the model can be widened there, the run of all programs shows
                 return _Found(self._forks(probe), alone=(alone,))
-        probe, alone = self._probed(batch, self._tracer().as_scan(), ends_programs=False)
+        probe, alone = self._probed(batch, self._tracer().as_scan(), turn, ends_programs=False)
+        _raise_interrupt(probe)
         if probe.failure is not None:
             name = type(probe.failure).__name__
             raise CannotFork(f"a program does not run on fake tensors ({name})")
         if probe.obstacle is not None:
             raise CannotFork(probe.obstacle)
         forks = self._forks(probe)
-        self._widen(forks, alone, batch)
+        self._widen(forks, alone, batch, turn)
         return _Found(forks)
 
     def _probed(
-        self, batch: Batch, tracer: _SweepTracer, *, ends_programs: bool
+        self, batch: Batch, tracer: _SweepTracer, turn: Turn, *, ends_programs: bool
     ) -> tuple[Probe, Any]:
         """Run all programs on one row; return what noted their writes, and the model's result."""
         # what is rehearsed is put back, what is run on fake tensors is to be left in no container
         machines = [tracer.start(one, copies=not ends_programs) for one in self.programs]
         probe = Probe(self.model, ends_programs=ends_programs)
-        return probe, tracer.run_shared(probe, machines, batch)
+        return probe, tracer.run_shared(probe, machines, batch, turn)
 
     def _forks(self, probe: Probe) -> dict[int, Fork]:
         beside = self._tracer().count_beside
         return {order - beside: fork for order, fork in probe.first_writes.items()}
 
-    def _together(self, found: _Found, batch: Batch) -> tuple[Forking, Sequence[Any], Any]:
+    def _together(
+        self, found: _Found, batch: Batch, turn: Turn
+    ) -> tuple[Forking, Sequence[Any], Any]:
         """Run all programs, each with a row of its own from its fork on."""
         if found.reason is not None:
             raise CannotFork(found.reason)
@@ -340,26 +357,28 @@ class _Run:
         machines = [tracer.start(one, copies=False) for one in self.programs]
         forks = {beside + number: fork for number, fork in found.forks.items()}
         driver = Forking(self.model, forks, range(beside, beside + len(machines)))
-        return driver, machines, tracer.run_shared(driver, machines, batch)
+        return driver, machines, tracer.run_shared(driver, machines, batch, turn)
 
-    def _check(self, found: _Found, driver: Forking, result: Any, batch: Batch) -> None:
+    def _check(self, found: _Found, driver: Forking, result: Any, batch: Batch, turn: Turn) -> None:
         """Look whether a model could be widened of which that was not known.
 
         If it seems not, it is widened on fake tensors and without programs, so that an error of
         theirs is not taken for its.
         """
+        _raise_interrupt(driver)
         if isinstance(driver.failure, CannotFork):
             raise driver.failure
         if found.alone is None:
             return
         (alone,) = found.alone
         if driver.failure is not None or not has_row_for_each(alone, result, driver.total):
-            self._widen(found.forks, alone, batch)
+            self._widen(found.forks, alone, batch, turn)
 
-    def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch) -> None:
+    def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch, turn: Turn) -> None:
         """Widen the model on fake tensors; raise what comes in the way."""
         driver = Forking(self.model, forks, range(len(self.programs)))
-        together = self._tracer().as_scan().run_shared(driver, [], batch)
+        together = self._tracer().as_scan().run_shared(driver, [], batch, turn)
+        _raise_interrupt(driver)
         failure = driver.failure
         if isinstance(failure, CannotFork):
             raise failure
@@ -408,14 +427,26 @@ class _Run:
     def batched(self) -> tuple[Any, ...]:
         """Run all programs in one forward with a row for each."""
         self.model._prepare()
-        with self.model._family:
+        turn = Turn(self.model._family)
+        try:
+            turn.begin()
             tracer = self._tracer()
             machines = [tracer.start(one, copies=False) for one in self.programs]
-            driver = tracer.run_batched(machines, self.prompt)
+            driver = tracer.run_batched(machines, self.prompt, turn)
+        finally:
+            turn.end()
         return _results(driver, machines)
 
     def _tracer(self) -> _SweepTracer:
         return _SweepTracer(self.model, "trace", Input(()), dict(self.options))
+
+
+def _raise_interrupt(driver: Driver) -> None:
+    """Raise what interrupted a run, since that says nothing of the programs or the model."""
+    failure = driver.failure
+    if failure is not None and is_interrupt(failure):
+        clean(failure)
+        raise failure
 
 
 def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:

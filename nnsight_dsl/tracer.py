@@ -15,7 +15,7 @@ from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
 from nnsight_dsl.fit import fit_of
-from nnsight_dsl.mounts import explain_helpers, tensor_save
+from nnsight_dsl.mounts import explain_helpers, mount, unmount
 from nnsight_dsl.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.ports import StepKey
 from nnsight_dsl.runtime import complaints
@@ -36,6 +36,7 @@ from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
 from nnsight_dsl.runtime.stopping import Stopping
 from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.scan import CANNOT_TELL, faked, stop_points
@@ -342,8 +343,10 @@ class Tracer(Block, Place):
     ) -> tuple[dict[str, Any], BaseException | None]:
         if not self._is_scan:
             self._model._prepare()
-        with self._model._family:
-            driver = self._driver = self._new_driver()
+        turn = Turn(self._model._family)
+        try:
+            turn.begin()
+            driver = self._driver = self._new_driver(turn)
             if self._is_scan and driver.is_stepped:
                 driver.is_partial = True
             if self._log is not None:
@@ -351,21 +354,21 @@ class Tracer(Block, Place):
             machine = self._machine_of(program, user_globals, names)
             if self._model._edits or self._interventions:
                 self._start_beside(driver)
-            try:
-                if not program.children or not program.has_invokes:
-                    is_alone = self._given or self._runs_empty()
-                else:
-                    is_alone = False
-                if is_alone:
-                    self._invokes.append((machine, self._given))
+            if not program.children or not program.has_invokes:
+                is_alone = self._given or self._runs_empty()
+            else:
+                is_alone = False
+            if is_alone:
+                self._invokes.append((machine, self._given))
+                self._run_model(driver)
+            else:
+                machine.is_builder = True
+                driver.build(machine)
+                if driver.failure is None:
                     self._run_model(driver)
-                else:
-                    machine.is_builder = True
-                    driver.build(machine)
-                    if driver.failure is None:
-                        self._run_model(driver)
-            finally:
-                self._driver = None
+        finally:
+            self._driver = None
+            turn.end()
         self._result = machine.result
         self._last = driver.last if isinstance(driver, Stopping) else None
         left = machine.leaving(machine.names) if machine.is_builder else {}
@@ -435,11 +438,13 @@ class Tracer(Block, Place):
         """Tell whether the model can be called without any input."""
         return self._function == "trace" and self._model._runs_empty(self._options)
 
-    def _new_driver(self) -> Driver:
+    def _new_driver(self, turn: Turn) -> Driver:
         model = self._model
         stepping = model._stepping() if self._function == "generate" else None
         kind = Stopping if self._stops or (self._is_planned and self._is_scan) else Driver
-        return kind(model, stepping)
+        driver = kind(model, stepping)
+        driver.record = turn.record
+        return driver
 
     def _run_model(self, driver: Driver) -> Any:
         given = [self._given] if self._given else []
@@ -503,8 +508,13 @@ class Tracer(Block, Place):
         if is_plain:
             result = driver.run(self._called(), args, kwargs)
         else:
-            with tensor_save():
+            depth = len(driver.record)
+            driver.record.append((unmount, driver))
+            try:
+                mount(driver)
                 result = driver.run(self._called(), args, kwargs)
+            finally:
+                driver.record.undo(depth)
         if self._order is not None and driver.failure is None:
             self._order.finish()
         if driver.failure is not None:
@@ -553,10 +563,14 @@ class Tracer(Block, Place):
             batch = model._batch([self._given], self._function, self._options)
             return model._function(self._function)(*batch.args, **batch.kwargs)
         model._prepare()
-        with model._family:
-            driver = self._new_driver()
+        turn = Turn(model._family)
+        try:
+            turn.begin()
+            driver = self._new_driver(turn)
             self._start_beside(driver)
             result = self._run_model(driver)
+        finally:
+            turn.end()
         if driver.failure is not None:
             raise driver.failure
         return result
@@ -564,10 +578,15 @@ class Tracer(Block, Place):
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()
-        with self._model._family:
+        turn = Turn(self._model._family)
+        try:
+            turn.begin()
             driver = Driver(self._model)
+            driver.record = turn.record
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
+        finally:
+            turn.end()
         if driver.failure is not None:
             raise driver.failure
         return result

@@ -10,7 +10,7 @@ taken off when the machine stops to wait and put back before it goes on.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import overrides
@@ -69,6 +69,74 @@ def put_saved_hooks(hooks: list[tuple[Any, Any]]) -> None:
 
 def _are_same(one: _SavedHooks, other: _SavedHooks) -> bool:
     return one is not None and other is not None and one[0] is other[0] and one[1] is other[1]
+
+
+StateOutside: TypeAlias = "tuple[tuple[Any, ...], bool, list[Any], list[Any], _SavedHooks, _Flags]"
+_Flags: TypeAlias = "tuple[tuple[Any, ...], tuple[Any, ...]]"
+
+_MODE_FLAGS = (
+    "_is_in_torch_dispatch_mode",
+    "_is_in_non_infra_torch_dispatch_mode",
+    "_is_in_any_mode_without_ignore_compile_internals",
+)
+"""What torch.utils._python_dispatch keeps beside its stack of modes, as of torch 2.13."""
+
+_FAKE_FLAGS = (
+    (torch._C._only_lift_cpu_tensors, torch._C._set_only_lift_cpu_tensors),
+    (torch._C._meta_in_tls_dispatch_include, torch._C._set_meta_in_tls_dispatch_include),
+)
+"""What a mode of fake tensors switches."""
+
+
+def state_outside() -> StateOutside:
+    """Return the state of torch around a run, for `restore_state`."""
+    return (
+        _switches(),
+        torch.is_inference_mode_enabled(),
+        overrides._get_current_function_mode_stack(),
+        dispatch._get_current_dispatch_mode_stack(),
+        top_saved_hooks(True),
+        (
+            tuple(getattr(dispatch, name, None) for name in _MODE_FLAGS),
+            tuple(read() for read, _ in _FAKE_FLAGS),
+        ),
+    )
+
+
+_kept: list[Any] = []
+"""What holds inference mode as it was around a run that was interrupted while torch changed it."""
+
+
+def restore_state(outside: StateOutside) -> None:
+    """Put the state of torch back that an interrupt has kept a `with` statement from undoing."""
+    switches, inference, function_modes, dispatch_modes, saved_hooks, (flags, fake) = outside
+    while len(overrides._get_current_function_mode_stack()) > len(function_modes):
+        overrides._pop_mode()
+    _restore_dispatch_modes(dispatch_modes)
+    for name, value in zip(_MODE_FLAGS, flags, strict=True):
+        if value is not None:
+            setattr(dispatch, name, value)
+    for (_, write), value in zip(_FAKE_FLAGS, fake, strict=True):
+        write(value)
+    saved_hooks_over(saved_hooks)
+    if torch.is_inference_mode_enabled() != inference:
+        _kept.append(torch._C._InferenceMode(inference))
+    _set_switches(switches)
+
+
+def _restore_dispatch_modes(before: list[Any]) -> None:
+    now = dispatch._get_current_dispatch_mode_stack()
+    if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+        return
+    for mode in now:
+        # those of torch itself have a place of their own each, and are not popped
+        key = getattr(mode, "_mode_key", None)
+        if key is None:
+            dispatch._pop_mode()
+        else:
+            torch._C._unset_dispatch_mode(key)
+    for mode in before:
+        dispatch._push_mode(mode)
 
 
 class Ambient:

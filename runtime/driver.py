@@ -10,6 +10,7 @@ The driver holds no value longer than the request that asked for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from threading import get_ident
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
 from .all_modules import AllModules, all_modules_of, places_of
+from .ambient import StateOutside, restore_state, state_outside
 from .answers import PARKED
 from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
@@ -32,6 +34,7 @@ from .locations import Place
 from .machine import Machine, advanced, set_current
 from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
+from .record import Record, is_interrupt
 from .replays import INPUTS, OUTPUT
 from .rows import narrow
 from .serving import Serving
@@ -74,6 +77,8 @@ class Driver(Serving):
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
         stops_itself: whether the run may end before the model does, without a block's asking.
+        record: what the run has changed outside of itself, taps apart; that of its turn, if it has
+            one.
     """
 
     # what holds for most runs stands on the class, so that making a driver is cheap
@@ -122,6 +127,7 @@ class Driver(Serving):
         self.watchers: list[Watcher] = []
         self.thread = get_ident()
         self.writes = Writes()
+        self.record = Record()
         self._taps: dict[int, Tap] = {}
         self._expected: list[tuple[Place, str]] = []
         self._fixtures: list[Fixtures] = []
@@ -135,11 +141,15 @@ class Driver(Serving):
             What the model returned, None if it was stopped.
         """
         result = None
+        record = self.record
+        depth = len(record)
         # a run inside a block of another model: that block is not what is being advanced here
-        outer = advanced()
-        if outer is not None:
-            self._outer = set_current(None)
+        outer = self._outer = advanced()
+        record.append((set_current, outer))
+        record.append((self._restore_state, state_outside()))
+        record.append((self._close,))
         try:
+            set_current(None)
             if self.log is not None:
                 self.is_direct = False
             self.has_grad = torch.is_grad_enabled()
@@ -161,23 +171,24 @@ class Driver(Serving):
         except BaseException as error:
             self.failure = complaints.model_failed(error, self.writes.suspects)
         finally:
-            self._close()
-            if outer is not None:
-                self._outer = None
-                set_current(outer)
+            record.undo(depth)
+            self._outer = None
         return result
 
     def build(self, machine: Machine) -> None:
         """Run the machine that only collects invokes; they are added to `machines`."""
-        outer = set_current(None)
+        record = self.record
+        depth = len(record)
+        record.append((set_current, advanced()))
         try:
+            set_current(None)
             self.drive(machine, None)
             if not machine.is_done:
                 raise InternalError("a block that only collects invokes waits for something")
         except RunAborted:
             pass
         finally:
-            set_current(outer)
+            record.undo(depth)
 
     def tap_for(self, place: Place) -> Tap:
         """Return the tap at a place; put one there, and at the places above it, if need be."""
@@ -211,7 +222,7 @@ class Driver(Serving):
             if module is not None and not self.has_ended:
                 if not self._is_off_fast_path and isinstance(module, FAST_LAYERS):
                     self._is_off_fast_path = True
-                    leave_fast_path()
+                    leave_fast_path(self)
                 tap.install()
         return tap
 
@@ -290,9 +301,8 @@ class Driver(Serving):
             self._all_tapped = all_modules_of(self.root)
             fixtures = [self._all_tapped.fixtures, *fixtures]
         for some in fixtures:
-            if is_usual and not self._taps and some.put(self):
+            if is_usual and not self._taps and self._has_put(some):
                 self._taps.update(some.taps)
-                self._put = some
             else:
                 self._expected.extend((place, OUTPUT) for place in some.places)
         for place, port in self._expected:
@@ -306,6 +316,14 @@ class Driver(Serving):
         elif self._expects_anything:
             self._tap_all()
         self.is_tapping_ahead = False
+
+    def _has_put(self, fixtures: Fixtures) -> bool:
+        # first, so that an interrupt in the midst of it finds what has been put
+        before, self._put = self._put, fixtures
+        if fixtures.put(self):
+            return True
+        self._put = before
+        return False
 
     def _tap_all(self) -> None:
         known = self._all_tapped
@@ -361,35 +379,54 @@ class Driver(Serving):
         taken = self.step + 1 if self.is_stepped else None
         complaints.warn_of_missing_steps(machine, steps, taken)
 
+    def take_down(self) -> None:
+        """End the run, wherever it was interrupted; if it has ended, do nothing."""
+        self._close()
+
     def _close(self) -> None:
+        """Leave the modules as they were, and end the machines that still wait.
+
+        It can be called again after an interrupt, and goes on from there.
+        """
         self.has_ended = True
         self.result = None
-        if self._is_off_fast_path:
-            self._is_off_fast_path = False
-            return_to_fast_path()
-        put = self._put
-        if put is None or len(self._taps) > len(put):
-            for tap in self._taps.values():
-                if put is None or not put.has(tap):
-                    tap.remove()
-        if put is not None:
-            put.remove()
+        self._remove_taps()
         self._offer = None
         for machine in self.machines:
-            if machine.is_done:
+            if machine.is_done and not machine.is_cut:
                 continue
-            if machine.pending is not None:
+            if machine.pending is not None and not machine.is_done:
                 left = machine.program.names_left(machine.running)
                 machine.names = machine.leaving(left)
             try:
                 machine.close()
             except BaseException as error:
                 clean(error)
-                if self.failure is None:
+                # an interrupt is not lost because something else had gone wrong before
+                if self.failure is None or (is_interrupt(error) and not is_interrupt(self.failure)):
                     self.failure = error
+                # one that kept the machine from being closed
+                machine.close()
         self.shared = {}
         # taps name their driver: without them it goes as soon as nobody needs it
         self._taps.clear()
+
+    def _remove_taps(self) -> None:
+        if self._is_off_fast_path:
+            return_to_fast_path(self)
+            self._is_off_fast_path = False
+        put = self._put
+        if put is None or len(self._taps) > len(put):
+            for tap in self._taps.values():
+                if put is None or not put.has(tap):
+                    tap.remove()
+        if put is not None and put.user is self:
+            put.remove()
+
+    def _restore_state(self, outside: StateOutside) -> None:
+        """Put torch's switches back where an interrupt may have kept a `with` from doing so."""
+        if is_interrupt(self.failure) or is_interrupt(sys.exception()):
+            restore_state(outside)
 
     def may_stop(self) -> bool:
         return self.is_stopped and all(machine.is_done for machine in self.machines)

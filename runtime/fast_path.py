@@ -17,24 +17,23 @@ FAST_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncod
 """Modules that may compute all in one call."""
 
 _lock = Lock()
-_users = 0
+_users: set[object] = set()
 _was_on = False
 
 
-def leave_fast_path() -> None:
+def leave_fast_path(run: object) -> None:
     """Begin a run that is kept off the fast path; `return_to_fast_path` ends it."""
-    global _users, _was_on
+    global _was_on
     with _lock:
-        _users += 1
-        if _users == 1:
+        if not _users:
             _was_on = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
+        _users.add(run)
+        torch.backends.mha.set_fastpath_enabled(False)
 
 
-def return_to_fast_path() -> None:
-    """End a run that was kept off the fast path."""
-    global _users
+def return_to_fast_path(run: object) -> None:
+    """End a run that was kept off the fast path; for any other, do nothing."""
     with _lock:
-        _users -= 1
-        if _users == 0:
+        if run in _users and len(_users) == 1:
             torch.backends.mha.set_fastpath_enabled(_was_on)
+        _users.discard(run)

@@ -40,6 +40,7 @@ class Fixtures:
         places: their places.
         taps: the taps by identity of their modules.
         by_place: the taps by identity of their places.
+        user: the driver that they are put for, from before the first is put until all are gone.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
@@ -50,7 +51,7 @@ class Fixtures:
         """
         self._all: list[_Fixture] = []
         self.taps: dict[int, Tap] = {}
-        self._is_used = False
+        self.user: Driver | None = None
         for place in places:
             self._add(place)
         self.places = [tap.place for tap in self.taps.values()]
@@ -90,8 +91,9 @@ class Fixtures:
             Whether that has been done: it is not where they are in use, or where a module is of
             another class now, as lazy modules are from their first call on.
         """
-        if self._is_used:
+        if self.user is not None or not self._all:
             return False
+        self.user = driver
         taps_now.update(self.taps)
         for number, (tap, module, cls, tapped, _) in enumerate(self._all):
             if type(module) is not cls:
@@ -101,7 +103,6 @@ class Fixtures:
             tap.begun = tap.done = 0
             tap.begun_step = tap.done_step = -1
             set_class(module, tapped)
-        self._is_used = True
         return True
 
     def _take_off(self, count: int) -> None:
@@ -110,14 +111,19 @@ class Fixtures:
             set_class(module, cls)
             tap.driver = _NOBODY
         for key in self.taps:
-            del taps_now[key]
+            taps_now.pop(key, None)
+        self.user = None
 
     def remove(self) -> None:
-        """Leave the modules as they were before the run."""
+        """Leave the modules as they were before the run.
+
+        Those that are as they were, since an interrupt kept them from being tapped or came while
+        this was done, are left alone.
+        """
         for number, (tap, module, cls, tapped, above) in enumerate(self._all):
-            if tap.is_common and not tap.waiting and type(module) is tapped:
-                del taps_now[id(module)]
+            if type(module) is tapped and tap.is_common and not tap.waiting:
                 set_class(module, cls)
+                taps_now.pop(id(module), None)
                 # The driver names what the blocks hold. Another thread that was about to call the
                 # module may still look at the tap: it finds none of its own.
                 tap.driver = _NOBODY
@@ -127,12 +133,11 @@ class Fixtures:
                 remove_tap(module)
                 if tap.inside is not None:
                     tap.inside.finish()
-                place = tap.place
                 tap.__dict__.clear()
-                _set_up(tap, place, module, above)
+                _set_up(tap, self.places[number], module, above)
                 now = type(module)
                 self._all[number] = tap, module, now, tapped_class(module, now), above
-        self._is_used = False
+        self.user = None
 
 
 def _set_up(tap: Tap, place: Place, module: nn.Module, above: Sequence[Tap]) -> None:

@@ -15,6 +15,7 @@ Autograd runs on the caller's thread here, so that the hooks do, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ from .errors import (
     RunAborted,
 )
 from .locations import Place, name_of
-from .machine import Machine, set_current
+from .machine import Machine, advanced, set_current
+from .record import Record
 from .tracebacks import clean
 from .values import with_element
 
@@ -39,6 +41,7 @@ GRAD = "grad"
 
 _views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _backward = torch.Tensor.backward
+_set_multithreading = torch._C._set_multithreading_enabled
 
 
 def note_view(view: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> None:
@@ -98,17 +101,22 @@ class Backward:
         self._current: torch.Tensor | None = None
         self._value: torch.Tensor | None = None
         self._lines: dict[int, int] = {}
-        self._handles: list[Any] = []
+        self._hooked: list[torch.Tensor] = []
         self.failure: BaseException | None = None
 
     def run(self, machine: Machine) -> None:
         """Run the pass; what went wrong stands in `failure` afterwards."""
         self._machine = machine
-        outer = set_current(None)
+        record = Record()
+        record.append((set_current, advanced()))
+        record.append((_set_multithreading, torch._C._is_multithreading_enabled()))
+        record.append((self._close, machine))
         try:
+            set_current(None)
             self._drive(None)
-            with torch.autograd.set_multithreading_enabled(False):
-                _backward(self._loss, *self._args, **self._kwargs)
+            _set_multithreading(False)
+            _backward(self._loss, *self._args, **self._kwargs)
+            _set_multithreading(record[1][1])
             if not machine.is_done and machine.pending is not None:
                 self._drive(None, error=self._never_came(machine.pending))
         except RunAborted:
@@ -117,12 +125,24 @@ class Backward:
             clean(error)
             self.failure = _explained(error)
         finally:
-            if not machine.is_done:
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
+
+    def _close(self, machine: Machine) -> None:
+        """End the machine, if it still waits, and take the hooks off the tensors."""
+        try:
+            if not machine.is_done or machine.is_cut:
                 machine.close()
-            for handle in self._handles:
-                handle.remove()
+        finally:
+            for tensor in self._hooked:
+                hooks: dict[int, Any] = tensor._backward_hooks or {}
+                for key, hook in list(hooks.items()):
+                    if getattr(hook, "func", None) == self._arrive:
+                        del hooks[key]
             self._machine = self._target = self._current = self._value = None
-            set_current(outer)
 
     def _drive(self, answer: Any, *, error: BaseException | None = None) -> None:
         machine = self._machine
@@ -137,6 +157,7 @@ class Backward:
                     request = machine.call(*_foreign(request))
             except BaseException as raised:
                 machine.is_done = True
+                machine.is_cut = machine.running.gi_frame is not None
                 clean(raised)
                 self.failure = raised
                 raise RunAborted from None
@@ -148,6 +169,10 @@ class Backward:
                 waits, answer = self._handle(machine, request)
             except BaseException as raised:
                 clean(raised)
+                if machine.running.gi_frame is None:
+                    # one that came from outside, after the last statement
+                    self.failure = raised
+                    raise RunAborted from None
                 error = raised
                 continue
             if waits:
@@ -240,8 +265,8 @@ class Backward:
             )
         self._target = target
         self._lines[id(target.hooked)] = line
-        handle = target.hooked.register_hook(lambda grad: self._arrive(target, grad))
-        self._handles.append(handle)
+        self._hooked.append(target.hooked)
+        target.hooked.register_hook(partial(self._arrive, target))
 
     def _arrive(self, target: _Target, grad: torch.Tensor) -> torch.Tensor | None:
         """Autograd is at a tensor that the machine may wait for."""

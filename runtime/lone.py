@@ -11,6 +11,7 @@ Whatever is not as usual goes the long way from there on, by the same machine an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +26,7 @@ from .errors import RunAborted
 from .fixtures import Fixtures
 from .locations import Place
 from .machine import Machine
+from .record import is_interrupt
 from .replays import OUTPUT
 from .taps import Tap, is_usual_call
 
@@ -39,6 +41,7 @@ class LoneDriver(Driver):
     """
 
     is_as_made = True
+    _grad_before = True
     _by_place: Mapping[int, Tap] = MappingProxyType({})
 
     def __init__(self, root: Place, fixtures: Fixtures | None, *, is_known: bool) -> None:
@@ -78,7 +81,7 @@ class LoneDriver(Driver):
             machine.is_usual = not machine.program.first_items
             try:
                 if own is not None:
-                    self.has_grad = torch.is_grad_enabled()
+                    self.has_grad = self._grad_before = torch.is_grad_enabled()
                     self.is_usual = is_usual_call()
                     is_short = own.put(self)
                 if is_short:
@@ -97,7 +100,6 @@ class LoneDriver(Driver):
             self._run_long(machine, function, args, kwargs)
             return False
         if not (self.is_as_made and machine.is_done and self.failure is None):
-            self._put = own
             self._close()
             return False
         if own is not None:
@@ -124,7 +126,13 @@ class LoneDriver(Driver):
             self._by_place = self._put.by_place
 
     def _close(self) -> None:
+        own = self._own
+        if own is not None and own.user is self:
+            self._put = own
         super()._close()
+        if is_interrupt(self.failure) or is_interrupt(sys.exception()):
+            # which may have come in the midst of a `with torch.no_grad():`
+            torch.set_grad_enabled(self._grad_before)
         # taps name their driver
         self._by_place = {}
 

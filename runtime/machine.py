@@ -77,6 +77,8 @@ class Machine:
         loops: the loops over steps that it is in, from the outside in.
         names: names that may leave, once it has come to its end.
         is_done: whether it has come to its end.
+        is_cut: whether it was ended by an error from outside of its program, which it is yet to be
+            told by `close`.
         result: what the function that it runs has returned.
         leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
         expected: places and ports that it is known to ask for.
@@ -98,6 +100,7 @@ class Machine:
     fixtures: Fixtures | None = None
     is_closed = False
     is_usual = False
+    is_cut = False
     seen_names: Mapping[str, Any] = MappingProxyType({})
     _outer: Mapping[str, Any] = MappingProxyType({})
     _carrier: greenlet | None = None
@@ -369,12 +372,15 @@ class Machine:
     def close(self) -> None:
         """End a machine that waits, so that its `finally` and `with` statements run.
 
+        It can be called again after an interrupt, and goes on from there.
+
         Raises:
             BaseException: what the block raised while it was being closed.
         """
-        self.is_done = True
+        self.is_done = self.is_cut = True
         try:
             self._close()
+            self.is_cut = False
         finally:
             self._leave_context()
 

@@ -32,6 +32,7 @@ from .errors import OutOfOrderError, PathError
 from .locations import Place, name_of
 from .machine import Machine, advanced
 from .offers import skipped_output
+from .record import item_before, restore_item
 from .replays import INPUTS, is_computed_again, offered_unchanged
 from .taps import Tap
 
@@ -182,16 +183,17 @@ class Inside:
         def with_taps(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             attributes = module.__dict__
             name = _WRAPPED_BY_ACCELERATE if _WRAPPED_BY_ACCELERATE in attributes else "forward"
-            is_own, before = name in attributes, attributes.get(name)
-            attributes[name] = self.tapped(getattr(module, name))
+            record = self._driver.record
+            depth = len(record)
+            record.append((restore_item, attributes, name, item_before(attributes, name)))
             try:
-                return call(module, *args, **kwargs)
+                attributes[name] = self.tapped(getattr(module, name))
+                try:
+                    return call(module, *args, **kwargs)
+                finally:
+                    self.left()
             finally:
-                self.left()
-                if is_own:
-                    attributes[name] = before
-                else:
-                    del attributes[name]
+                record.undo(depth)
 
         return with_taps
 

@@ -286,6 +286,8 @@ class Serving:
                 left = machine.program.names_in(traceback.tb_frame.f_locals)
                 machine.names = left if machine.is_builder else machine.leaving(left)
             traceback = traceback.tb_next
+        # an interrupt may have come before the program was resumed, or after it had asked
+        machine.is_cut = machine.running.gi_frame is not None
         clean(raised)
         self.failure = raised
         raise RunAborted

@@ -25,7 +25,7 @@ offered from a hook placed right before the first of them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
@@ -139,14 +139,13 @@ class Tap:
         """Let the module offer its values."""
         module = self.place._module
         if module is not None:
-            taps_now[id(module)] = self
-            set_class(module, tapped_class(module, type(module)))
+            install_tap(self, module)
 
     def remove(self) -> None:
-        """Leave the module as it was before the run."""
+        """Leave the module as it was before the run, whether or not this has been done before."""
         module = self.place._module
-        if module is not None and taps_now.pop(id(module), None) is not None:
-            set_class(module, type(module).__dict__[TAPPED])
+        if module is not None:
+            remove_tap(module)
         if self.inside is not None:
             self.inside.finish()
 
@@ -260,17 +259,27 @@ class Tap:
 
         ordered[ours] = offer
         ordered.update((k, user_hooks[k]) for k in capturing)
-        module.__dict__["_forward_hooks"] = ordered
+        record = self.driver.record
+        depth = len(record)
+        record.append((_put_back_hooks, module, user_hooks, ordered, ours))
         try:
+            module.__dict__["_forward_hooks"] = ordered
             return call(module, *args, **kwargs)
         finally:
-            # hooks that were registered during the call stay registered
-            for key in ordered.keys() - user_hooks.keys() - {ours}:
-                user_hooks[key] = ordered[key]
-            module.__dict__["_forward_hooks"] = user_hooks
+            record.undo(depth)
 
     def _is_here(self) -> bool:
         return self.driver.thread == get_ident() and current_machine() is None
+
+
+def _put_back_hooks(
+    module: nn.Module, user_hooks: dict[int, Any], ordered: Mapping[int, Any], ours: int
+) -> None:
+    # hooks that were registered during the call stay registered
+    for key, hook in ordered.items():
+        if key != ours:
+            user_hooks.setdefault(key, hook)
+    module.__dict__["_forward_hooks"] = user_hooks
 
 
 def is_usual_call() -> bool:
@@ -303,9 +312,11 @@ def install_tap(tap: Tap, module: nn.Module) -> None:
 
 
 def remove_tap(module: nn.Module) -> None:
-    """Give a module its own class back."""
-    del taps_now[id(module)]
-    set_class(module, module.__class__)
+    """Give a module its own class back, if it has not got it."""
+    cls = type(module).__dict__.get(TAPPED)
+    if cls is not None:
+        set_class(module, cls)
+    taps_now.pop(id(module), None)
 
 
 def _become(module: nn.Module, cls: type) -> None:

@@ -3,56 +3,184 @@
 Models that share a module, in whole or in part, form one *family* with one lock. Threads wait for
 their turn; a run inside a run of the same family on the same thread could never get its turn, and
 is an error.
+
+The lock is reentrant, not because it is taken twice, but because such a lock knows its owner: what
+tells whether a run has to release it is the lock itself, which no interrupt can part from the
+truth. A lock that this thread has without being in a run was left by one that was interrupted
+twice; the next run finishes what that one had to do.
 """
 
 from __future__ import annotations
 
-from threading import Lock, get_ident
+import sys
+from collections.abc import Iterator
+from threading import Lock, RLock
+from types import FrameType
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import greenlet
 from torch import nn
 
 from .errors import NestedRunError
+from .record import Record
+
+
+class _Owned(Protocol):
+    """A lock that knows its owner."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *error: object) -> None: ...
+    def _is_owned(self) -> bool: ...
+
+
+class _Run(Protocol):
+    """What a run has put up, and how it is taken down."""
+
+    def take_down(self) -> None: ...
 
 
 class Family:
     """Models whose runs take turns. A family that was merged into another one points to it.
 
-    It is a context manager: entering it waits until the turn has come.
-
-    Raises:
-        NestedRunError: on entry, if this thread is inside a run of the same family.
+    Attributes:
+        lock: held by the run whose turn it is.
+        run: that run, once it may have put something up.
+        merged_into: the family that this one is part of, if any.
+        joined: families that were merged into this one, whose runs may still be under way.
     """
 
-    __slots__ = ("lock", "merged_into", "owner")
+    __slots__ = ("joined", "lock", "merged_into", "run")
 
     def __init__(self) -> None:
-        self.lock = Lock()
-        self.owner: int | None = None
+        self.lock: _Owned = RLock()  # type: ignore[assignment]
+        self.run: _Run | None = None
         self.merged_into: Family | None = None
+        self.joined: tuple[Family, ...] = ()
 
     def leader(self) -> Family:
+        """Return the family that this one has become part of, by however many merges."""
         family = self
         while family.merged_into is not None:
             family = family.merged_into
         return family
 
-    def __enter__(self) -> None:
-        leader = self if self.merged_into is None else self.leader()
-        thread = get_ident()
-        if leader.owner == thread:
-            raise NestedRunError(
-                "a run of this model is under way on this thread, and runs of one model take "
-                "turns; end the outer trace first, or add an invoke to it"
-            )
-        leader.lock.acquire()
-        leader.owner = thread
 
-    def __exit__(self, *error: object) -> None:
-        # the same as on entry: a family whose run is under way stays the leader
-        leader = self if self.merged_into is None else self.leader()
-        leader.owner = None
-        leader.lock.release()
+class Turn:
+    """The turn of one run, and the record of what it changes.
+
+    Example:
+        >>> turn = Turn(family)
+        >>> try:
+        ...     turn.begin()
+        ...     run_the_model()
+        ... finally:
+        ...     turn.end()
+
+    Attributes:
+        record: what the run has changed.
+    """
+
+    __slots__ = ("_family", "_taken", "record")
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._taken: list[Family] = []
+        self.record = Record()
+
+    def begin(self) -> None:
+        """Wait until the turn has come.
+
+        Raises:
+            NestedRunError: this thread is inside a run of the same family.
+        """
+        while True:
+            leader = self._family.leader()
+            for one in (leader, *leader.joined):
+                if one.lock._is_owned():
+                    _recover(one)
+            self._taken.append(leader)
+            leader.lock.acquire()
+            if leader.merged_into is None:
+                break
+            # while this thread waited, the family became part of another one
+            self._release()
+        leader.run = self
+        if leader.joined:
+            self._wait_for_joined(leader)
+
+    @staticmethod
+    def _wait_for_joined(leader: Family) -> None:
+        """Wait for runs that had begun before their families became part of this one."""
+        over = leader.joined
+        for one in over:
+            with one.lock:
+                pass
+        with _registering:
+            leader.joined = tuple(one for one in leader.joined if one not in over)
+
+    def end(self) -> None:
+        """Undo what the run has changed, and let others have the turn; to be called once more."""
+        try:
+            self.take_down()
+            self._release()
+        except BaseException:
+            # interrupted: what is done is done, the rest follows here
+            self.take_down()
+            self._release()
+            raise
+
+    def take_down(self) -> None:
+        """Undo what the run has changed."""
+        self.record.undo()
+
+    def _release(self) -> None:
+        while self._taken:
+            family = self._taken[-1]
+            if family.lock._is_owned():
+                family.run = None
+                family.lock.release()
+            self._taken.pop()
+
+
+def _recover(family: Family) -> None:
+    """Finish a run of this thread that left its turn unfinished.
+
+    Raises:
+        NestedRunError: it is under way.
+    """
+    if any(_is_in_turn(frame, family) for frame in _frames()):
+        raise NestedRunError(
+            "a run of this model is under way on this thread, and runs of one model take "
+            "turns; end the outer trace first, or add an invoke to it"
+        )
+    if family.run is not None:
+        family.run.take_down()
+        family.run = None
+    while family.lock._is_owned():
+        family.lock.release()
+
+
+def _frames() -> Iterator[FrameType]:
+    """Iterate over the frames of this thread, those included that wait for a greenlet."""
+    current: Any = greenlet.getcurrent()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None or current is not None:
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+        current = current.parent
+        frame = None if current is None else current.gr_frame
+
+
+def _is_in_turn(frame: FrameType, family: Family) -> bool:
+    """Tell whether a frame is that of a function which runs a model in a family's turn."""
+    if "turn" not in frame.f_code.co_varnames:
+        return False
+    turn = frame.f_locals.get("turn")
+    return turn is family or (isinstance(turn, Turn) and family in turn._taken)
 
 
 _families: WeakKeyDictionary[nn.Module, Family] = WeakKeyDictionary()
@@ -64,10 +192,12 @@ def register_modules(root: nn.Module) -> Family:
     with _registering:
         modules = list(root.modules())
         known = {_families[module].leader() for module in modules if module in _families}
-        # a family whose run is under way stays the leader, so that its turn counts
-        leader = min(known, key=lambda family: family.owner is None, default=None) or Family()
+        leader = next(iter(known)) if known else Family()
         for family in known - {leader}:
+            # In this order: a run of the family that begins in between takes the leader's turn, and
+            # one that had begun is waited for by the leader's next run.
             family.merged_into = leader
+            leader.joined = (*leader.joined, family, *family.joined)
         for module in modules:
             _families[module] = leader
         return leader

@@ -1,0 +1,150 @@
+"""Interrupts: minimal cases of Ctrl-C that was lost, or that left something behind."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from nnsight_dsl import NestedRunError, NNsight, intervene, sweep
+from nnsight_dsl.runtime.taps import taps_now
+
+
+class Timeout(BaseException):
+    """What a time limit raises: pytest's own one is no Exception either."""
+
+
+def stack() -> NNsight:
+    return NNsight(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).eval())
+
+
+X = torch.linspace(-1, 1, 4).reshape(1, 4)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Timeout])
+@pytest.mark.parametrize("is_training", [False, True], ids=["rehearsal", "fake tensors"])
+def test_an_interrupt_while_a_sweep_looks_at_its_programs_comes_out(kind, is_training):
+    @intervene
+    def scaled(model, k: float):
+        hidden = model[1].output
+        for interrupt in interrupts:
+            raise interrupt
+        model[1].output = hidden * k
+        return model[2].output
+
+    model = stack()
+    model._module.train(is_training)
+    interrupts = iter([kind()])
+    with pytest.raises(kind):
+        sweep(scaled, over={"k": [0.0, 1.0]}, model=model, prompt=X)
+    # and it is not remembered as an answer
+    found = sweep(scaled, over={"k": [0.0, 1.0]}, model=model, prompt=X)
+    assert (found.form, found.reason) == ("shared", None)
+    torch.testing.assert_close(found[1], model._module(X))
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Timeout])
+def test_an_interrupt_on_fake_tensors_comes_out_of_a_validated_trace(kind):
+    model = stack()
+    with pytest.raises(kind):
+        with model.trace(X, validate=True):
+            hidden = model[1].output
+            if type(hidden).__name__ == "FakeTensor":
+                raise kind()
+            out = model[2].output.save()
+
+
+def test_runs_of_families_that_are_merged_while_both_run_end_their_own_turns():
+    first, second = stack(), stack()
+    both_run, merged = threading.Barrier(3, timeout=30), threading.Event()
+    failures = []
+
+    def work(model):
+        try:
+            with model.trace(X):
+                model[0].output
+                both_run.wait()
+                merged.wait(30)
+                out = model[2].output.save()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in (first, second)]
+    for thread in threads:
+        thread.start()
+    both_run.wait()
+    both = NNsight(nn.Sequential(first._module, second._module))
+    merged.set()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    for model in (first, second, both):
+        with model.trace(X):
+            out = model[0].output.save()
+        assert torch.equal(out, model._module[0](X))
+
+
+def test_a_run_of_the_whole_waits_for_runs_of_its_parts_that_began_before():
+    first, second = stack(), stack()
+    running, may_end = threading.Semaphore(0), threading.Event()
+    under_way = []
+
+    def part(model):
+        with model.trace(X):
+            model[0].output
+            under_way.append(model)
+            running.release()
+            may_end.wait(30)
+            under_way.remove(model)
+            model[2].output
+
+    def whole():
+        with both.trace(X):
+            seen.append(len(under_way))
+            both[0].output
+
+    threads = [threading.Thread(target=part, args=(one,)) for one in (first, second)]
+    for thread in threads:
+        thread.start()
+        running.acquire(timeout=30)
+    both = NNsight(nn.Sequential(first._module, second._module))
+    seen = []
+    last = threading.Thread(target=whole)
+    last.start()
+    may_end.set()
+    for thread in (*threads, last):
+        thread.join(30)
+    assert seen == [0]
+
+
+def test_a_run_in_a_run_of_a_family_that_has_been_merged_is_an_error():
+    first = stack()
+    with pytest.raises(NestedRunError):
+        with first.trace(X):
+            first[0].output
+            both = NNsight(nn.Sequential(first._module, nn.Linear(4, 4)))
+            with both.trace(X):
+                out = both[1].output.save()
+
+
+def test_the_next_run_finishes_what_one_left_that_was_interrupted_twice(monkeypatch):
+    model = stack()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def run():
+        with model.trace(X):
+            out = model[1].output.save()
+        return out
+
+    expected = run()
+    with monkeypatch.context() as patched:
+        # the second Ctrl-C comes while the first is dealt with, wherever that is
+        patched.setattr("nnsight_dsl.runtime.fixtures.Fixtures.remove", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert taps_now
+    assert torch.equal(run(), expected)
+    assert not taps_now
+    assert [type(one) for one in model._module] == [nn.Linear] * 3
