@@ -57,6 +57,9 @@ def _names(code: CodeType) -> list[str]:
 class Injector:
     """Counts places, and interrupts at one of them.
 
+    What is raised in a callback of the collector, as that of a weak reference, is lost by Python
+    itself, and so is a Ctrl-C there. Such an interrupt has not been.
+
     Attributes:
         count: places passed so far.
         where: file, line and function of the interrupt, None before it.
@@ -70,12 +73,22 @@ class Injector:
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Call a function, to be interrupted on the way."""
-        before = sys.gettrace()
+        before, hook = sys.gettrace(), sys.unraisablehook
+
+        def lost(unraisable: Any) -> None:
+            if isinstance(unraisable.exc_value, KeyboardInterrupt):
+                self.where = None
+                self._at = None
+            else:
+                hook(unraisable)
+
+        sys.unraisablehook = lost
         sys.settrace(self._entered)
         try:
             return function()
         finally:
             sys.settrace(before)
+            sys.unraisablehook = hook
 
     def _entered(self, frame: FrameType, event: str, arg: object) -> Any:
         code = frame.f_code
