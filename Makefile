@@ -6,6 +6,8 @@
 #             install what transforms/ needs for another Python, then run its tests there
 # make sweep-models
 #             every architecture of transformers, padded: about four minutes
+# make fuzz MINUTES=60
+#             compare random programs with plain hooks for some time; prints each difference, shrunk
 # make lint   install, then check style, types and layers
 # make interrupts
 #             interrupt 3,000 runs at random places, in some minutes
@@ -16,13 +18,14 @@
 # make clean  remove caches and build results; `rm -rf .venv` starts from nothing
 
 PYTHON ?= python3
+MINUTES ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-vllm test-transforms sweep-models interrupts lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-transforms sweep-models interrupts fuzz lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -47,6 +50,8 @@ test-transforms: $(SMALL)/.installed
 
 interrupts: $(VENV)/.installed-test
 	$(BIN)/python -m tests.interrupts --count 3000
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.differential.fuzz --minutes $(MINUTES)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/python -m ruff check .

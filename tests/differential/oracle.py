@@ -1,0 +1,517 @@
+"""An interpreter of blocks that is made of plain hooks and plain Python.
+
+It is what a block is compared with, and shares nothing with the package but the classes of its
+errors. The statements of a block are compiled by Python as they are written, and run on a greenlet
+beside the model. Where a model stands in them, they find a `Mirror`: its `output`, `input` and
+`inputs` ask the `Run`, which answers from ordinary forward hooks on the modules and puts what was
+written into what those hooks return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import CodeType
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+from nnsight_dsl.errors import (
+    BarrierError,
+    GenerationEndedError,
+    NotCalledError,
+    NotRunningError,
+    OutOfOrderError,
+    WriteShapeError,
+)
+from nnsight_dsl.runtime.errors import RunEnded
+
+FILENAME = "<what plain hooks make of it>"
+_MOST_CLOSING_REQUESTS = 100
+
+
+class _Offer:
+    def __init__(self, module: nn.Module, phase: str, index: int | None, value: Any) -> None:
+        self.module, self.phase, self.index, self.value = module, phase, index, value
+
+
+class _Visits:
+    """What is known of one module: which visits have begun and ended, and what is skipped."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.begun = 0
+        self.done = 0
+        self.begun_step = -1
+        self.done_step = -1
+        self.running: list[int | None] = []
+        self.skipped: list[tuple[Machine, Any]] = []
+
+
+class Machine:
+    """One block, on a greenlet."""
+
+    def __init__(self, code: CodeType, names: dict[str, Any], rows: tuple[int, int] | None) -> None:
+        self.names = names
+        self.rows = rows
+        self.step = 0
+        self.order = 0
+        self.pending: Any = None
+        self.is_done = False
+        self.has_failed = False
+        self._had_grad = True
+        self._own_grad: bool | None = None
+        self._greenlet = greenlet(lambda: exec(code, names))
+        self._greenlet.machine = self
+
+    def resume(self, answer: Any, error: BaseException | None) -> Any:
+        """Go on; return the next request, None at the end of the block."""
+        before = torch.is_grad_enabled()
+        if self._own_grad is not None:
+            torch._C._set_grad_enabled(self._own_grad)
+        entered = torch.is_grad_enabled() if self._own_grad is None else None
+        try:
+            if error is not None:
+                request = self._greenlet.throw(error)
+            elif self._greenlet:
+                request = self._greenlet.switch(answer)
+            else:
+                request = self._greenlet.switch()
+        except BaseException:
+            self.is_done = True
+            raise
+        finally:
+            now = torch.is_grad_enabled()
+            # what the block has set holds for the block, until it is put back
+            base = entered if entered is not None else self._had_grad
+            self._had_grad = base
+            self._own_grad = now if now != base else None
+            torch._C._set_grad_enabled(before)
+        if self._greenlet.dead:
+            self.is_done = True
+            return None
+        return request
+
+
+class _Stopped(BaseException):
+    """Takes a run out of the model."""
+
+
+class Run:
+    """One run of a model with some blocks, served from hooks."""
+
+    def __init__(self, root: nn.Module, total: int = 0, *, is_stepped: bool = False) -> None:
+        self.root = root
+        self.total = total
+        self.is_stepped = is_stepped
+        self.step = -1
+        self.machines: list[Machine] = []
+        self.has_ended = False
+        self.is_closing = False
+        self.failure: BaseException | None = None
+        self.shared: dict[str, Any] = {}
+        self.suspect: str | None = None
+        self.factor = 1
+        self._home = getcurrent()
+        self._offers: list[_Offer] = []
+        self._visits: dict[int, _Visits] = {}
+        self._handles: list[Any] = []
+        self._ready: list[tuple[Machine, Any]] = []
+        self._result: Any = None
+        self._is_quiet = 0
+
+    # blocks
+
+    def machine(self) -> Machine:
+        machine: Machine = getcurrent().machine
+        return machine
+
+    def ask(self, request: tuple[Any, ...]) -> Any:
+        """Ask for something from inside of a block."""
+        if self.is_closing:
+            raise NotRunningError("the run has ended")
+        return self._home.switch(request)
+
+    def add(self, machine: Machine) -> None:
+        machine.order = len(self.machines)
+        self.machines.append(machine)
+
+    # the run
+
+    def run(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run the model with all blocks.
+
+        Raises:
+            BaseException: what a block or the model has raised.
+        """
+        result = None
+        try:
+            for module in [*self.root.modules()]:
+                self._visits_of(module)
+            for machine in self.machines:
+                if machine.pending is None and not machine.is_done:
+                    self.drive(machine)
+            if not self._may_stop():
+                result = function(*args, **kwargs)
+                self._finish(result)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.failure = self.failure or self._explained(error)
+        finally:
+            self._close()
+        if self.failure is not None:
+            raise self.failure
+        return result
+
+    _stopping = False
+
+    def _may_stop(self) -> bool:
+        return self._stopping and all(machine.is_done for machine in self.machines)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if self.suspect is None or not isinstance(error, Exception):
+            return error
+        found = WriteShapeError(self.suspect)
+        found.line_of_write = self.suspect  # type: ignore[attr-defined]
+        return found
+
+    def _close(self) -> None:
+        self.has_ended = True
+        self._offers = []
+        for handle in self._handles:
+            handle.remove()
+        for machine in self.machines:
+            if machine.is_done:
+                continue
+            error: BaseException = RunEnded()
+            for _ in range(_MOST_CLOSING_REQUESTS):
+                try:
+                    if machine.resume(None, error) is None:
+                        break
+                except RunEnded:
+                    break
+                except BaseException as raised:
+                    self.failure = self.failure or raised
+                    break
+                error = NotRunningError("the run has ended")
+
+    def _finish(self, result: Any) -> None:
+        self.has_ended = True
+        self._result = (result,)
+        for machine in self.machines:
+            if machine.pending is not None and machine.pending[0] == "step":
+                self.drive(machine, False)
+        for machine in self.machines:
+            if machine.pending is not None and machine.pending[0] == "result":
+                self.drive(machine, self._narrow(machine, result))
+        for machine in self.machines:
+            if machine.pending is not None and not machine.is_done:
+                self.drive(machine, error=self._never_came(machine, machine.pending))
+
+    def _never_came(self, machine: Machine, request: Any) -> BaseException:
+        if request[0] == "name":
+            return NameError(request[1])
+        if request[0] == "meet":
+            return BarrierError("too few")
+        if self.is_stepped and machine.step > self.step >= 0:
+            return GenerationEndedError("over")
+        if self._visits_of(request[1]).begun:
+            return OutOfOrderError("never so often")
+        return NotCalledError("never came")
+
+    # hooks
+
+    def _visits_of(self, module: nn.Module) -> _Visits:
+        found = self._visits.get(id(module))
+        if found is None:
+            found = self._visits[id(module)] = _Visits(module)
+            before = module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+            after = module.register_forward_hook(self._after)
+            self._handles += [before, after]
+        return found
+
+    def _is_here(self) -> bool:
+        return getcurrent() is self._home and not self._is_quiet
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self._is_here():
+            return None
+        visits = self._visits_of(module)
+        if self.is_stepped:
+            if module is self.root:
+                self._begin_step()
+            step = max(self.step, 0)
+            index = None if visits.begun_step == step else step
+            visits.begun_step = step
+        else:
+            index = visits.begun_step = visits.begun
+        visits.begun += 1
+        visits.running.append(index)
+        given = self._serve(_Offer(module, "inputs", index, (args, kwargs)))
+        if visits.skipped:
+            self._is_quiet += 1
+        return given
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        visits = self._visits_of(module)
+        if visits.skipped and self._is_quiet:
+            self._is_quiet -= 1
+            for machine, value in visits.skipped:
+                output = self._widen(output, value, machine)
+            visits.skipped = []
+        if not self._is_here():
+            return None
+        index = visits.running.pop()
+        output = self._serve(_Offer(module, "output", index, output))
+        visits.done += 1
+        if index is not None and index > visits.done_step:
+            visits.done_step = index
+        return output
+
+    def _begin_step(self) -> None:
+        self.step += 1
+        for machine in self.machines:
+            request = machine.pending
+            if request is None or request[0] not in ("read", "write", "skip"):
+                continue
+            if machine.step < self.step:
+                self.drive(machine, error=NotCalledError("not in this step"))
+        for machine in self.machines:
+            if machine.pending == ("step", self.step):
+                self.drive(machine, True)
+
+    def _serve(self, offer: _Offer) -> Any:
+        self._offers.append(offer)
+        try:
+            for machine in self.machines:
+                request = machine.pending
+                if request is None or request[0] not in ("read", "write", "skip"):
+                    continue
+                if self._is_offered(machine, request):
+                    self.drive(machine, request=request)
+        finally:
+            self._offers.pop()
+        return offer.value
+
+    # answers
+
+    def drive(
+        self,
+        machine: Machine,
+        answer: Any = None,
+        error: BaseException | None = None,
+        request: Any = None,
+    ) -> None:
+        """Resume a block, and answer what it asks for, until it has to wait or ends."""
+        while True:
+            if request is None:
+                machine.pending = None
+                try:
+                    request = machine.resume(answer, error)
+                except BaseException as raised:
+                    self.failure = raised
+                    machine.has_failed = True
+                    raise _Stopped from None
+                answer = error = None
+                if machine.is_done:
+                    self._ended(machine)
+            is_answered = False
+            if request is not None:
+                try:
+                    is_answered, answer = self._answer(machine, request)
+                except (_Stopped, RunEnded):
+                    raise
+                except Exception as raised:
+                    error, request = raised, None
+                    continue
+                if not is_answered:
+                    machine.pending = request
+            request = None
+            if not is_answered:
+                if not self._ready:
+                    return
+                self._ready.sort(key=lambda ready: ready[0].order)
+                machine, answer = self._ready.pop(0)
+
+    def _ended(self, machine: Machine) -> None:
+        for other in self.machines:
+            request = other.pending
+            if request is not None and request[0] == "meet" and self._n_running() < request[1]:
+                request[2].remove(other)
+                self.drive(other, error=BarrierError("too few are left"))
+        if self._may_stop() and not self.has_ended and not self._ready:
+            raise _Stopped
+
+    def _n_running(self) -> int:
+        return sum(not machine.is_done for machine in self.machines)
+
+    def _is_offered(self, machine: Machine, request: Any) -> bool:
+        if not self._offers:
+            return False
+        offer = self._offers[-1]
+        _, module, port, _ = request
+        phase = "output" if port == "output" else "inputs"
+        return offer.module is module and offer.phase == phase and offer.index == machine.step
+
+    def _answer(self, machine: Machine, request: Any) -> tuple[bool, Any]:
+        verb = request[0]
+        if verb == "result":
+            if self._result is None:
+                return False, None
+            return True, self._narrow(machine, self._result[0])
+        if verb == "step":
+            number = request[1]
+            if self.has_ended:
+                return True, False
+            if self.step > number:
+                raise OutOfOrderError("that step is over")
+            return self.step == number, True
+        if verb == "meet":
+            _, participants, arrived = request
+            if self._n_running() < participants:
+                raise BarrierError("too few come")
+            arrived.append(machine)
+            if len(arrived) >= participants:
+                for other in arrived:
+                    other.pending = None
+                    self._ready.append((other, None))
+                arrived.clear()
+                return False, None
+            return False, None
+        if verb == "stop":
+            machine.is_done = True
+            self._stopping = True
+            self._end_early(machine)
+            self._ended(machine)
+            return False, None
+        if verb == "tell":
+            _, name, value = request
+            self.shared[name] = value
+            waiting = [m for m in self.machines if m.pending == ("name", name)]
+            for other in waiting:
+                other.pending = None
+                self._ready.append((other, value))
+            if not waiting:
+                return True, None
+            self._ready.append((machine, None))
+            return False, None
+        if verb == "name":
+            name = request[1]
+            if name in self.shared:
+                return True, self.shared[name]
+            return False, None
+        if not self._is_offered(machine, request):
+            self._refuse_what_is_over(machine, request)
+            return False, None
+        return True, self._at_offer(machine, request)
+
+    def _end_early(self, machine: Machine) -> None:
+        with suppress(RunEnded):
+            machine.resume(None, RunEnded())
+
+    def _at_offer(self, machine: Machine, request: Any) -> Any:
+        verb, module, port, value = request
+        offer = self._offers[-1]
+        if verb == "skip":
+            self._visits_of(module).skipped.append((machine, value))
+            return None
+        old = offer.value
+        if port == "input":
+            args, kwargs = old
+            old = args[0] if args else next(iter(kwargs.values()))
+        if verb == "read":
+            return self._narrow(machine, old)
+        if machine.rows is None and _form(old) != _form(value):
+            self.suspect = _line_of_block(machine)
+        new = self._widen(old, value, machine)
+        if port == "input":
+            if args:
+                offer.value = (new, *args[1:]), kwargs
+            else:
+                offer.value = args, {**kwargs, next(iter(kwargs)): new}
+        else:
+            offer.value = new
+        return None
+
+    def _refuse_what_is_over(self, machine: Machine, request: Any) -> None:
+        _, module, port, _ = request
+        visits = self._visits_of(module)
+        step = machine.step
+        if (visits.done_step if port == "output" else visits.begun_step) >= step:
+            if self.is_stepped and self.has_ended:
+                raise GenerationEndedError("over")
+            raise OutOfOrderError("passed")
+        if self.is_stepped and self.has_ended:
+            raise GenerationEndedError("over")
+        if self.step > step:
+            raise NotCalledError("not in this step")
+        if self.has_ended:
+            raise self._never_came(machine, request)
+        for above in self._above(module):
+            over = self._visits.get(id(above))
+            if over is not None and over.done_step >= step and over.begun == over.done:
+                raise OutOfOrderError("its parent has returned")
+
+    def _above(self, module: nn.Module) -> list[nn.Module]:
+        paths = [path for path, one in self.root.named_modules() if one is module]
+        found = []
+        for path in paths:
+            while path:
+                path = path.rpartition(".")[0]
+                found.append(self.root.get_submodule(path))
+        return found
+
+    # rows
+
+    def _span(self, tensor: Any, machine: Machine) -> slice | None:
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or machine.rows is None:
+            return None
+        start, n = machine.rows
+        return slice(start, start + n) if tensor.shape[0] == self.total else None
+
+    def _narrow(self, machine: Machine, value: Any) -> Any:
+        if machine.rows is None:
+            return value
+        if isinstance(value, torch.Tensor):
+            span = self._span(value, machine)
+            return value if span is None else value[span]
+        if type(value) in (tuple, list):
+            return type(value)(self._narrow(machine, one) for one in value)
+        if type(value) is dict:
+            return {key: self._narrow(machine, one) for key, one in value.items()}
+        return value
+
+    def _widen(self, whole: Any, part: Any, machine: Machine) -> Any:
+        if machine.rows is None or part is whole:
+            return part
+        if isinstance(whole, torch.Tensor):
+            span = self._span(whole, machine)
+            if span is None:
+                return whole
+            return torch.cat([whole[: span.start], part, whole[span.stop :]])
+        if type(whole) in (tuple, list):
+            pairs = zip(whole, part, strict=True)
+            return type(whole)(self._widen(one, other, machine) for one, other in pairs)
+        if type(whole) is dict:
+            return {key: self._widen(one, part[key], machine) for key, one in whole.items()}
+        return part
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (tuple, list)):
+        return type(value), [_form(one) for one in value]
+    return type(value)
+
+
+def _line_of_block(machine: Machine) -> str:
+    frame = machine._greenlet.gr_frame
+    while frame is not None:
+        if frame.f_code.co_filename == FILENAME:
+            return str(frame.f_lineno)
+        frame = frame.f_back
+    return ""
