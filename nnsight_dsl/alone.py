@@ -45,7 +45,7 @@ def run_alone(
     fit: Fit | None = own["_fits"].get(program)
     if (
         fit is None
-        or not fit.is_alone
+        or not (fit.is_alone and fit.is_tried)
         or not args
         or own["_edits"]
         or type(names) is not dict

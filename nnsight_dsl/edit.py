@@ -16,11 +16,13 @@ steps itself.
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.block import Block
+from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
@@ -42,6 +44,14 @@ class KeptEdit:
     program: Program
     user_globals: dict[str, Any]
     names: dict[str, Any]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptEdit:
+        # a copy of the wrapper is what the edit is for from now on; all else is shared
+        names = {
+            name: copy.deepcopy(value, memo) if isinstance(value, Place) else value
+            for name, value in self.names.items()
+        }
+        return KeptEdit(self.program, self.user_globals, names)
 
     @property
     def is_for_each_step(self) -> bool:

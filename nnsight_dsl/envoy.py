@@ -7,17 +7,20 @@ more, its ports: `.output`, `.input` and `.inputs`. These have values only while
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from nnsight_dsl.copying import deep_copied, reduced, restore
 from nnsight_dsl.offload import execution_device
 from nnsight_dsl.ports import PORTS, Ports, StepKey
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
+from nnsight_dsl.runtime.known import is_computed_by_user, is_of_library
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.source import Source
@@ -28,6 +31,7 @@ _CHANGING = frozenset(
     "train type xpu".split()
 )
 """Methods of a module that change it and return it."""
+_IN_INIT = "_in_init"
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
 
@@ -44,6 +48,10 @@ class Envoy(Ports):
     A submodule that is named like a port or a method here is reached by its name in brackets:
     `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
     `layer.output` is the layer's own output.
+
+    A subclass may have attributes of its own: its properties, slots and other descriptors, class
+    attributes, and what its `__init__` sets. They belong to the wrapper. Any other attribute that
+    is set belongs to the module, and a module that is set becomes a submodule.
     """
 
     _parent: Envoy | None
@@ -179,9 +187,10 @@ class Envoy(Ports):
         child = self._below.get(name)
         if child is None:
             child = self._below[name] = Envoy(module, name, self)
-            if not hasattr(type(self), name) and name not in _OWN:
+            own = self.__dict__
+            if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # from now on `envoy.name` is found without `__getattr__`: most of a path's price
-                self.__dict__[name] = child
+                own[name] = child
         elif child._module is not module:
             child._rebind(module)
         return child
@@ -253,7 +262,9 @@ class Envoy(Ports):
         if found is None and item == "source":
             return self.source
         if found is None:
-            value = getattr(self._module, item, None)
+            # what a user's class computes is not computed to find out where it leads
+            is_users = is_computed_by_user(self._module, item)
+            value = None if is_users else getattr(self._module, item, None)
             found = self._mirror_of(value) if isinstance(value, nn.Module) else None
         return found
 
@@ -302,23 +313,54 @@ class Envoy(Ports):
         self._fresh()
         return Source(self)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__ and not is_of_library(cls):
+            cls.__init__ = _keeping_attributes(cls.__init__)  # type: ignore[method-assign]
+
     def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
         if name in _OWN or name in getattr(type(self), "_own", ()):
-            self.__dict__[name] = value
+            own[name] = value
+        elif self._is_own(name):
+            object.__setattr__(self, name, value)
         elif name in PORTS:
             self._write(name, value)
-        elif isinstance(value, (Envoy, nn.Module)):
+        else:
             # a model that is not loaded yet is loaded first: loading makes other modules
             self._root._prepare()
-            value = value._module if isinstance(value, Envoy) else value
-            setattr(self._fresh(), name, value)
-        else:
-            setattr(self._fresh(), name, value)
-            self.__dict__.pop(name, None)
+            setattr(self._fresh(), name, value._module if isinstance(value, Envoy) else value)
+            if not isinstance(value, (Envoy, nn.Module)):
+                own.pop(name, None)
+
+    def _is_own(self, name: str) -> bool:
+        """True if an attribute is that of the wrapper, as a subclass defines it, not a module's."""
+        kind, own = type(self), self.__dict__
+        if is_of_library(kind):
+            return False
+        if own.get(_IN_INIT) or (name in own and name not in self._below):
+            return True
+        for cls in kind.__mro__:
+            if name in cls.__dict__:
+                # a default of ours is no attribute of the wrapper's: `model.training = False`
+                return not is_of_library(cls)
+        return False
 
     def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            object.__delattr__(self, name)
+            return
         delattr(self._fresh(), name)
         self.__dict__.pop(name, None)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Envoy:
+        return deep_copied(self, memo)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        restore(self, state)
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the module.
@@ -338,6 +380,23 @@ class Envoy(Ports):
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._fresh().forward(*args, **kwargs)
+
+
+def _keeping_attributes(init: Callable[..., None]) -> Callable[..., None]:
+    """Let what a subclass sets in its `__init__` be attributes of the wrapper."""
+
+    @wraps(init)
+    def __init__(self: Envoy, *args: Any, **kwargs: Any) -> None:
+        own = self.__dict__
+        own[_IN_INIT] = own.get(_IN_INIT, 0) + 1
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            own[_IN_INIT] -= 1
+            if not own[_IN_INIT]:
+                del own[_IN_INIT]
+
+    return __init__
 
 
 def explain_shadowed(root: Envoy, error: BaseException) -> None:

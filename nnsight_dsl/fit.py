@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import nn
 
+from nnsight_dsl.plainness import is_plain, is_plain_value, own_names
 from nnsight_dsl.runtime.fixtures import Fixtures
+from nnsight_dsl.runtime.known import is_of_library
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.lone import LoneDriver
 from nnsight_dsl.runtime.machine import carried_programs
@@ -26,16 +28,10 @@ from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.program import Program, Running
 
-_KNOWN_PLAIN = (
-    Place, torch.Tensor, torch.dtype, torch.device, torch.Size, int, float, complex, str, bytes,
-    range, slice, type(None), type(...),
-    types.BuiltinFunctionType,
-)  # fmt: skip
-_CONTAINERS = (list, tuple, dict, set, frozenset)
-_MOST_ITEMS = 64
-"""How many items of a container are looked at before a block is taken for plain."""
+_PASSING_ON = frozenset({nn.Sequential, nn.Identity})
+"""Modules of torch that hand out whatever they are given."""
 
-_PLAIN_MODULES = ("torch", "math", "operator", "itertools", "numpy")
+_NONE: frozenset[str] = frozenset()
 _KEPT = (types.ModuleType, type, types.BuiltinFunctionType)
 
 
@@ -46,7 +42,7 @@ class _Any:
 _ANY_PLAIN = _Any()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Fit:
     """What is known of the runs of one program on one model.
 
@@ -62,6 +58,8 @@ class Fit:
         seen: what the others of these stand for.
         is_alone: whether a run of it needs nothing but one plain machine.
         chain: for each module on the way to a place: attributes of the one above, and its name.
+        is_tried: whether a run has shown that its values are of known types, so that no other
+            module than those named is asked for; known beforehand of libraries' modules.
         idle: drivers that the next run can have.
     """
 
@@ -76,6 +74,7 @@ class Fit:
     roots: frozenset[str]
     seen: Mapping[str, Any]
     chain: Sequence[tuple[dict[str, Any], str, Any]]
+    is_tried: bool
     idle: list[LoneDriver] = field(default_factory=list)
 
     def new_driver(self, root: Place) -> LoneDriver:
@@ -89,7 +88,7 @@ class Fit:
         """Tell whether all is as it was."""
         if user_globals is not self.user_globals:
             return False
-        if self.is_plain and id(program) in carried_programs:
+        if self.is_plain and program in carried_programs:
             return False
         for name, known in self.names:
             value = names.get(name, MISSING)
@@ -137,19 +136,14 @@ def _new_fit(
 ) -> Fit:
     plain = program.plain
     roots = {state.root for state in program.states if state.root is not None}
-    looked_at = roots if plain is None else roots | plain.roots | plain.paths
+    looked_at = roots if plain is None else roots | plain.roots
     # names of an enclosing function that are no parameters are not read by the block
     values = {
         name: program.initial(name, user_globals, names, fall_back=True) for name in looked_at
     }
-    is_plain = (
-        plain is not None
-        and id(program) not in carried_programs
-        and all(_is_known_plain(values[name]) for name in plain.roots)
-        and all(_is_known_path(values[name]) for name in plain.paths)
-    )
+    plainly = plain is not None and program not in carried_programs and is_plain(plain, values)
     # a cache is shown what runs already where it is made, so all has to be tapped before
-    is_closed = is_plain and plain is not None and not plain.makes_cache
+    is_closed = plainly and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:
@@ -173,17 +167,24 @@ def _new_fit(
     return Fit(
         user_globals=user_globals,
         function=program.function(user_globals, INJECTED),
-        is_plain=is_plain,
+        is_plain=plainly,
         fixtures=fixtures if fixed else None,
         expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
         is_closed=is_closed,
-        is_alone=is_plain
+        is_alone=plainly
         and not (changing or program.children or program.fetched or program.looks_outside),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},
         chain=list(chain.values()),
+        is_tried=not is_closed or all(_hands_out_known(place) for place, _ in expected),
     )
+
+
+def _hands_out_known(place: Place) -> bool:
+    """True if a module's values are of known types, as far as its class tells."""
+    kind = type(place._module)
+    return is_of_library(kind) and kind not in _PASSING_ON
 
 
 def _chain_to(place: Place) -> Iterator[tuple[int, tuple[dict[str, Any], str, Any]]]:
@@ -203,23 +204,7 @@ def _can_keep(value: Any) -> bool:
 def _is_any_plain(value: Any) -> bool:
     """Tell whether only the type of a plain value counts: a tracer is another one in each run."""
     if isinstance(value, Place):
-        return value._module is None and value._root is None
-    return not isinstance(value, _KEPT) and _is_known_plain(value)
-
-
-def _is_known_plain(value: Any) -> bool:
-    if isinstance(value, _CONTAINERS):
-        # an object in a container may have operators and properties of its own
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(items) <= _MOST_ITEMS and all(isinstance(one, _KNOWN_PLAIN) for one in items)
-    if isinstance(value, _KNOWN_PLAIN):
-        return True
-    if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] in _PLAIN_MODULES
-    return isinstance(value, type) and value.__module__ == "builtins" and value is not MISSING
-
-
-def _is_known_path(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return _is_known_plain(value)
-    return isinstance(value, Place)
+        return value._module is None and value._root is None and own_names(type(value)) == _NONE
+    if value is MISSING:
+        return False
+    return not isinstance(value, _KEPT) and is_plain_value(value)

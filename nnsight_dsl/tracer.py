@@ -14,7 +14,7 @@ from nnsight_dsl.cache import Cache, converter
 from nnsight_dsl.config import CONFIG
 from nnsight_dsl.edit import KeptEdit
 from nnsight_dsl.envoy import Envoy, explain_shadowed
-from nnsight_dsl.fit import fit_of
+from nnsight_dsl.fit import Fit, fit_of
 from nnsight_dsl.mounts import explain_helpers, mount, unmount
 from nnsight_dsl.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.ports import StepKey
@@ -46,6 +46,9 @@ from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight
+
+
+Driver.mount, Driver.unmount = staticmethod(mount), staticmethod(unmount)
 
 
 @dataclass(slots=True)
@@ -159,6 +162,11 @@ class Tracer(Block, Place):
     @cached_property
     def _invokes(self) -> list[tuple[Machine, Input]]:
         """What runs, and on what."""
+        return []
+
+    @cached_property
+    def _fits(self) -> list[Fit]:
+        """What is known of the programs that run, but for what their values are like."""
         return []
 
     @cached_property
@@ -369,6 +377,10 @@ class Tracer(Block, Place):
         finally:
             self._driver = None
             turn.end()
+        if driver.failure is None:
+            for fit in self._fits:
+                fit.is_tried = True
+        self._fits = []
         self._result = machine.result
         self._last = driver.last if isinstance(driver, Stopping) else None
         left = machine.leaving(machine.names) if machine.is_builder else {}
@@ -634,6 +646,10 @@ class Tracer(Block, Place):
         machine.expected = fit.expected
         machine.fixtures = fit.fixtures
         machine.is_closed = fit.is_closed
+        if not fit.is_tried:
+            # values of unknown types may bring code along that asks for any module
+            machine.is_closed = False
+            self._fits.append(fit)
         return machine
 
     def _started(self, machine: Machine) -> Machine:

@@ -23,7 +23,7 @@ class AllModules:
         others: places of those that cannot, the root first.
     """
 
-    __slots__ = ("_leaves", "_module", "_parents", "fixtures", "others")
+    __slots__ = ("_leaves", "_module", "_parents", "_places", "fixtures", "others")
 
     def __init__(self, root: Place) -> None:
         places = list(places_of(root))
@@ -31,6 +31,7 @@ class AllModules:
         self.fixtures = Fixtures(places)
         fixed = {id(one._module) for one in self.fixtures.places}
         self.others = [one for one in places if id(one._module) not in fixed]
+        self._places = [(one, one._module) for one in places]
         below = [children_of(one._module) for one in places]
         # the modules stay alive with the places, so that no other one takes an identity
         self._parents = [(one, [*one, *map(id, one.values())]) for one in below if one]
@@ -43,6 +44,10 @@ class AllModules:
         for modules, known in self._parents:
             if [*modules, *map(id, modules.values())] != known:
                 return False
+        for place, module in self._places:
+            if place._module is not module:
+                # another module stood there for a while, and the place was looked at then
+                place._refresh()
         return True
 
 

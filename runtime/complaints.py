@@ -11,6 +11,7 @@ from nnsight_dsl.transforms.requests import Request
 
 from .errors import (
     BarrierError,
+    CarriedCallError,
     GenerationEndedError,
     InvokeError,
     NoInputError,
@@ -291,3 +292,12 @@ def model_failed(error: BaseException, suspects: Sequence[Suspect]) -> BaseExcep
 
 def _first_line(error: Any) -> str:
     return (str(error).splitlines() or [""])[0]
+
+
+def not_observed(place: Place) -> CarriedCallError:
+    path = place._path or "the model"
+    return CarriedCallError(
+        f"{path} is asked for by code that an object of the model's own brought along, and was not "
+        f"watched from the start of this run, so it may have been called already; name {path} in "
+        "the block itself, as by reading its output there"
+    )

@@ -61,6 +61,7 @@ class Driver(Serving):
         step: the step that runs, -1 before the first.
         machines: the machines in the order of their definition.
         is_session: whether this is no run, but a block of several.
+        is_called: whether the model has been called, so that modules may have been visited.
         is_partial: whether this is the first step of a generation only, to see whether it fits.
         factor: rows of the batch per row of the input, other than 1 under beam search.
         failure: what a machine or the model has raised.
@@ -83,6 +84,7 @@ class Driver(Serving):
 
     # what holds for most runs stands on the class, so that making a driver is cheap
     is_session = False
+    is_called = False
     is_partial = False
     failure: BaseException | None = None
     log: Log | None = None
@@ -106,6 +108,13 @@ class Driver(Serving):
     step_waiters: Sequence[tuple[Machine, Steps]] = ()
     shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
     _all_tapped: AllModules | None = None
+    _is_mounted = False
+
+    mount: Callable[[object], None] = staticmethod(lambda user: None)
+    """Puts up what code that was not lowered needs, as a `save` method of tensors."""
+
+    unmount: Callable[[object], None] = staticmethod(lambda user: None)
+    """Takes that down, if it has been put up."""
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         # Each access asks for these: found in the instance they cost 5 ns, on the class 35.
@@ -162,6 +171,7 @@ class Driver(Serving):
                 if not machine.is_done and machine.pending is None:
                     self.drive(machine)
             if not (self.is_stopped and self.may_stop()):
+                self.is_called = True
                 result = function(*args, **kwargs)
                 # a model may have swallowed what a machine raised: then nothing more is served
                 if self.failure is None and any(not one.is_done for one in self.machines):
@@ -254,6 +264,27 @@ class Driver(Serving):
     def expect_anything(self) -> None:
         """Say that a machine can ask for whatever module it likes."""
         self._expects_anything = True
+
+    def begin_carrying(self, machine: Machine) -> None:
+        """Carry a machine that looked plain, and can ask for any module from now on.
+
+        Modules that get their taps only now may have been visited before.
+        """
+        super().begin_carrying(machine)
+        if not self._is_mounted:
+            # `_close` takes it down, so it has to know beforehand
+            self._is_mounted = True
+            self.mount(self)
+        if self._expects_anything or self.has_ended:
+            return
+        self._expects_anything = True
+        before = {*self._taps}
+        for place in self.places():
+            self.tap_for(place)
+        if self.is_called:
+            for key, tap in self._taps.items():
+                if key not in before:
+                    tap.put_late(self.step if self.is_stepped else None)
 
     def places(self) -> Iterator[Place]:
         """Iterate over the modules of the model."""
@@ -390,6 +421,9 @@ class Driver(Serving):
         """
         self.has_ended = True
         self.result = None
+        if self._is_mounted:
+            self.unmount(self)
+            self._is_mounted = False
         self._remove_taps()
         self._offer = None
         for machine in self.machines:

@@ -28,6 +28,7 @@ from nnsight_dsl.transforms.requests import Request
 
 from .ambient import Ambient
 from .errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
+from .known import is_known
 from .rows import Rows
 from .saved import Saved
 
@@ -106,6 +107,7 @@ class Machine:
     _carrier: greenlet | None = None
     _home: greenlet | None = None
     _ambient: Ambient | None = None
+    _calls: list[greenlet]
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class Machine:
             self.send = running.send
         else:
             self._ambient = Ambient()
-            self._calls: list[greenlet] = []
+            self._calls = []
 
     @classmethod
     def start(
@@ -186,7 +188,7 @@ class Machine:
             {} if frame is None else {**frame.f_locals},
             self.saved,
             self._injected,
-            is_plain=is_plain and id(program) not in carried_programs,
+            is_plain=is_plain and program not in carried_programs,
         )
         inner.rows = self.rows
         return inner
@@ -227,8 +229,21 @@ class Machine:
     def advance(self, answer: Any) -> Request:
         """Resume with the answer to the last request; return the next request."""
         if self._ambient is None:
-            return self.context.run(self._running.send, answer)
+            if is_known(answer):
+                return self.context.run(self._running.send, answer)
+            self.begin_carrying()
         return self._carried(False, answer)
+
+    def begin_carrying(self) -> None:
+        """Give what runs from here on a stack: a value is at hand that may run a user's code.
+
+        The next run of the program begins so, with taps on all modules.
+        """
+        self._ambient = Ambient()
+        self._calls = []
+        self.send = None
+        self.is_plain = False
+        unplain(self.program)
 
     def throw(self, error: BaseException) -> Request:
         """Resume by raising an error at the last request; return the next request."""
@@ -317,14 +332,15 @@ class Machine:
         """Make a request from code that was not lowered, and wait for the answer.
 
         Raises:
-            CarriedCallError: the block was taken for plain, so this code has no stack to wait on.
+            CarriedCallError: the code runs where nothing can wait, inside of a known operation.
         """
         home = self._home
         if home is None:
             unplain(self.program)
             raise CarriedCallError(
-                f"a call at line {self.line} touches a model value, and was taken for one that "
-                "cannot; run the block again, it is carried from now on"
+                f"code that runs inside of an operation of PyTorch at line {self.line} (a mode, a "
+                "hook, a destructor) asks for a model value, and cannot wait for it there; read "
+                "the value in the block itself, before this line"
             )
         if home is getcurrent():
             raise NotRunningError("this block is not being advanced; ask from the block itself")
@@ -410,10 +426,10 @@ class Machine:
             )
 
 
-carried_programs: set[int] = set()
-"""Identities of programs that looked plain and are not."""
+carried_programs: set[Program] = set()
+"""Programs that looked plain and are not."""
 
 
 def unplain(program: Program) -> None:
     """Remember that a program is not plain after all."""
-    carried_programs.add(id(program))
+    carried_programs.add(program)

@@ -20,6 +20,7 @@ from nnsight_dsl.transforms.requests import READ, WRITE, Request
 from .answers import ANSWERS, PARKED, open_run
 from .asking import BEFORE, ON_TARGET, on_foreign, target_of
 from .errors import RunAborted
+from .known import is_known
 from .locations import Place
 from .machine import Machine
 from .offers import Offer, Writes, take_edits
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .taps import Tap
 
 _order = attrgetter("order")
+_Tensor = torch.Tensor
 _NOTHING: Sequence[Any] = ()
 _TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
 """Where a request has the place it is for; 0, which is none, where that has to be looked up."""
@@ -158,6 +160,11 @@ class Serving:
                             request = machine.throw(error)
                         else:
                             send = machine.send
+                            if send is not None and not (
+                                type(answer) is _Tensor or answer is None or is_known(answer)
+                            ):
+                                self.begin_carrying(machine)
+                                send = None
                             if send is None:
                                 request = machine.advance(answer)
                             else:
@@ -254,6 +261,10 @@ class Serving:
         if own.handed:
             take_edits(own, self.factor)
         return own.value
+
+    def begin_carrying(self, machine: Machine) -> None:
+        """Carry a machine from here on: its answer is of a type that may run a user's code."""
+        machine.begin_carrying()
 
     def for_this_run(self, machine: Machine, request: Request) -> Request:
         """Do what a request on any other object comes to in plain Python; return one that is ours.

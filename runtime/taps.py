@@ -40,6 +40,7 @@ from torch.nn.modules import module as torch_module
 from nnsight_dsl.transforms.names import TAPPED
 from nnsight_dsl.transforms.requests import READ
 
+from . import complaints
 from .ambient import top_saved_hooks
 from .locations import Place, name_of
 from .machine import Machine, advanced, current_machine
@@ -116,6 +117,8 @@ class Tap:
     is_stepping = False
     is_entered = False
     can_refuse = False
+    _last_unseen: int | None = -1
+    """The last step with visits that may have been missed, None where any may."""
 
     missing: Exception | None = None
     """Why the place turned out not to exist."""
@@ -157,7 +160,18 @@ class Tap:
 
     def uncovered(self, machine: Machine) -> Exception | None:
         """Return the error for a machine that asks for what runs already, without this tap."""
-        return None
+        last = self._last_unseen
+        if last is not None and machine.step > last:
+            return None
+        return complaints.not_observed(self.place)
+
+    def put_late(self, step: int | None) -> None:
+        """Note that the tap was put during a run, after visits that may have been missed.
+
+        Args:
+            step: the step of the generation, None in a run with one forward.
+        """
+        self.can_refuse, self._last_unseen = True, step
 
     def begin(self) -> int | None:
         """Count a visit that begins; return which occurrence it is, None for one of no meaning."""

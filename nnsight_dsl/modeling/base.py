@@ -10,6 +10,7 @@ from torch import nn
 
 from nnsight_dsl.alone import run_alone
 from nnsight_dsl.backward import install as install_backward
+from nnsight_dsl.copying import restore, state_of
 from nnsight_dsl.edit import Edit, KeptEdit
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.fakes import PlanTracer, ScanTracer
@@ -160,13 +161,26 @@ class NNsight(Envoy):
     def _copy(self) -> NNsight:
         """Make another wrapper of the same module, with the same edits to begin with."""
         copy = type(self).__new__(type(self))
-        own = {k: v for k, v in self.__dict__.items() if not isinstance(v, Envoy)}
-        edits = [*self._edits]
-        copy.__dict__.update(
-            own, _below={}, _at={}, _root=copy, _edits=edits, _fits={}, _linted=set(), _origin=self,
-            _all_modules=None,
+        restore(
+            copy, state_of(self), _edits=[*self._edits], _fits={}, _linted=set(),
+            _family=self._family, _origin=self,
         )  # fmt: skip
         return copy
+
+    def __copy__(self) -> NNsight:
+        return self._copy()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if self._edits:
+            raise TypeError(
+                f"{type(self).__name__} has edits, which are code and cannot be pickled; pickle it "
+                "before they are made, or take them off by clear_edits()"
+            )
+        return super().__reduce_ex__(protocol)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        family = register_modules(state["_module"])
+        restore(self, state, _fits={}, _linted=set(), _family=family)
 
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         if options:

@@ -163,7 +163,7 @@ def _names_read(program: Program) -> frozenset[str] | None:
     if known is None or program.children or program.looks_outside:
         return None
     starts = {state.root for state in program.states if state.root is not None}
-    return known.roots.union(known.paths, program.params, starts)
+    return known.roots.union(program.params, starts)
 
 
 def _replacement(

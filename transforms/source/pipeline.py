@@ -344,7 +344,7 @@ def _built(
         bound=unit.names.bound,
         saved_names=frozenset(mangled(name, around.class_name) for name in _saved_names(unit.body)),
         states=states_of(unit.body, around.lines),
-        plain=None if opens_others else plain_of(unit.body, unit.fetched),
+        plain=None if opens_others else plain_of(unit.body, unit.fetched, frozenset(unit.params)),
         children=children,
         fetched=unit.fetched,
         waits_for=unit.waits_for,

@@ -6,8 +6,10 @@ costs more than a microsecond each time the machine is advanced. A block that is
 without: every operation in it is one that is known, by its name or by the type of the values it
 starts from, to run no code that could touch a model value.
 
-The text alone cannot tell what a name stands for. So a plain block comes with the names whose
-values the runtime has to look at before it believes this (`Plain.roots`).
+The text alone cannot tell what a name stands for. So a plain block comes with what the runtime has
+to look at before it believes this: the values of names (`Plain.roots`), what is found by a path
+from them (`Plain.paths`), and names that no class of a user's may define (`Plain.named`). What the
+model hands to a block is looked at as it comes (see `nnsight_dsl.runtime.known`).
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import ast
 import builtins
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard, cast
+from typing import TypeAlias, TypeGuard, cast
 
 from ..requests import PORTS
-from .accesses import static_path
+from .accesses import PathItem, static_path
 from .unsupported import is_step_block, is_steps
 
 _BUILTINS = frozenset(
@@ -45,6 +47,11 @@ _METHODS = frozenset(
     ).split()
 )
 _REQUESTING = frozenset(("skip stop next iter all barrier invoke trace generate source").split())
+ATTRIBUTES = _TENSOR_ATTRIBUTES | _METHODS
+"""Attributes that are known on tensors, containers and texts."""
+
+_PRINTING = frozenset({"print", "str"})
+_SHOWN = frozenset({"extra_repr", "__repr__", "__str__"})
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass,
     ast.Break, ast.Continue, ast.Return, ast.Assert, ast.Delete, ast.Raise, ast.With,
@@ -56,33 +63,43 @@ _EXPRESSIONS = (
 )  # fmt: skip
 
 
+Path: TypeAlias = tuple[str, tuple[PathItem, ...], bool]
+"""A name, the attributes and indices from it on, and whether what is there is called."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
     """A block whose text names nothing unknown, provided that its names are what they seem.
 
     Attributes:
         roots: names whose values must be of known types.
-        paths: those of them whose attributes are not known by their names, so that the values
-            must be places of a model or modules of known libraries.
+        paths: what is looked up from them, which must run no code of a user's.
+        named: attributes of values that the text cannot tell from places of the model, so that no
+            module may have such an attribute from a user's class.
         makes_cache: whether a cache may be made, which is shown modules that the text does not
             name.
     """
 
     roots: frozenset[str]
-    paths: frozenset[str]
+    paths: frozenset[Path]
+    named: frozenset[str]
     makes_cache: bool
 
 
-def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
+def plain_of(
+    body: Sequence[ast.stmt], fetched: frozenset[str], params: frozenset[str] = frozenset()
+) -> Plain | None:
     """Return what has to hold for a block to be plain, or None if it cannot be.
 
-    Names in `fetched` come from other blocks, whose values are model values as those of this one.
+    Args:
+        body: the statements of the block.
+        fetched: names that come from other blocks, whose values are looked at as they come.
+        params: names that the block may read before it binds them.
     """
+    found = _Found()
     loaded: set[str] = set()
     bound = set(fetched)
-    paths: set[str] = set()
     opened: set[ast.expr] = set()
-    makes_cache = False
     for statement in body:
         for node in _own_nodes(statement):
             if isinstance(node, ast.stmt):
@@ -97,16 +114,96 @@ def plain_of(body: Sequence[ast.stmt], fetched: frozenset[str]) -> Plain | None:
             elif node in opened:
                 continue
             elif isinstance(node, ast.expr):
-                makes_cache |= isinstance(node, ast.Attribute) and node.attr == "cache"
-                if not isinstance(node, _EXPRESSIONS) or not _is_known(node, paths):
+                if not isinstance(node, _EXPRESSIONS) or not found.is_known(node):
                     return None
                 if isinstance(node, ast.Name):
                     (loaded if isinstance(node.ctx, ast.Load) else bound).add(node.id)
             elif isinstance(node, ast.comprehension) and node.is_async:
                 return None
-    if bound & (_BUILTINS | paths) or not _is_lowered(body):
+    if bound & _BUILTINS or not _is_lowered(body):
         return None
-    return Plain(frozenset(loaded - bound), frozenset(paths), makes_cache)
+    outside = (loaded - bound) | (loaded & params)
+    named = set(found.named)
+    for path in found.paths:
+        items = _attributes(path[1])
+        if path[0] in bound and not items <= ATTRIBUTES:
+            return None
+        if path[0] not in outside or path[0] in bound:
+            named |= items
+    paths = frozenset(path for path in found.paths if path[0] in outside)
+    return Plain(frozenset(outside), paths, frozenset(named), found.makes_cache)
+
+
+def _attributes(items: Sequence[PathItem]) -> set[str]:
+    return {item for item in items if isinstance(item, str)}
+
+
+class _Found:
+    """What has been found in the expressions of a block.
+
+    Attributes:
+        paths: attributes and calls that start from a name.
+        named: attributes of values that may be places.
+        makes_cache: whether `.cache` is named.
+    """
+
+    def __init__(self) -> None:
+        self.paths: set[Path] = set()
+        self.named: set[str] = set()
+        self.makes_cache = False
+
+    def is_known(self, node: ast.expr) -> bool:
+        """True if an expression is known, provided that what has been noted is as it seems."""
+        if isinstance(node, ast.Attribute):
+            self.makes_cache |= node.attr == "cache"
+            if node.attr in PORTS:
+                return True
+            return isinstance(node.ctx, ast.Load) and self._is_known_attribute(node, called=False)
+        if not isinstance(node, ast.Call):
+            return True
+        if any(keyword.arg in ("key", "hook", None) for keyword in node.keywords):
+            return False
+        function = node.func
+        if isinstance(function, ast.Name):
+            if function.id in _PRINTING:
+                # what is printed may be a place, and shows the module behind it
+                self.named |= _SHOWN
+            return function.id in _BUILTINS and hasattr(builtins, function.id)
+        if not isinstance(function, ast.Attribute) or function.attr in _REQUESTING:
+            return False
+        if function.attr.startswith("set_"):
+            # torch.set_grad_enabled(False) and the like set what has to be kept from the model
+            return False
+        return self._is_known_attribute(function, called=True)
+
+    def _is_known_attribute(self, node: ast.Attribute, *, called: bool) -> bool:
+        if called and node.attr == "save":
+            # lowering makes a call of ours of it, which looks up nothing but a type's own `save`
+            return True
+        found = static_path(node)
+        if found is not None:
+            self.paths.add((*found, called))
+            return True
+        if node.attr not in (_METHODS if called else ATTRIBUTES):
+            return False
+        if not _is_of_value(node.value):
+            self.named.add(node.attr)
+        return True
+
+
+def _is_of_value(node: ast.expr) -> bool:
+    """True if an expression is taken from what a port holds, which is looked at as it comes."""
+    while True:
+        if isinstance(node, ast.Attribute):
+            if node.attr in PORTS:
+                return True
+            node = node.value
+        elif isinstance(node, ast.Subscript):
+            node = node.value
+        elif isinstance(node, ast.Call):
+            node = node.func
+        else:
+            return isinstance(node, ast.Constant)
 
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
@@ -179,34 +276,6 @@ def _is_known_statement(node: ast.stmt) -> bool:
     return isinstance(node, _STATEMENTS)
 
 
-def _is_known(node: ast.expr, paths: set[str]) -> bool:
-    """Tell whether an expression is known; add to `paths` the names whose type has to say so."""
-    if isinstance(node, ast.Attribute):
-        known = PORTS | _TENSOR_ATTRIBUTES | _METHODS
-        return node.attr in known or _starts_outside(node, paths)
-    if not isinstance(node, ast.Call):
-        return True
-    if any(keyword.arg in ("key", "hook", None) for keyword in node.keywords):
-        return False
-    function = node.func
-    if isinstance(function, ast.Name):
-        return function.id in _BUILTINS and hasattr(builtins, function.id)
-    if not isinstance(function, ast.Attribute) or function.attr in _REQUESTING:
-        return False
-    if function.attr.startswith("set_"):
-        # torch.set_grad_enabled(False) and the like set what has to be kept from the model
-        return False
-    return function.attr in _METHODS or _starts_outside(function, paths)
-
-
-def _starts_outside(node: ast.Attribute, paths: set[str]) -> bool:
-    found = static_path(node)
-    if found is None:
-        return False
-    paths.add(found[0])
-    return True
-
-
 _KNOWN_ROOTS = frozenset({"torch", "math", "np", "numpy", "F", "operator"})
 
 
@@ -218,9 +287,15 @@ def is_known_expression(node: ast.expr) -> bool:
     for below in ast.walk(node):
         if not isinstance(below, ast.expr):
             continue
-        roots: set[str] = set()
         if not isinstance(below, _EXPRESSIONS):
             return False
-        if isinstance(below, ast.Call) and not (_is_known(below, roots) and roots <= _KNOWN_ROOTS):
+        if isinstance(below, ast.Call) and not _is_known_call(below):
             return False
     return True
+
+
+def _is_known_call(node: ast.Call) -> bool:
+    found = _Found()
+    return found.is_known(node) and all(
+        root in _KNOWN_ROOTS or items[-1] in _METHODS for root, items, _ in found.paths
+    )

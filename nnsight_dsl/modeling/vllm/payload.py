@@ -43,7 +43,7 @@ KEY = "nnsight_dsl"
 WHOLE = "whole"
 """Key beside the payload: whether the prompt is to be computed in one piece."""
 
-_FORMAT = 2
+_FORMAT = 3
 _PYTHON = sys.version_info[:2]
 _MUTABLE = (list, dict, set)
 
