@@ -87,7 +87,6 @@ def run_alone(
                 kwargs = _NO_KEYWORDS
                 if model._makes_batches:
                     batch = model._batch([tracer._given], "trace", {})
-                    driver.factor = model._rows_per_row(batch.kwargs)
                     function, args, kwargs = model._function("trace"), batch.args, batch.kwargs
                 turn.run = driver
                 is_reusable = driver.run_alone(machine, get_ident(), function, args, kwargs)

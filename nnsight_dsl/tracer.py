@@ -490,7 +490,8 @@ class Tracer(Block, Place):
             driver.counts = batch.counts
         else:
             inputs[0].rows = None
-        driver.factor = self._model._rows_per_row(batch.kwargs)
+        factors = self._model._row_factors(self._function, batch.kwargs)
+        driver.factor, driver.result_factor = factors
         return self._run_on(driver, batch.args, batch.kwargs)
 
     def _placed(self, error: InputError, inputs: Sequence[Input]) -> InputError:

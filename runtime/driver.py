@@ -64,6 +64,7 @@ class Driver(Serving):
         is_called: whether the model has been called, so that modules may have been visited.
         is_partial: whether this is the first step of a generation only, to see whether it fits.
         factor: rows of the batch per row of the input, other than 1 under beam search.
+        result_factor: rows of the result per row of the input, fewer than the beams may be.
         failure: what a machine or the model has raised.
         writes: what the machines have written.
         ready: machines that go on once the one that runs has stopped, with their answers.
@@ -93,6 +94,7 @@ class Driver(Serving):
     is_stopped = False
     has_met = False
     result: tuple[Any] | None = None
+    result_factor = 1
     is_in_backward = False
     has_grad = False
     is_usual = False
@@ -514,7 +516,9 @@ class Driver(Serving):
         if self.result is None:
             raise AssertionError("the run has no result yet")
         (result,) = self.result
-        return result if machine.rows is None else narrow(result, machine.rows, self.factor)
+        if machine.rows is None:
+            return result
+        return narrow(result, machine.rows, self.factor, self.result_factor)
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
         """Return the current offer if it is the one a request is for."""

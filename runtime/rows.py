@@ -34,27 +34,33 @@ class Rows:
     total: int
     number: int = 0
 
-    def span_in(self, tensor: torch.Tensor, factor: int) -> tuple[int, int] | None:
-        """Return start and length in a tensor's first axis, None if that axis is not the batch."""
+    def span_in(self, tensor: torch.Tensor, *factors: int) -> tuple[int, int] | None:
+        """Return start and length in a tensor's first axis, None if that axis is not the batch.
+
+        Args:
+            tensor: the tensor.
+            *factors: how many rows of it may stand for one row of the input, other than one.
+        """
         if tensor.ndim == 0:
             return None
         length = tensor.shape[0]
         if length == self.total:
             return self.start, self.count
-        if factor > 1 and length == self.total * factor:
-            return self.start * factor, self.count * factor
+        for factor in factors:
+            if length == self.total * factor:
+                return self.start * factor, self.count * factor
         return None
 
 
-def narrow(value: Any, rows: Rows, factor: int) -> Any:
+def narrow(value: Any, rows: Rows, *factors: int) -> Any:
     """Return the part of a value that belongs to some rows; tensors become views."""
 
     def part(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
-            span = rows.span_in(leaf, factor)
+            span = rows.span_in(leaf, *factors)
             if span is not None:
                 return leaf.narrow(0, *span)
-        return _with_fields(leaf, lambda _, field: narrow(field, rows, factor))
+        return _with_fields(leaf, lambda _, field: narrow(field, rows, *factors))
 
     return part(value) if isinstance(value, torch.Tensor) else pytree.tree_map(part, value)
 

@@ -306,9 +306,9 @@ class NNsight(Envoy):
         """Return the arguments of the first forward of a generation, from those of all of it."""
         return kwargs
 
-    def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
-        """Return how many rows of the model's batch stand for one row of the input."""
-        return 1
+    def _row_factors(self, function: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """Return how many rows stand for one row of the input: in the model, and in the result."""
+        return 1, 1
 
 
 def module_of(given: Any) -> nn.Module:

@@ -190,11 +190,17 @@ class LanguageModel(NNsight):
 
         return generate_and_restore
 
-    def _rows_per_row(self, kwargs: Mapping[str, Any]) -> int:
-        config = getattr(self._module, "generation_config", None)
-        beams = kwargs.get("num_beams") or getattr(config, "num_beams", None) or 1
-        sequences = kwargs.get("num_return_sequences") or 1
-        return max(int(beams), int(sequences))
+    def _row_factors(self, function: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        if function != "generate":
+            return 1, 1
+        configs = kwargs.get("generation_config"), getattr(self._module, "generation_config", None)
+
+        def count(name: str) -> int:
+            given = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
+            return max(1, int(next((one for one in given if one is not None), 1)))
+
+        beams, sequences = count("num_beams"), count("num_return_sequences")
+        return max(beams, sequences), sequences
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
         # all arguments of such a forward can be left out, and the model cannot do without them
@@ -402,10 +408,9 @@ class LanguageModel(NNsight):
 
     def _check_can_pad(self, function: str, *, left: bool) -> None:
         name = type(self._module).__name__
-        forward = self._options_of("trace").forward
         reason = padding.refusal(
             self._inner(),
-            takes_mask=forward.is_open or "attention_mask" in forward,
+            self._options_of("trace").forward,
             left=left,
             generates=function == "generate",
         )

@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.keywords import keywords_of
+from nnsight_dsl.modeling.keywords import Keywords, is_used, keywords_of
 
 _IGNORES_MASK = "ignores the attention mask"
 _CONVOLVES = "mixes neighbouring tokens without the attention mask"
@@ -55,6 +55,11 @@ MIXES_ON_THE_LEFT: Mapping[str, str] = {
     "rwkv": _IGNORES_MASK,
 }
 """By model type, why padding reaches the tokens behind it."""
+
+MIXES_ON_THE_RIGHT: Mapping[str, str] = {
+    "cpmant": "looks for its padding on the left",
+}
+"""By model type, why padding reaches the tokens before it."""
 
 _DROPS_MASK = "drops the attention mask when it generates"
 
@@ -141,12 +146,12 @@ def _first_of_buffer(embeddings: nn.Module) -> int | None:
     return int(ids.flatten()[0])
 
 
-def refusal(module: nn.Module, *, takes_mask: bool, left: bool, generates: bool) -> str | None:
+def refusal(module: nn.Module, forward: Keywords, *, left: bool, generates: bool) -> str | None:
     """Say why prompts of unequal length cannot make one batch; None if they can.
 
     Args:
         module: the model of transformers.
-        takes_mask: whether its forward takes an attention mask.
+        forward: the keywords that its forward takes.
         left: whether the batch is padded on the left.
         generates: whether the model generates from it.
 
@@ -155,13 +160,13 @@ def refusal(module: nn.Module, *, takes_mask: bool, left: bool, generates: bool)
     """
     types = set(model_types(getattr(module, "config", None)))
     reasons = dict(MIXES)
-    if left:
-        reasons |= MIXES_ON_THE_LEFT
+    reasons |= MIXES_ON_THE_LEFT if left else MIXES_ON_THE_RIGHT
     if generates:
         reasons |= GENERATES_UNPADDED
     for one in sorted(types & reasons.keys()):
         return reasons[one]
-    if not takes_mask:
+    takes_mask = "attention_mask" in forward
+    if not (takes_mask or (forward.is_open and is_used(module, "attention_mask"))):
         return _IGNORES_MASK
     if left and counting_of(module).by_place:
         return "counts positions by the place in the batch"

@@ -2,13 +2,26 @@
 
 import warnings
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from nnsight_dsl import GenerationEndedError, LanguageModel, OutOfOrderError
 from tests import models
-from tests.models import GPT2, LLAMA, LONG, MIDDLE, SHORT, Kind, assert_near, assert_same, encoded
+from tests.models import (
+    GPT2,
+    LLAMA,
+    LONG,
+    MIDDLE,
+    SHORT,
+    Kind,
+    assert_near,
+    assert_same,
+    bare,
+    encoded,
+)
 
 STEPS = 4
 
@@ -649,3 +662,53 @@ def test_beams_are_rows_of_their_invoke(gpt2: LanguageModel) -> None:
     assert_near(logits, expected)
     assert_same(short[:, -STEPS:], _plain(GPT2, SHORT, **options)[:, -STEPS:])
     assert_same(long, _plain(GPT2, LONG, **options))
+
+
+@pytest.mark.parametrize("how", ["keywords", "config", "of the model"])
+def test_fewer_sequences_than_beams_are_rows_of_their_invoke(how: str) -> None:
+    options = {"num_beams": 4, "num_return_sequences": 2, "do_sample": False}
+    form = {"return_dict_in_generate": True, "output_logits": True}
+    module = GPT2.new()
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    given: dict[str, Any] = options
+    if how == "config":
+        given = {"generation_config": transformers.GenerationConfig(**options)}
+    elif how == "of the model":
+        module.generation_config.update(**options)
+        given = {}
+    with model.generate(max_new_tokens=STEPS, **form, **given) as tracer:
+        with tracer.invoke(SHORT):
+            hidden = model.transformer.h[1].output.save()
+            short = tracer.result.save()
+        with tracer.invoke(LONG):
+            long = model.generator.output.save()
+    assert hidden.shape[0] == 4
+    for output, prompt in ((short, SHORT), (long, LONG)):
+        expected = bare(GPT2).generate(**encoded(prompt), max_new_tokens=STEPS, **form, **options)
+        assert output.sequences.shape[0] == 2
+        assert_same(output.sequences[:, -STEPS:], expected.sequences[:, -STEPS:])
+        assert_near(output.sequences_scores, expected.sequences_scores)
+        assert [step.shape for step in output.logits] == [step.shape for step in expected.logits]
+        assert_near(output.logits[0], expected.logits[0])
+
+
+def test_beams_of_a_model_are_none_of_its_traces() -> None:
+    module = LLAMA.new()
+    module.generation_config.num_beams = 2
+
+    class Flat(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden.flatten(0, 1)
+
+    # two prompts of two tokens are as many as the rows of two beams each would be
+    module.flat = Flat()
+    module.model.norm.register_forward_hook(
+        lambda one, args, output: (module.flat(output), output)[1]
+    )
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    with model.trace() as tracer:
+        with tracer.invoke("the cat"):
+            flat = model.flat.output.save()
+        with tracer.invoke("a dog"):
+            pass
+    assert flat.shape[0] == 4

@@ -40,7 +40,8 @@ _ALWAYS = {
     *padding.MIXES, *padding.MIXES_ON_THE_LEFT,
     *padding.GENERATES_UNPADDED, *padding.GENERATES_ALONE,
     *"roberta xlm-roberta camembert data2vec-text roberta-prelayernorm xlm-roberta-xl xmod".split(),
-    *"bart mbart marian pegasus trocr whisper roformer mra fsmt hrm_text canine".split(),
+    *"fnet xlstm cpmant bart mbart marian pegasus trocr".split(),
+    *"whisper roformer mra fsmt hrm_text canine".split(),
 }  # fmt: skip
 
 
