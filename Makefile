@@ -97,7 +97,7 @@ $(VENV)/.installed-vllm: $(VENV)/.installed-test constraints-vllm.txt
 $(SMALL)/.installed: constraints.txt
 	$(PYTHON) -m venv $(SMALL)
 	$(SMALL)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
-		bytecode executing hypothesis libcst pytest pytest-timeout
+		bytecode hypothesis libcst pytest pytest-timeout
 	@touch $@
 
 # The libraries that the benchmarks compare with, in an environment of their own.

@@ -19,6 +19,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from nnsight_dsl.transforms.held import hold_texts
+
 if TYPE_CHECKING:
     from nnsight_dsl.config import CONFIG as CONFIG
     from nnsight_dsl.envoy import Envoy as Envoy
@@ -88,6 +90,9 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+# the script may be edited while the libraries below are being imported
+hold_texts()
 
 
 def __dir__() -> list[str]:

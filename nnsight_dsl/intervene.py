@@ -28,12 +28,13 @@ import inspect
 import linecache
 import types
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
 from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.asserts import is_rewritten_by_pytest
 from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
+
+_Definition: TypeAlias = "tuple[ast.FunctionDef, list[str]]"
+"""A function's statement, and the lines of the text that it stands in."""
 
 
 class Intervention(Generic[_Params, _Result]):
@@ -63,6 +67,7 @@ class Intervention(Generic[_Params, _Result]):
         self._lowered = program
         self._unbound: Intervention[_Params, _Result] = self
         self._has_source = True
+        self._definition: _Definition | None = None
         if program is None:
             self._refuse()
 
@@ -155,7 +160,10 @@ class Intervention(Generic[_Params, _Result]):
         """
         unbound = self._unbound
         if unbound._lowered is None:
-            unbound._lowered = _lowered(self._function)
+            # found when the function was defined: its file may have been edited since
+            if unbound._definition is None:
+                raise _without_text(self._function)
+            unbound._lowered = _lowered(self._function, unbound._definition)
         return unbound._lowered
 
     def explain(self) -> str:
@@ -233,7 +241,7 @@ class Intervention(Generic[_Params, _Result]):
                 linecache.getline(code.co_filename, code.co_firstlineno),
             )
         try:
-            node, lines = _definition(self._function)
+            self._definition = node, lines = _definition(self._function)
         except BlockNotFoundError:
             self._has_source = False
             return
@@ -298,29 +306,29 @@ _DEFINED = "_nns_function"
 
 
 @one_at_a_time
-def _lowered(function: Callable[..., Any]) -> Program:
+def _lowered(function: Callable[..., Any], definition: _Definition) -> Program:
     from nnsight_dsl.transforms.source.pipeline import lower_function
 
-    node, lines = _definition(function)
+    node, lines = definition
     return lower_function(node, _around(function, lines))
 
 
 @one_at_a_time
-def _definition(function: Callable[..., Any]) -> tuple[ast.FunctionDef, list[str]]:
-    """Find a function's definition in its file, and return it with the file's lines."""
-    import executing
+def _definition(function: Callable[..., Any]) -> _Definition:
+    """Find the definition that a function was compiled from, and the lines of its text."""
+    from nnsight_dsl.transforms.texts import find_function
 
-    code: types.CodeType = function.__code__
-    source = executing.Source.for_filename(code.co_filename)
-    lines = [line.rstrip("\r\n") for line in source.lines]
-    for node in ast.walk(source.tree) if source.tree is not None else ():
-        if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
-            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            if first == code.co_firstlineno:
-                return node, lines
-    raise BlockNotFoundError(
-        f"the source of {function.__qualname__} is nowhere to be found, so it cannot be lowered; "
-        "define it in a file, or register its text with linecache before it is run by itself"
+    found = find_function(function.__code__, function.__globals__)
+    if found is not None and isinstance(found[0], ast.FunctionDef):
+        return found[0], list(found[1].lines)
+    raise _without_text(function)
+
+
+def _without_text(function: Callable[..., Any]) -> BlockNotFoundError:
+    return BlockNotFoundError(
+        f"the text that {function.__qualname__} was compiled from is nowhere to be found, so it "
+        "cannot be lowered; define it in a file that is not edited after its import, or register "
+        "its text with linecache before it is defined"
     )
 
 
@@ -339,6 +347,7 @@ def _around(function: Callable[..., Any], lines: list[str]) -> Any:
         frozenset(known),
         is_function=True,
         flags=future_flags(code),
+        rewrites_asserts=is_rewritten_by_pytest(code),
     )
 
 

@@ -3,9 +3,9 @@
 In a plain script a block is met when Python enters its `with` statement. Three things are done
 to the frame that stands there:
 
-- `find_block` finds the statement in the source text with `executing`, and lowers it; the
-  program is kept by code object and instruction, so that a second entry costs a dictionary
-  lookup.
+- `find_block` finds the statement in the text that the running code was compiled from (see
+  `texts.py`), and lowers it; the program is kept by code object and instruction, so that a second
+  entry costs a dictionary lookup.
 - `BodySkip` keeps the body from running where it stands: a trace function is set, which raises
   `BodySkipped` at the instruction after the entry, the one that would bind the `as` target. It is
   the last one that only the `with` statement's own handler covers (a body may begin with `try`),
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ast
 import ctypes
-import linecache
 import sys
 from collections.abc import Mapping
 from inspect import CO_OPTIMIZED
@@ -26,9 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import BlockNotFoundError, BlockUseError
 from .parsing import one_at_a_time
+from .same_code import is_entry
 
 if TYPE_CHECKING:
     from .program import Program
+    from .texts import FoundStatement
 
 _Entry: TypeAlias = "tuple[CodeType, Program, ast.expr | None]"
 
@@ -60,54 +61,40 @@ def _new_entry(frame: FrameType) -> _Entry:
     key = (id(frame.f_code), frame.f_lasti)
     entry = _programs.get(key)
     if entry is None:
-        node, item, lines = _find_statement(frame)
+        found = _find_statement(frame)
         # libcst is imported where a block is lowered, and only there
         from .source.pipeline import lower_block
 
-        program = lower_block(node, item, _surroundings(frame, node, lines))
-        entry = _programs[key] = (frame.f_code, program, node.items[item].optional_vars)
+        program = lower_block(found.node, found.item, _surroundings(frame, found))
+        target = found.node.items[found.item].optional_vars
+        entry = _programs[key] = (frame.f_code, program, target)
     return entry
 
 
-def _find_statement(frame: FrameType) -> tuple[ast.With, int, list[str]]:
-    import executing
+def _find_statement(frame: FrameType) -> FoundStatement:
+    from .texts import find_statement, has_text
 
     code = frame.f_code
-    if code.co_filename == "<string>":
-        _register_command()
-    elif code.co_filename.startswith("<") and (
-        code.co_filename in _evaluated or code.co_filename not in linecache.cache
-    ):
-        _register_evaluated(frame)
-    # executing knows the statement by the instruction, in code that pytest has rewritten too
-    found = executing.Source.executing(frame)
-    node = found.node
-    if isinstance(node, ast.With):
-        return node, _item_index(code, frame.f_lasti, node), list(found.source.lines)
-    lines = found.source.lines
-    # in some cells of a notebook executing knows no statement: look for it by its position
-    tree: ast.AST | None = found.source.tree
-    statement = None if tree is None else _statement_at(frame, tree)
-    if statement is not None:
-        return statement, _item_index(code, frame.f_lasti, statement), list(lines)
-    if not lines or not "".join(lines).strip():
-        raise BlockNotFoundError(
-            f"the source of {code.co_filename!r} is nowhere to be found, so the block at line "
-            f"{frame.f_lineno} cannot be lowered; write it to a file, or register its text with "
-            "linecache before it runs"
+    if not is_entry(code, frame.f_lasti):
+        raise BlockUseError(
+            f"line {frame.f_lineno} of {code.co_filename!r} enters a block otherwise than by a "
+            "'with' statement; write 'with model.trace(...):' with the block below it"
         )
-    raise BlockUseError(
-        f"line {frame.f_lineno} of {code.co_filename!r} enters a block otherwise than by a "
-        "'with' statement; write 'with model.trace(...):' with the block below it"
+    found = find_statement(frame)
+    if found is not None:
+        return found
+    if has_text(code.co_filename):
+        raise BlockNotFoundError(
+            f"the block at line {frame.f_lineno} of {code.co_filename!r} was compiled from another "
+            "text than stands there now; if the file was edited after its import, reload the "
+            "module or start the program again, and if the text was made in the program, give "
+            "each text a file name of its own and register it with linecache before it runs"
+        )
+    raise BlockNotFoundError(
+        f"the source of {code.co_filename!r} is nowhere to be found, so the block at line "
+        f"{frame.f_lineno} cannot be lowered; write it to a file, or register its text with "
+        "linecache before it runs"
     )
-
-
-def _register_command() -> None:
-    """Let linecache find the text of `python -c`, which Python itself registers from 3.13 on."""
-    arguments = sys.orig_argv
-    if "-c" in arguments and "<string>" not in linecache.cache:
-        text = arguments[arguments.index("-c") + 1]
-        linecache.cache["<string>"] = (len(text), None, text.splitlines(True), "<string>")
 
 
 # before PEP 667 (Python 3.13) `f_locals` is a copy, which this call writes back
@@ -117,67 +104,9 @@ if sys.version_info < (3, 13):
     _write_back.argtypes = [ctypes.py_object, ctypes.c_int]
     _write_back.restype = None
 
-_evaluated: set[str] = set()
-"""Names of texts that were found in the function that runs them; the next may have the same."""
 
-
-def _register_evaluated(frame: FrameType) -> None:
-    """Let linecache find a text that was compiled without being registered, as by `%%time`.
-
-    The function that runs a compiled text mostly still has the text in one of its names. It is
-    the right one if the `with` statement stands in it, at the position that the code tells.
-    """
-    outside = frame
-    while outside.f_back is not None and outside.f_code.co_filename == frame.f_code.co_filename:
-        outside = outside.f_back
-    for text in outside.f_locals.values():
-        if isinstance(text, str) and "with" in text:
-            try:
-                tree = ast.parse(text)
-            except (SyntaxError, ValueError):
-                continue
-            if _statement_at(frame, tree) is not None:
-                lines = text.splitlines(True)
-                linecache.cache[frame.f_code.co_filename] = (len(text), None, lines, "")
-                _evaluated.add(frame.f_code.co_filename)
-                return
-
-
-def _statement_at(frame: FrameType, tree: ast.AST) -> ast.With | None:
-    here = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.With):
-            line, end_line, column, end_column = here
-            found = (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
-            if found == (line, end_line, column, end_column):
-                return node
-    return None
-
-
-def _item_index(code: CodeType, offset: int, node: ast.With) -> int:
-    """Tell which of the items of a `with` statement is being entered, by counting entries."""
-    if len(node.items) == 1:
-        return 0
-    positions = list(code.co_positions())
-    here = positions[offset // 2]
-    import dis
-
-    entries = [
-        instruction.offset
-        for instruction in dis.get_instructions(code)
-        if instruction.opname == "BEFORE_WITH" and positions[instruction.offset // 2] == here
-    ]
-    if len(entries) == len(node.items):
-        return entries.index(offset)
-    # from 3.13 on the instruction carries the position of its own item
-    for index, item in enumerate(node.items):
-        context = item.context_expr
-        if (context.lineno, context.col_offset) == (here[0], here[2]):
-            return index
-    return len(node.items) - 1
-
-
-def _surroundings(frame: FrameType, node: ast.With, lines: list[str]) -> Any:
+def _surroundings(frame: FrameType, found: FoundStatement) -> Any:
+    from .asserts import is_rewritten_by_pytest
     from .source.scopes import rebound_beside
     from .source.surroundings import Surroundings, future_flags
 
@@ -186,27 +115,25 @@ def _surroundings(frame: FrameType, node: ast.With, lines: list[str]) -> Any:
     known = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
     if not is_function and frame.f_locals is not frame.f_globals:
         # a class body or exec: any name may be local, and what is not is looked up at the start
-        known = tuple({found.id for found in ast.walk(node) if isinstance(found, ast.Name)})
+        known = tuple({one.id for one in ast.walk(found.node) if isinstance(one, ast.Name)})
     return Surroundings(
         filename=code.co_filename,
-        lines=[line.rstrip("\r\n") for line in lines],
+        lines=found.lines,
         name=code.co_name,
         locals=frozenset(known),
         is_function=is_function,
-        class_name=_class_of(node),
+        class_name=_class_of(found.enclosing),
         first_argument=code.co_varnames[0] if code.co_argcount else None,
         flags=future_flags(code),
-        rebound=rebound_beside(node) & {*code.co_cellvars, *code.co_freevars},
+        rebound=rebound_beside(found.original, found.enclosing)
+        & {*code.co_cellvars, *code.co_freevars},
+        rewrites_asserts=is_rewritten_by_pytest(code),
     )
 
 
-def _class_of(node: ast.AST) -> str | None:
-    parent = getattr(node, "parent", None)
-    while parent is not None:
-        if isinstance(parent, ast.ClassDef):
-            return parent.name
-        parent = getattr(parent, "parent", None)
-    return None
+def _class_of(enclosing: tuple[ast.AST, ...]) -> str | None:
+    classes = [one.name for one in enclosing if isinstance(one, ast.ClassDef)]
+    return classes[-1] if classes else None
 
 
 class BodySkip:

@@ -21,6 +21,7 @@ from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
 from nnsight_dsl.session import Session
 from nnsight_dsl.tracer import Batch, Input, Tracer
+from nnsight_dsl.transforms.held import hold_texts
 from nnsight_dsl.transforms.program import Program
 
 OWN_OPTIONS = (
@@ -64,6 +65,7 @@ class NNsight(Envoy):
         self._fits: dict[Program, Fit] = {}
         self._linted: set[Program] = set()
         self._origin: NNsight | None = None
+        hold_texts()
         self._aliases = Renaming(rename or {}, module, type(self))
         self._family: Family = register_modules(module)
 

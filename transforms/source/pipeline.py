@@ -27,6 +27,7 @@ import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
 from .. import names, requests
+from ..asserts import rewrite_asserts
 from ..program import Program
 from ..recipes import write_recipe
 from ..spans import Origins, Span, relocate
@@ -268,6 +269,8 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -
     lowered = wrapper.module.code
     tree = ast.parse(lowered)
     relocate(tree, lowered.splitlines(), around.lines, spans, unit.origin)
+    if around.rewrites_asserts:
+        rewrite_asserts(tree)
     compiled = compile(tree, around.filename, "exec", flags=around.flags, dont_inherit=True)
     codes = _function_codes(compiled)
     texts = {function.name.value: _text(function) for function in functions}

@@ -68,17 +68,15 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
     return Names(*(_all_mangled(names, class_name) for names in (bound, users, read_first)))
 
 
-def rebound_beside(node: ast.AST) -> frozenset[str]:
+def rebound_beside(node: ast.AST, enclosing: Sequence[ast.AST]) -> frozenset[str]:
     """Collect names that functions beside a statement declare `nonlocal`, and so may rebind.
 
-    The statement's tree has to know its parents, as the trees of `executing` do.
+    Args:
+        node: the statement.
+        enclosing: what it stands in, from the outermost on.
     """
-    outermost: ast.AST | None = None
-    parent = getattr(node, "parent", None)
-    while parent is not None:
-        if isinstance(parent, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            outermost = parent
-        parent = getattr(parent, "parent", None)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    outermost = next((one for one in enclosing if isinstance(one, functions)), None)
     return frozenset() if outermost is None else nonlocals_in(outermost, node)
 
 
