@@ -17,7 +17,7 @@ from typing import Any
 
 from nnsight_dsl import compiled
 from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
-from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.transforms.errors import BlockUseError
 from nnsight_dsl.transforms.live import (
     BodySkip,
@@ -41,9 +41,11 @@ def exit(self, kind, error, traceback):
         return True
     context = failure.__context__
     try:
-        raise failure
+        raise self._released(failure)
     finally:
         failure.__context__ = context
+        # its traceback has this frame, which must not refer back to it
+        del failure, context, error, traceback
 """
 
 _exits: dict[tuple[int, int], tuple[CodeType, Callable[..., bool]]] = {}
@@ -132,6 +134,8 @@ class Block:
     def _has_skipped(self, kind: type[BaseException] | None) -> bool:
         self._skip.end()
         return kind is None or kind is BodySkipped
+
+    _released = staticmethod(released)
 
     def _leave(self) -> BaseException | None:
         """Do what the block is for; return what has to be raised in the user's frame."""

@@ -6,6 +6,7 @@ import sys
 from inspect import CO_OPTIMIZED
 from typing import TYPE_CHECKING, Any
 
+from nnsight_dsl.runtime.tracebacks import released
 from nnsight_dsl.transforms.live import names_around
 from nnsight_dsl.transforms.stored import load_programs as programs
 
@@ -56,5 +57,9 @@ def run(block: Any, program: Program, names: dict[str, Any] | None = None) -> di
     left: dict[str | None, Any]
     left, failure = found
     if failure is not None:
-        left[None] = failure
-    return left
+        left[None] = released(failure)
+    try:
+        return left
+    finally:
+        # the failure's traceback may keep this frame
+        del left, failure, found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.plan import Plan, PlanLog, plan_of
-from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.scan import VALUES_WANTED
 from nnsight_dsl.tracer import Input, Tracer
@@ -57,7 +57,11 @@ class PlanTracer(ScanTracer):
         failure = self._planned(intervention.program, intervention.user_globals, names)
         if failure is not None:
             clean(failure)
-            raise failure
+            try:
+                raise released(failure)
+            finally:
+                # the traceback has this frame
+                del failure
         return self.plan()
 
     def _planned(

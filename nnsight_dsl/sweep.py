@@ -45,7 +45,7 @@ from nnsight_dsl.runtime.forks import (
     has_row_for_each,
 )
 from nnsight_dsl.runtime.record import is_interrupt
-from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.tracer import Batch, Input, Tracer
@@ -450,9 +450,14 @@ def _raise_interrupt(driver: Driver) -> None:
 
 
 def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
-    if driver.failure is not None:
-        clean(driver.failure)
-        raise driver.failure
+    failure, driver.failure = driver.failure, None
+    if failure is not None:
+        clean(failure)
+        try:
+            raise released(failure)
+        finally:
+            # the traceback has this frame
+            del failure
     return tuple(machine.result for machine in machines)
 
 

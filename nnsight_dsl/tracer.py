@@ -35,7 +35,7 @@ from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
 from nnsight_dsl.runtime.stopping import Stopping
-from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.runtime.tracebacks import released, traceback_at
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.saving import INJECTED
@@ -329,7 +329,11 @@ class Tracer(Block, Place):
         program, user_globals = intervention.program, intervention.user_globals
         _, failure = self._finished(program, user_globals, names)
         if failure is not None:
-            raise failure
+            try:
+                raise released(failure)
+            finally:
+                # the traceback has this frame
+                del failure
         return self._result
 
     def _run(
@@ -584,8 +588,13 @@ class Tracer(Block, Place):
             result = self._run_model(driver)
         finally:
             turn.end()
-        if driver.failure is not None:
-            raise driver.failure
+        failure, driver.failure = driver.failure, None
+        if failure is not None:
+            try:
+                raise released(failure)
+            finally:
+                # the traceback has this frame
+                del failure
         return result
 
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -600,8 +609,13 @@ class Tracer(Block, Place):
             result = self._run_on(driver, args, kwargs)
         finally:
             turn.end()
-        if driver.failure is not None:
-            raise driver.failure
+        failure, driver.failure = driver.failure, None
+        if failure is not None:
+            try:
+                raise released(failure)
+            finally:
+                # the traceback has this frame
+                del failure
         return result
 
     def _start_beside(self, driver: Driver) -> None:

@@ -158,6 +158,8 @@ class Backward:
             except BaseException as raised:
                 machine.is_done = True
                 machine.is_cut = machine.running.gi_frame is not None
+                if not machine.is_cut:
+                    machine.leave_context()
                 clean(raised)
                 self.failure = raised
                 raise RunAborted from None

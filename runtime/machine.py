@@ -358,11 +358,14 @@ class Machine:
         Args:
             is_stopped: whether it ends before its last statement.
         """
+        running = self._running
         # a builder's names are judged when the run is over: its invokes may still save them
         if self.is_builder or self.leaves_all:
-            self.names = self.program.names_left(self._running)
-        elif self.saved and (frame := self._running.gi_frame) is not None:
-            self.names = self.saved.leaving(frame.f_locals, self.program)
+            self.names = self.program.names_left(running)
+        elif self.saved and running.gi_frame is not None:
+            # The generator's frame gets no name here: one that is held when the generator returns
+            # keeps its locals and, from CPython 3.12 on, refers back to the frame of this call.
+            self.names = self.saved.leaving(running.gi_frame.f_locals, self.program)
         if is_stopped:
             self.close()
             return
@@ -377,7 +380,7 @@ class Machine:
         except StopIteration:
             pass
         finally:
-            self._leave_context()
+            self.leave_context()
 
     def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the names that may leave the block."""
@@ -398,9 +401,9 @@ class Machine:
             self._close()
             self.is_cut = False
         finally:
-            self._leave_context()
+            self.leave_context()
 
-    def _leave_context(self) -> None:
+    def leave_context(self) -> None:
         """Part from the context, which names the machine."""
         if self._ambient is None:
             # nobody else has it

@@ -299,6 +299,8 @@ class Serving:
             traceback = traceback.tb_next
         # an interrupt may have come before the program was resumed, or after it had asked
         machine.is_cut = machine.running.gi_frame is not None
+        if not machine.is_cut:
+            machine.leave_context()
         clean(raised)
         self.failure = raised
         raise RunAborted

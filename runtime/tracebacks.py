@@ -7,8 +7,9 @@ without our frames in it; the model's frames are kept when the model raised.
 
 from __future__ import annotations
 
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 _ROOTS = tuple(
     str(root)
@@ -16,6 +17,8 @@ _ROOTS = tuple(
     for root in (folder, folder.parent / "transforms", folder.parent / "nnsight_dsl")
 )
 
+_CAN_WAIT = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
+"""Flags of code whose frames may be suspended, and would be closed by being cleared."""
 
 _show_all = False
 
@@ -57,6 +60,39 @@ def clean(error: BaseException) -> None:
         seen.add(id(current))
         current.__traceback__ = users_traceback(current.__traceback__)
         todo += [current.__cause__, current.__context__]
+
+
+def released(error: BaseException) -> BaseException:
+    """Return an exception of a run that is over, without the values of our frames in it.
+
+    A traceback keeps its frames, and each frame the one that called it. So the frames of a model
+    that failed keep those of the driver, of the taps and of the block's entry, in which the
+    exception itself has a name: a reference cycle, with the activations of all these frames in it.
+    """
+    if _show_all:
+        return error
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        current = todo.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        traceback = current.__traceback__
+        while traceback is not None:
+            frame: FrameType | None = traceback.tb_frame
+            while frame is not None and id(frame) not in seen:
+                seen.add(id(frame))
+                if is_ours(frame.f_code) and not frame.f_code.co_flags & _CAN_WAIT:
+                    try:
+                        frame.clear()
+                    except RuntimeError:
+                        # it is running still, and so are those that have called it
+                        break
+                frame = frame.f_back
+            traceback = traceback.tb_next
+        todo += [current.__cause__, current.__context__]
+    return error
 
 
 def traceback_at(filename: str, line: int, function: str) -> TracebackType | None:

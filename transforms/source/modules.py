@@ -19,9 +19,11 @@ becomes, in the module's syntax tree:
             hidden = _nns_left["hidden"]
         _nns_failure = _nns_left.get(None)
         del _nns_left, _nns_block, _nns_names
-        if _nns_failure is not None:
-            raise _nns_failure
-        del _nns_failure
+        try:
+            if _nns_failure is not None:
+                raise _nns_failure
+        finally:
+            del _nns_failure
     else:
         with _nns_block as tracer:
             hidden = model.transformer.h[0].output.save()
@@ -184,8 +186,10 @@ def _replacement(
     lines += [
         f"    {_FAILURE} = {_LEFT}.get(None)",
         f"    del {_LEFT}, {_BLOCK}" + (f", {_NAMES}" if read else ""),
-        f"    if {_FAILURE} is not None: raise {_FAILURE}",
-        f"    del {_FAILURE}",
+        # its traceback has this frame, which must not refer back to it
+        "    try:",
+        f"        if {_FAILURE} is not None: raise {_FAILURE}",
+        f"    finally: del {_FAILURE}",
     ]
     branch = ast.parse("\n".join(lines)).body[0]
     if not isinstance(branch, ast.If):
