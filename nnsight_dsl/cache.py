@@ -116,6 +116,10 @@ class Cache(Mapping[str, Entry]):
         if self._keeps_inputs:
             entry.all_inputs.append(self._kept(inputs, factor))
 
+    def watches(self, place: Place) -> bool:
+        """Tell whether a module is one of those that are kept; the driver calls this."""
+        return self._modules is None or id(place._module) in self._modules
+
     def _kept(self, value: Any, factor: int) -> Any:
         if self._rows is not None:
             value = narrow(value, self._rows, factor)

@@ -192,6 +192,10 @@ class _Recorder:
         )
         self.events.append(_Event(place, operands, results))
 
+    def watches(self, place: Place) -> bool:
+        """Want every module called; the driver calls this."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class _LayerRun:

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from nnsight_dsl.ports import PORTS, Ports
 from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.fast_path import is_compiled_around
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.operations import (
     OperationPlace,
@@ -103,7 +104,8 @@ class Source(Place):
         """Look whether there is a function that has operations.
 
         Raises:
-            PathError: the forward is not written in Python, or the operation calls a module.
+            PathError: the forward is not written in Python, `torch.compile` has put it around a
+                module, or the operation calls a module.
         """
         place = self._parent
         if isinstance(place, SourceOperation):
@@ -113,6 +115,12 @@ class Source(Place):
                     f"{place._path} calls the module {path}, which has a source of its own; write "
                     f"model.{path}.source"
                 )
+        elif place is not None and is_compiled_around(place._module):
+            path = place._path or "model"
+            raise PathError(
+                f"{path} is what torch.compile has put around a module, and its forward is not the "
+                f"module's; write {path}._orig_mod.source"
+            )
         elif place is not None and function_inside(place) is None:
             raise PathError(
                 f"the forward of {place._path or 'the model'} ({type(place._module).__name__}) is "

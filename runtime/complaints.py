@@ -21,6 +21,7 @@ from .errors import (
     SharedNameError,
     WriteShapeError,
 )
+from .fast_path import is_fast_layer
 from .locations import Place, ancestors, name_of
 from .machine import Machine
 from .tracebacks import clean, traceback_at
@@ -125,6 +126,14 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
             f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
             f"{machine.step} was asked for; count visits from 0"
         )
+    for above in ancestors(place):
+        if above is not place and is_fast_layer(above._module):
+            return NotCalledError(
+                f"{location} was never computed: {above._path or 'the model'} computed what is "
+                "inside it on torch's fast path, which it leaves where that is asked for before it "
+                "is called; move this access up, or call "
+                "torch.backends.mha.set_fastpath_enabled(False)"
+            )
     return NotCalledError(f"{location} was never computed: {place._absence()}")
 
 

@@ -27,7 +27,7 @@ from .ambient import StateOutside, restore_state, state_outside
 from .answers import PARKED
 from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
-from .fast_path import FAST_LAYERS, leave_fast_path, return_to_fast_path
+from .fast_path import passes_over_parts
 from .fixtures import Fixtures
 from .instruments import Log
 from .locations import Place
@@ -48,6 +48,9 @@ class Watcher(Protocol):
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """See the arguments and the output of a visit, after the edits of all blocks."""
+
+    def watches(self, place: Place) -> bool:
+        """Tell whether a module has to be called, where its parent can do without."""
 
 
 class Driver(Serving):
@@ -101,7 +104,6 @@ class Driver(Serving):
     is_tapped_ahead = False
     is_tapping_ahead = False
     _outer: Machine | None = None
-    _is_off_fast_path = False
     _put: Fixtures | None = None
     _expects_anything = False
     stops_itself = False
@@ -217,8 +219,11 @@ class Driver(Serving):
         above = None
         if parent is not None:
             above = self._taps.get(id(parent._module))
-            # that the root returns is the end of a run with one forward, and needs no tap to tell
-            if above is None and (self.is_stepped or parent is not self.root):
+            # That the root returns is the end of a run with one forward, and needs no tap to tell.
+            is_needed = (
+                self.is_stepped or parent is not self.root or passes_over_parts(parent._module)
+            )
+            if above is None and is_needed:
                 above = self._put_tap(parent)
         module = place._module
         key = id(place if module is None else module)
@@ -232,9 +237,6 @@ class Driver(Serving):
                     below.above = (*below.above, tap)
             self._taps[key] = tap
             if module is not None and not self.has_ended:
-                if not self._is_off_fast_path and isinstance(module, FAST_LAYERS):
-                    self._is_off_fast_path = True
-                    leave_fast_path(self)
                 tap.install()
         return tap
 
@@ -448,9 +450,6 @@ class Driver(Serving):
         self._taps.clear()
 
     def _remove_taps(self) -> None:
-        if self._is_off_fast_path:
-            return_to_fast_path(self)
-            self._is_off_fast_path = False
         put = self._put
         if put is None or len(self._taps) > len(put):
             for tap in self._taps.values():

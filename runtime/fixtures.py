@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .fast_path import FAST_LAYERS
+from .fast_path import passes_over_parts
 from .locations import Place
 from .taps import Tap, is_container, remove_tap, set_class, tapped_class, taps_now
 
@@ -46,9 +46,9 @@ class Fixtures:
     def __init__(self, places: Iterable[Place]) -> None:
         """Look up the modules at some places, and those above them.
 
-        The root gets no tap here, nor what is no module, nor what torch computes on a fast path of
-        its own.
+        The root gets no tap here, nor what is no module.
         """
+        self._root: Any = None
         self._all: list[_Fixture] = []
         self.taps: dict[int, Tap] = {}
         self.user: Driver | None = None
@@ -62,14 +62,16 @@ class Fixtures:
 
     def _add(self, place: Place) -> Tap | None:
         module, parent = place._module, place._parent
-        if not isinstance(module, nn.Module) or isinstance(module, FAST_LAYERS) or parent is None:
+        if not isinstance(module, nn.Module) or parent is None:
             return None
         tap = self.taps.get(id(module))
         if tap is None:
             while parent._parent is not None and is_container(parent._module):
                 parent = parent._parent
             above: Sequence[Tap] = ()
-            if parent._parent is not None:
+            if parent._parent is None:
+                self._root = parent._module
+            else:
                 over = self._add(parent)
                 if over is None:
                     return None
@@ -88,10 +90,13 @@ class Fixtures:
         """Let the modules offer their values to a driver, which has no other taps yet.
 
         Returns:
-            Whether that has been done: it is not where they are in use, or where a module is of
-            another class now, as lazy modules are from their first call on.
+            Whether that has been done: it is not where they are in use, where a module is of
+            another class now, as lazy modules are from their first call on, or where the root has
+            to be tapped, too.
         """
         if self.user is not None or not self._all:
+            return False
+        if self._root is not None and passes_over_parts(self._root):
             return False
         self.user = driver
         taps_now.update(self.taps)
@@ -101,6 +106,7 @@ class Fixtures:
                 return False
             tap.driver = driver
             tap.begun = tap.done = 0
+            tap.is_entered = False
             tap.begun_step = tap.done_step = -1
             set_class(module, tapped)
         return True

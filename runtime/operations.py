@@ -177,6 +177,10 @@ class Inside:
         """Tell whether an operation is tapped in the call of the function that runs now."""
         return bool(self._running) and name in self._running[-1]
 
+    def is_awaited(self) -> bool:
+        """Tell whether a machine waits for one of the operations."""
+        return any(tap.is_awaited() for tap in self._taps.values())
+
     def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the call of a module, so that its forward is tapped while it lasts."""
 

@@ -232,6 +232,8 @@ class Serving:
                             and not offer.handed
                             and isinstance(old := offer.value, torch.Tensor)
                             and isinstance(value, torch.Tensor)
+                            # strided nested tensors have no shape
+                            and not (old.is_nested or value.is_nested)
                             and old.shape == value.shape
                             and old.dtype == value.dtype
                             and old.device == value.device

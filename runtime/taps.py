@@ -42,6 +42,7 @@ from nnsight_dsl.transforms.requests import READ
 
 from . import complaints
 from .ambient import top_saved_hooks
+from .fast_path import keep_from_compiling, switches
 from .locations import Place, name_of
 from .machine import Machine, advanced, current_machine
 from .offers import Skip, skipped_output
@@ -157,6 +158,12 @@ class Tap:
 
     def expect_inside(self) -> None:
         """Get ready for requests of operations inside."""
+
+    def is_awaited(self) -> bool:
+        """Tell whether a machine waits here or inside, or a watcher wants to see the visit."""
+        if self.waiting or (self.inside is not None and self.inside.is_awaited()):
+            return True
+        return any(watcher.watches(self.place) for watcher in self.driver.watchers)
 
     def uncovered(self, machine: Machine) -> Exception | None:
         """Return the error for a machine that asks for what runs already, without this tap."""
@@ -388,6 +395,52 @@ def _in_force(cls: type, name: str) -> Callable[..., Any]:
     return bound
 
 
+class _Looking:
+    """What the run of this thread does with modules that pass over their parts."""
+
+    @staticmethod
+    def waits_inside(module: nn.Module) -> bool:
+        tap = _tap_at(module)
+        if tap is None:
+            return False
+        if tap.inside is not None:
+            return True
+        taps = [taps_now.get(id(one)) for one in module.modules() if one is not module]
+        return any(tap is not None and tap.is_awaited() for tap in taps)
+
+    @staticmethod
+    def visit(module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        tap = _tap_at(module)
+        if tap is None:
+            return call(module, *args, **kwargs)
+        is_entered, tap.is_entered = tap.is_entered, True
+        try:
+            return tap.visit(call, module, args, kwargs)
+        finally:
+            tap.is_entered = is_entered
+
+    @staticmethod
+    def untapped(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if _tap_at(module) is None:
+            return call(*args, **kwargs)
+        tapped = [one for one in module.modules() if TAPPED in vars(type(one))]
+        try:
+            for one in tapped:
+                set_class(one, one.__class__)
+            return call(*args, **kwargs)
+        finally:
+            for one in tapped:
+                set_class(one, tapped_class(one, type(one)))
+
+
+def _tap_at(module: nn.Module) -> Tap | None:
+    """Return the tap on a module, if it is of a run of a model that this thread makes."""
+    tap = taps_now.get(id(module))
+    if not isinstance(tap, Tap) or tap.driver.thread != get_ident() or advanced() is not None:
+        return None
+    return tap
+
+
 def _tapped_class(cls: type) -> type:
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         # Both are asked for at each call: they may be patched, by a profiler or a test, for some
@@ -500,8 +553,9 @@ def _tapped_class(cls: type) -> type:
         return new(_untapped(kind), *args, **kwargs)
 
     namespace = {
+        **switches(cls, _Looking),
         TAPPED: cls,
-        "__call__": __call__,
+        "__call__": keep_from_compiling(__call__),
         "__class__": property(lambda self: cls, _become),
         "__doc__": cls.__doc__,
         "__module__": cls.__module__,
@@ -509,7 +563,7 @@ def _tapped_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": __reduce_ex__,
         "__slots__": (),
-        "_call_impl": _call_impl,
+        "_call_impl": keep_from_compiling(_call_impl),
     }
     # the base is exchanged afterwards: making a subclass of `cls` would call its
     # __init_subclass__, which may register subclasses or want arguments

@@ -73,6 +73,11 @@ def misfit(old: Any, new: Any) -> str | None:
     then fails.
     """
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        if old.is_nested and new.is_nested:
+            # strided ones have no shape to compare
+            return None
+        if old.is_nested or new.is_nested:
+            return f"{_nested(new)} tensor in place of {_nested(old)} one"
         if old.shape == new.shape and old.dtype == new.dtype and old.device == new.device:
             return None
     elif isinstance(old, (tuple, list)) and isinstance(new, type(old)):
@@ -84,6 +89,10 @@ def misfit(old: Any, new: Any) -> str | None:
     elif isinstance(new, type(old)):
         return None
     return f"{describe(new)} in place of {describe(old)}"
+
+
+def _nested(tensor: torch.Tensor) -> str:
+    return "a nested" if tensor.is_nested else "a dense"
 
 
 def without_aliasing(value: Any) -> Any:

@@ -16,11 +16,12 @@ import ast
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
 from nnsight_dsl import errors
+from nnsight_dsl.runtime.fast_path import is_compiler_used, passes_over_parts
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.transforms.parsing import one_at_a_time
@@ -70,6 +71,8 @@ _MODEL = "model"
 _structures: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 """What the first run of each model has shown."""
 
+_without_order: WeakSet[nn.Module] = WeakSet()
+"""Models of which no run shows the order, since some modules pass over what is inside them."""
 
 _warned: set[tuple[str, int, str]] = set()
 
@@ -192,12 +195,23 @@ class OrderWatcher:
     @staticmethod
     def for_first_run(model: Place) -> OrderWatcher | None:
         """Return a watcher where the order of a model is not known yet."""
-        return None if model._module in _structures else OrderWatcher(model)
+        module: nn.Module = model._module
+        # to see all modules called, a run would leave what is compiled
+        if module in _structures or module in _without_order or is_compiler_used():
+            return None
+        if any(passes_over_parts(one) for one in module.modules()):
+            _without_order.add(module)
+            return None
+        return OrderWatcher(model)
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """See a module return; only its path is kept."""
         if not self._returned or self._returned[-1] != "":
             self._returned.append(place._path)
+
+    def watches(self, place: Place) -> bool:
+        """Leave a run as it is: it is the user's."""
+        return False
 
     def finish(self) -> None:
         """Keep the order of the first forward, if it has come to its end."""

@@ -1,12 +1,15 @@
 """Minimal cases of what went wrong once where taps are put on a model."""
 
 import gc
+import warnings
 import weakref
 
 import torch
 from torch import nn
+from transformers import CompileConfig
 
-from nnsight_dsl import NNsight
+from nnsight_dsl import LanguageModel, NNsight
+from tests.models import hooked, new_llama, token_ids, tokenizer
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -93,3 +96,44 @@ def test_a_class_is_freed_with_what_was_made_for_its_taps():
     gc.collect()
     gc.collect()
     assert layer() is None
+
+
+def test_an_empty_trace_leaves_torchs_fast_path_on():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).eval()
+    x, pad = torch.randn(2, 4, 8), torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]]).bool()
+    model = NNsight(net)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = net(x, src_key_padding_mask=pad)
+        with model.trace(x, src_key_padding_mask=pad):
+            output = model.output.save()
+    assert output.equal(plain)
+
+
+def test_a_generation_that_is_compiled_after_a_plain_one_is_seen():
+    net = new_llama()
+    model = LanguageModel(net, tokenizer=tokenizer())
+    ids = token_ids("the cat sat")
+    compiling = CompileConfig(fullgraph=False, backend="eager", mode=None)
+    compiling._compile_all_devices = True
+    options = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    compiled = dict(cache_implementation="static", compile_config=compiling)
+    mask = torch.ones_like(ids)
+    with hooked(net, {"model.layers.1": lambda output: output + 0.5}):
+        expected = net.generate(ids, attention_mask=mask, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = net.generate(ids, attention_mask=mask, **options, **compiled)
+        steps = []
+        with model.generate(ids, **options, **compiled) as tracer:
+            for step in tracer.iter[:4]:
+                model.model.layers[1].output = model.model.layers[1].output + 0.5
+                steps.append(step)
+            output = tracer.result.save()
+        with model.generate(ids, **options, **compiled) as tracer:
+            same = tracer.result.save()
+    torch._dynamo.reset()
+    assert steps == [0, 1, 2, 3]
+    assert output.equal(expected)
+    assert same.equal(plain)
