@@ -5,7 +5,7 @@
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
 # make sweep-models
-#             every architecture of transformers, padded: about four minutes
+#             every architecture of transformers, its inputs and its padding: about six minutes
 # make fuzz MINUTES=60
 #             compare random programs with plain hooks for some time; prints each difference, shrunk
 # make lint   install, then check style, types and layers
@@ -40,7 +40,8 @@ test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/python -m pytest tests/vllm
 
 sweep-models: $(VENV)/.installed-test
-	NNSIGHT_DSL_SWEEP=all $(BIN)/python -m pytest tests/equivalence/test_padding_sweep.py
+	NNSIGHT_DSL_SWEEP=all $(BIN)/python -m pytest tests/equivalence/test_padding_sweep.py \
+		tests/equivalence/test_forward_arguments.py
 
 # transforms/ needs no torch, so its tests run on a Python that no torch is installed for.
 SMALL := $(VENV)/transforms-$(notdir $(PYTHON))

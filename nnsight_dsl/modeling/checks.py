@@ -40,7 +40,7 @@ def check(
     Raises:
         InputError: they are not for this model.
     """
-    count = _count_embeddings(module)
+    count = count_embeddings(module)
     name = type(module).__name__
     for inputs, is_decoders in ((prompts, False), (decoded, True)):
         limit = positions.find_limit(module, decoder=is_decoders)
@@ -97,7 +97,7 @@ def _check_mask(key: str, rows: Rows, name: str, mask: Rows | None) -> None:
             )
 
 
-def _count_embeddings(module: nn.Module) -> int | None:
+def count_embeddings(module: nn.Module) -> int | None:
     """Count the embeddings of a model of text; None where ids may stand for anything else."""
     if positions.has_parts(getattr(module, "config", None)):
         return None

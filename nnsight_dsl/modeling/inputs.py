@@ -123,12 +123,14 @@ def _kind_of(item: Any) -> str:
     if isinstance(item, (list, tuple)):
         if not item:
             raise InputError("a row of the input is empty; give at least one token")
+        if isinstance(item[0], Mapping):
+            return "chat"
         if str in set(map(type, item)):
             raise InputError(
                 f"the input has a list of texts in a list, {brief(item)}; write the texts in one "
                 "list, or text_pair= for the second of a pair"
             )
-        return "chat" if isinstance(item[0], Mapping) else "rows"
+        return "rows"
     if isinstance(item, torch.Tensor) or hasattr(item, "__array__"):
         return "number" if getattr(item, "ndim", 1) == 0 else "rows"
     return "number" if isinstance(item, (int, float)) else "other"

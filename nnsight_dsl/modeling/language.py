@@ -240,7 +240,9 @@ class LanguageModel(NNsight):
             joined = batching.joined(others, counts, options)
             if function == "trace":
                 self._drop_masks_behind_cache(given, sequences, found, {**options, **joined})
-            merged = self._padded(sequences, found, function, joined.keys() | options.keys())
+            begins_late = any(one.may_begin_late for one in given)
+            others_known = joined.keys() | options.keys()
+            merged = self._padded(sequences, found, function, others_known, begins_late=begins_late)
         elif found:
             for number, (own, prompt) in enumerate(zip(others, prompts, strict=True)):
                 if prompt is None:
@@ -256,12 +258,13 @@ class LanguageModel(NNsight):
                 key: batching.stacked(key, [row for one in sequences for row in one.get(key, ())])
                 for key in dict.fromkeys(key for one in sequences for key in one)
             }
-        merged |= batching.padded_for_decoder(
-            decoded,
-            self._pad_id(),
-            is_continued=function == "generate",
-            refusal=padding.refusal_of_decoded(self._inner()) if for_decoder else None,
-        )
+        if for_decoder:
+            merged |= batching.padded_for_decoder(
+                decoded,
+                self._pad_id(),
+                is_continued=function == "generate",
+                refusal=padding.refusal_of_decoded(self._inner()),
+            )
         device = self.device
         # the token ids come first, so that they are the root's `.input`
         kwargs = {
@@ -359,16 +362,20 @@ class LanguageModel(NNsight):
         prompts: Sequence[Rows],
         function: str,
         others: Collection[str],
+        *,
+        begins_late: bool,
     ) -> dict[str, torch.Tensor]:
         is_padded = batching.is_padded(prompts)
-        left = self._pads_left()
-        if is_padded:
-            self._check_can_pad(function, left=left)
         if function == "generate" and (is_padded or len(sequences) > 1):
             self._infer_masks(sequences)
         counting = padding.counting_of(self._inner())
-        pad_id = self._pad_id() if counting.padding_id is None else counting.padding_id
-        merged = batching.padded(sequences, prompts, pad_id, left=left, first=counting.first)
+        pad_id, left = counting.padding_id, False
+        if is_padded:
+            # each attribute of a config costs 5 µs, and most runs need none
+            left = self._pads_left()
+            self._check_can_pad(function, left=left)
+            pad_id = self._pad_id() if pad_id is None else pad_id
+        merged = batching.padded(sequences, prompts, pad_id or 0, left=left, first=counting.first)
         mask = merged.get("attention_mask")
         # the places of an image are no single numbers: such a model counts from the mask itself
         counts_itself = any(key.endswith("grid_thw") for key in others)
@@ -376,6 +383,7 @@ class LanguageModel(NNsight):
         counts_itself |= counting.padding_id is not None and "input_ids" in merged
         if (
             mask is not None
+            and (is_padded or begins_late)
             and "position_ids" not in merged
             and not counts_itself
             and self._takes_positions(function)

@@ -75,6 +75,9 @@ class Table:
         return int(entries.shape[0]) - self.skipped
 
 
+_WITHOUT_END = frozenset({"tapas"})
+"""Model types whose last position is that of all tokens beyond."""
+
 _tables: WeakKeyDictionary[nn.Module, tuple[Table, ...]] = WeakKeyDictionary()
 
 
@@ -95,8 +98,8 @@ def find_limit(module: nn.Module, *, decoder: bool = False) -> int | None:
 
 def _tables_of(module: nn.Module) -> list[Table]:
     config = getattr(module, "config", None)
-    if config is None or has_parts(config):
-        # the tables of a vision model count patches
+    # the tables of a vision model count patches
+    if config is None or has_parts(config) or getattr(config, "model_type", None) in _WITHOUT_END:
         return []
     limits = {getattr(config, name, None) for name in _LIMITS}
     has_encoder = bool(getattr(config, "is_encoder_decoder", False))

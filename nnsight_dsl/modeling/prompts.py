@@ -31,6 +31,16 @@ class Given(dict[str, Any]):
         super().__init__(arguments)
         self.made = made
 
+    @property
+    def may_begin_late(self) -> bool:
+        """Whether a row may begin with padding, as far as can be told without tensors."""
+        mask = self.get("attention_mask")
+        if mask is None:
+            return False
+        if "attention_mask" not in self.made or type(mask) is not list:
+            return True
+        return any(not (one[0] if isinstance(one, list) else one) for one in mask)
+
 
 def all_given(
     inputs: Sequence[Input], known: Options, for_texts: Mapping[str, Any], main: str
@@ -160,6 +170,12 @@ def _encoded_texts(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> Ma
             raise InputError(
                 f"{key!r} is an option of the template of chats, and the input is "
                 f"{brief(value)}; give a chat: [{{'role': 'user', 'content': ...}}]"
+            )
+    for key in _PAIRED:
+        if not is_one and isinstance(options.get(key), str):
+            raise InputError(
+                f"{key!r} is one text, and the input is a list of {len(value)}; give a list with "
+                "one for each"
             )
     given = {
         key: [one] if is_one and key in _PAIRED and isinstance(one, str) else one
