@@ -8,12 +8,12 @@ which has weights of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from nnsight_dsl.runtime.record import Record, restore_item
 
 
 def is_offloaded(module: nn.Module) -> bool:
@@ -31,17 +31,10 @@ def execution_device(module: nn.Module) -> torch.device | None:
     return None
 
 
-@contextmanager
-def without_loading(module: nn.Module) -> Iterator[None]:
-    """Let modules use the weights they have: accelerate's hooks are left out for a while."""
-    replaced = []
+def leave_out_loading(module: nn.Module, record: Record) -> None:
+    """Let modules use the weights they have, without accelerate's hooks, until that is undone."""
     for one in module.modules():
         own = one.__dict__
         if "_hf_hook" in own and "_old_forward" in own and "forward" in own:
-            replaced.append((own, own["forward"]))
+            record.append((restore_item, own, "forward", own["forward"]))
             own["forward"] = own["_old_forward"]
-    try:
-        yield
-    finally:
-        for own, forward in replaced:
-            own["forward"] = forward

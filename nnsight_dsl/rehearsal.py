@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.offload import is_offloaded
+from nnsight_dsl.runtime.record import Record, restore_item
 
 _MOST_BYTES = 1 << 24
 _MOST_ITEMS = 10_000
@@ -39,15 +40,39 @@ def rehearsed(module: nn.Module) -> Callable[..., Any]:
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
         tensors = [one for one in pytree.tree_leaves((args, kwargs)) if _is_tensor(one)]
         devices = {one.device for one in tensors if one.is_cuda}
-        named = list(module.named_buffers(remove_duplicate=False))
-        copies = {id(one): one.clone() for _, one in named}
-        buffers = {name: copies[id(one)] for name, one in named}
-        with torch.random.fork_rng(devices=devices):
-            if not buffers:
-                return module(*args, **kwargs)
-            return torch.func.functional_call(module, buffers, args, kwargs, tie_weights=False)
+        copies = {id(one): one.clone() for one in module.buffers()}
+        record = Record()
+        for device in devices:
+            record.append((torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+        record.append((torch.set_rng_state, torch.get_rng_state()))
+        try:
+            lend(module, lambda one: copies.get(id(one), one), record)
+            return module(*args, **kwargs)
+        finally:
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
 
     return call
+
+
+def lend(module: nn.Module, other: Callable[[torch.Tensor], torch.Tensor], record: Record) -> None:
+    """Put other tensors in the place of a module's parameters and buffers, until that is undone.
+
+    Each module is given a table of its own for the while, so that its own ones are not touched.
+    """
+    for one in module.modules():
+        own = one.__dict__
+        for table in ("_parameters", "_buffers"):
+            before: dict[str, torch.Tensor | None] = own[table]
+            if before:
+                record.append((restore_item, own, table, before))
+                own[table] = {
+                    name: None if tensor is None else other(tensor)
+                    for name, tensor in before.items()
+                }
 
 
 class Belongings:

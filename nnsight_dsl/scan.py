@@ -18,7 +18,10 @@ from torch import nn
 from torch._subclasses import fake_tensor
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.offload import is_offloaded, without_loading
+from nnsight_dsl.offload import is_offloaded, leave_out_loading
+from nnsight_dsl.rehearsal import lend
+from nnsight_dsl.runtime.ambient import restore_state, state_outside
+from nnsight_dsl.runtime.record import Record
 from nnsight_dsl.runtime.stopping import StopPoints
 
 _stop_points: WeakKeyDictionary[nn.Module, dict[Any, StopPoints | None]] = WeakKeyDictionary()
@@ -40,10 +43,20 @@ def faked(module: nn.Module) -> Callable[..., Any]:
     """Return a function that calls the module on fake tensors, with fake weights."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with (
-            fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode,
-            without_loading(module),
-        ):
+        record = Record()
+        record.append((restore_state, state_outside()))
+        try:
+            return in_fake_mode(record, args, kwargs)
+        finally:
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
+
+    def in_fake_mode(record: Record, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            leave_out_loading(module, record)
             leaves = pytree.tree_leaves((args, kwargs))
             real = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_meta]
             device = real[0].device if real else torch.device("cpu")
@@ -60,13 +73,9 @@ def faked(module: nn.Module) -> Callable[..., Any]:
             def fake_leaf(leaf: Any) -> Any:
                 return fake(leaf, is_placed=True) if isinstance(leaf, torch.Tensor) else leaf
 
-            weights = {
-                name: fake(tensor, is_placed=not is_moved)
-                for named in (module.named_parameters, module.named_buffers)
-                for name, tensor in named(remove_duplicate=False)
-            }
+            lend(module, lambda tensor: fake(tensor, is_placed=not is_moved), record)
             args, kwargs = pytree.tree_map(fake_leaf, (args, kwargs))
-            return torch.func.functional_call(module, weights, args, kwargs, tie_weights=False)
+            return module(*args, **kwargs)
 
     return call
 
@@ -84,10 +93,18 @@ def stop_points(
     known = _stop_points.setdefault(module, {})
     if key not in known:
         run = faked(module)
+        record = Record()
+        record.append((torch._C._set_grad_enabled, torch.is_grad_enabled()))
         try:
-            with torch.no_grad():
-                known[key] = StopPoints(lambda: run(*args, **kwargs), module)
+            torch._C._set_grad_enabled(False)
+            known[key] = StopPoints(lambda: run(*args, **kwargs), module, record)
         except Exception:
             # what this model does depends on more than shapes
             known[key] = None
+        finally:
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
     return known[key]

@@ -279,7 +279,11 @@ class _Run:
             elif not was_known:
                 self._remember(known, key, replace(found, alone=None))
         finally:
-            turn.end()
+            try:
+                turn.end()
+            except BaseException:
+                turn.end()
+                raise
         if not has_deviated:
             return _results(driver, machines)
         if was_known:
@@ -434,7 +438,11 @@ class _Run:
             machines = [tracer.start(one, copies=False) for one in self.programs]
             driver = tracer.run_batched(machines, self.prompt, turn)
         finally:
-            turn.end()
+            try:
+                turn.end()
+            except BaseException:
+                turn.end()
+                raise
         return _results(driver, machines)
 
     def _tracer(self) -> _SweepTracer:

@@ -380,7 +380,11 @@ class Tracer(Block, Place):
                     self._run_model(driver)
         finally:
             self._driver = None
-            turn.end()
+            try:
+                turn.end()
+            except BaseException:
+                turn.end()
+                raise
         if driver.failure is None:
             for fit in self._fits:
                 fit.is_tried = True
@@ -587,7 +591,11 @@ class Tracer(Block, Place):
             self._start_beside(driver)
             result = self._run_model(driver)
         finally:
-            turn.end()
+            try:
+                turn.end()
+            except BaseException:
+                turn.end()
+                raise
         failure, driver.failure = driver.failure, None
         if failure is not None:
             try:
@@ -608,7 +616,11 @@ class Tracer(Block, Place):
             self._start_beside(driver)
             result = self._run_on(driver, args, kwargs)
         finally:
-            turn.end()
+            try:
+                turn.end()
+            except BaseException:
+                turn.end()
+                raise
         failure, driver.failure = driver.failure, None
         if failure is not None:
             try:

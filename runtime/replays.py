@@ -21,8 +21,7 @@ backward pass, of which an edit that was made before is no part. An edit in one 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from types import FrameType
@@ -34,13 +33,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 
-from .ambient import put_saved_hooks, top_saved_hooks
+from .ambient import top_saved_hooks
 from .errors import WriteError
+from .record import Record, item_before, restore_item
 
 _MODULE = checkpoint.__name__
 _FORWARD = "_checkpoint_hook"
 _AGAIN = "_recomputation_hook"
 _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
+
+_push_saved_hooks = torch._C._autograd._push_saved_tensors_default_hooks
+_pop_saved_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 
 INPUTS = "inputs"
 OUTPUT = "output"
@@ -83,17 +86,19 @@ class _Region:
         self.visits[module] = number + 1
         return number
 
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Put what blocks did in place, for the calls that this thread makes."""
-        undo: list[Callable[[], None]] = []
+    def replay(self, compute: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Compute the region again, with what blocks did put in place."""
+        record = Record()
         try:
             for module, changes in self.changes.items():
-                undo.extend(_install(module, changes))
-            yield
+                _install(module, changes, record)
+            compute(*args)
         finally:
-            for one in undo:
-                one()
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
 
 
 class Visit:
@@ -109,11 +114,16 @@ class Visit:
         """Offer a value outside of the regions' hooks, and note what came of it."""
         before = _versions(value)
         random_states = _random_states()
-        hooks = _taken_off()
+        hooks = _Hooks()
         try:
+            hooks.take_off()
             new = offer(value)
         finally:
-            put_saved_hooks(hooks)
+            try:
+                hooks.put_back()
+            except BaseException:
+                hooks.put_back()
+                raise
         self._note(phase, value, new, before, random_states)
         return new
 
@@ -153,11 +163,10 @@ def visit_in_regions(module: nn.Module) -> Visit | None:
 
     To be called where hooks on saved tensors stand.
     """
-    taken = _taken_off()
-    put_saved_hooks(taken)
-    if any(_kind(pack) == _AGAIN for pack, _ in taken):
+    standing = _standing_hooks()
+    if any(_kind(pack) == _AGAIN for pack, _ in standing):
         return None
-    return Visit(module, [_region_of(pack) for pack, _ in taken])
+    return Visit(module, [_region_of(pack) for pack, _ in standing])
 
 
 def is_reentrant() -> bool:
@@ -172,9 +181,7 @@ def is_reentrant() -> bool:
 
 def is_computed_again() -> bool:
     """Tell whether the backward pass is computing a region on this thread once more."""
-    taken = _taken_off()
-    put_saved_hooks(taken)
-    return any(_kind(pack) == _AGAIN for pack, _ in taken)
+    return any(_kind(pack) == _AGAIN for pack, _ in _standing_hooks())
 
 
 def offered_in_reentrant(location: str, offer: Callable[[Any], Any], value: Any) -> Any:
@@ -199,12 +206,17 @@ def offered_unchanged(location: str, offer: Callable[[Any], Any], value: Any) ->
     Raises:
         WriteError: a block has changed it.
     """
-    hooks = _taken_off()
+    hooks = _Hooks()
     try:
+        hooks.take_off()
         new, is_changed = _offered_to_read(offer, value)
     finally:
-        put_saved_hooks(hooks)
-    if is_changed and hooks:
+        try:
+            hooks.put_back()
+        except BaseException:
+            hooks.put_back()
+            raise
+    if is_changed and hooks.were_any:
         raise WriteError(
             f"{location} was edited, and it is an operation inside of a checkpointed part, which "
             "the backward pass computes again without the edit; edit the output of a module, or "
@@ -226,13 +238,48 @@ def _kind(pack: Any) -> str | None:
     return str(function.__qualname__).partition(".")[0]
 
 
-def _taken_off() -> list[tuple[Any, Any]]:
-    """Take off the hooks of all regions that are being computed; return them, topmost first."""
-    found = []
-    while (top := top_saved_hooks(True)) is not None and _kind(top[0]) in (_FORWARD, _AGAIN):
-        found.append(top)
-        torch._C._autograd._pop_saved_tensors_default_hooks()
-    return found
+class _Hooks:
+    """The hooks of all regions that are being computed, to be taken off for a while.
+
+    Attributes:
+        were_any: whether some were taken off.
+    """
+
+    __slots__ = ("_taken", "were_any")
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[Any, Any]] = []
+        self.were_any = False
+
+    def take_off(self) -> list[tuple[Any, Any]]:
+        """Take them off; return them, topmost first."""
+        while (top := top_saved_hooks(True)) is not None and _kind(top[0]) in (_FORWARD, _AGAIN):
+            self._taken.append(top)
+            self.were_any = True
+            _pop_saved_hooks()
+        return [*self._taken]
+
+    def put_back(self) -> None:
+        """Put those back that have been taken off; to be called again if it is interrupted."""
+        while self._taken:
+            pack, unpack = self._taken[-1]
+            top = top_saved_hooks(True)
+            if top is None or top[0] is not pack or top[1] is not unpack:
+                _push_saved_hooks(pack, unpack)
+            self._taken.pop()
+
+
+def _standing_hooks() -> list[tuple[Any, Any]]:
+    """Return the hooks of all regions that are being computed, topmost first."""
+    hooks = _Hooks()
+    try:
+        return hooks.take_off()
+    finally:
+        try:
+            hooks.put_back()
+        except BaseException:
+            hooks.put_back()
+            raise
 
 
 def _region_of(pack: Any) -> _Region:
@@ -249,8 +296,7 @@ def _region_of(pack: Any) -> _Region:
 
 def _replaying(compute: Callable[..., Any], region: _Region) -> Callable[..., Any]:
     def compute_again(*args: Any) -> None:
-        with region.replayed():
-            compute(*args)
+        region.replay(compute, args)
 
     return compute_again
 
@@ -281,10 +327,8 @@ def _are_equal(states: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(states, others, strict=False))
 
 
-def _install(
-    module: nn.Module, changes: dict[tuple[int, str], _Change]
-) -> list[Callable[[], None]]:
-    """Let a module's calls on this thread come to what they came to before; return the undoing."""
+def _install(module: nn.Module, changes: dict[tuple[int, str], _Change], record: Record) -> None:
+    """Let a module's calls on this thread come to what they came to before, by a record."""
     thread = get_ident()
     visit = -1
 
@@ -300,26 +344,27 @@ def _install(
         change = changes.get((visit, OUTPUT)) if get_ident() == thread else None
         return None if change is None else _made_again(change, output)
 
-    handles = [
-        module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
-        module.register_forward_hook(after),
-    ]
-    undo: list[Callable[[], None]] = [handle.remove for handle in handles]
+    record.append((_remove_hooks, module, (before, after)))
+    module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    module.register_forward_hook(after)
     if any(phase == SKIP for _, phase in changes):
-        forward, own = module.forward, module.__dict__.get("forward")
+        forward = module.forward
 
         def skipping(*args: Any, **kwargs: Any) -> Any:
             change = changes.get((visit, SKIP)) if get_ident() == thread else None
             return forward(*args, **kwargs) if change is None else _made_again(change, ())
 
-        def put_back() -> None:
-            del module.__dict__["forward"]
-            if own is not None:
-                module.__dict__["forward"] = own
+        own = module.__dict__
+        record.append((restore_item, own, "forward", item_before(own, "forward")))
+        own["forward"] = skipping
 
-        module.__dict__["forward"] = skipping
-        undo.append(put_back)
-    return undo
+
+def _remove_hooks(module: nn.Module, hooks: Sequence[Any]) -> None:
+    for name in ("_forward_pre_hooks", "_forward_hooks"):
+        found: dict[int, Any] = module.__dict__[name]
+        for key in [key for key, hook in found.items() if hook in hooks]:
+            module.__dict__["_forward_pre_hooks_with_kwargs"].pop(key, None)
+            del found[key]
 
 
 def _made_again(change: _Change, value: Any) -> Any:

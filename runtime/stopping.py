@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from .driver import Driver
 from .locations import Place
+from .record import Record, restore_item
 from .replays import INPUTS, OUTPUT
 
 _HOOKS = (
@@ -63,27 +64,30 @@ class StopPoints:
     Args:
         run: calls the model once, on fake tensors.
         module: the model.
+        record: where it is entered what is left out of the model meanwhile.
     """
 
-    def __init__(self, run: Callable[[], Any], module: nn.Module) -> None:
+    def __init__(self, run: Callable[[], Any], module: nn.Module, record: Record) -> None:
         self._time = 0
         self._points: dict[tuple[str, str], int] = {}
         self._first_seen: dict[int, int] = {}
         self._tensors: dict[int, tuple[torch.Tensor, int]] = {}
         self._edited: list[tuple[int, int]] = []
         # the user's hooks are not to run more often than without this
-        modules = list(module.modules())
-        hooks = [{name: vars(one)[name] for name in _HOOKS if name in vars(one)} for one in modules]
+        depth = len(record)
         try:
-            for one in modules:
-                one.__dict__.update((name, OrderedDict()) for name in _HOOKS if name in vars(one))
+            for one in module.modules():
+                own = one.__dict__
+                for name in _HOOKS:
+                    if name in own:
+                        record.append((restore_item, own, name, own[name]))
+                        own[name] = OrderedDict()
             for path, one in module.named_modules(remove_duplicate=False):
                 self._watch(path, one)
             run()
             self._pass(())
         finally:
-            for one, own in zip(modules, hooks, strict=True):
-                one.__dict__.update(own)
+            record.undo(depth)
             # what the forward has made is not kept
             self._tensors.clear()
 

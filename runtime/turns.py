@@ -77,7 +77,11 @@ class Turn:
         ...     turn.begin()
         ...     run_the_model()
         ... finally:
-        ...     turn.end()
+        ...     try:
+        ...         turn.end()
+        ...     except BaseException:
+        ...         turn.end()
+        ...         raise
 
     Attributes:
         record: what the run has changed.
@@ -122,15 +126,12 @@ class Turn:
             leader.joined = tuple(one for one in leader.joined if one not in over)
 
     def end(self) -> None:
-        """Undo what the run has changed, and let others have the turn; to be called once more."""
-        try:
-            self.take_down()
-            self._release()
-        except BaseException:
-            # interrupted: what is done is done, the rest follows here
-            self.take_down()
-            self._release()
-            raise
+        """Undo what the run has changed, and let others have the turn.
+
+        It is called again where it is interrupted, and goes on from there.
+        """
+        self.take_down()
+        self._release()
 
     def take_down(self) -> None:
         """Undo what the run has changed."""
