@@ -22,6 +22,7 @@ from nnsight_dsl.offload import is_offloaded, leave_out_loading
 from nnsight_dsl.rehearsal import lend
 from nnsight_dsl.runtime.ambient import restore_state, state_outside
 from nnsight_dsl.runtime.record import Record
+from nnsight_dsl.runtime.signals import WaitingSignals, begins_fake_run
 from nnsight_dsl.runtime.stopping import StopPoints
 
 _stop_points: WeakKeyDictionary[nn.Module, dict[Any, StopPoints | None]] = WeakKeyDictionary()
@@ -45,15 +46,21 @@ def faked(module: nn.Module) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         record = Record()
         record.append((restore_state, state_outside()))
+        signals = WaitingSignals()
         try:
-            return in_fake_mode(record, args, kwargs)
+            signals.begin(record)
+            result = in_fake_mode(record, args, kwargs)
         finally:
             try:
                 record.undo()
             except BaseException:
                 record.undo()
                 raise
+            finally:
+                signals.hand_on(None)
+        return result
 
+    @begins_fake_run
     def in_fake_mode(record: Record, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
             leave_out_loading(module, record)

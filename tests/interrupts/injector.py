@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dis
 import opcode
+import signal
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class Injector:
                 if self.count == self._at:
                     file = Path(code.co_filename).name
                     self.where = f"{file}:{frame.f_lineno} in {code.co_qualname}"
-                    raise KeyboardInterrupt
+                    # as Python does when a Ctrl-C has come
+                    handler: Any = signal.getsignal(signal.SIGINT)
+                    handler(signal.SIGINT, frame)
             return at_instruction
 
         return at_instruction
