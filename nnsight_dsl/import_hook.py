@@ -17,8 +17,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import _bootstrap_external
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -40,16 +39,6 @@ def _own_cache_from_source(path: Any, *args: Any, optimization: Any = None, **kw
     version = "".join(filter(str.isalnum, nnsight_dsl.__version__))
     tag = f"nnsight{version}f{FORMAT}o{optimization or 0}"
     return str(_cache_from_source(path, *args, optimization=tag, **kwargs))
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    with _caching:
-        _bootstrap_external.cache_from_source = _own_cache_from_source
-        try:
-            yield
-        finally:
-            _bootstrap_external.cache_from_source = _cache_from_source
 
 
 @one_at_a_time
@@ -101,8 +90,12 @@ class BlockLoader(SourceFileLoader):
         path = self.get_filename(fullname)
         if not may_hold_blocks(self.get_data(path)):
             return super().get_code(fullname)
-        with _own_cache():
-            return super().get_code(fullname)
+        with _caching:
+            try:
+                _bootstrap_external.cache_from_source = _own_cache_from_source
+                return super().get_code(fullname)
+            finally:
+                _bootstrap_external.cache_from_source = _cache_from_source
 
     def source_to_code(  # type: ignore[override]
         self, data: Any, path: Any, *, _optimize: int = -1

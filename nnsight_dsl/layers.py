@@ -346,10 +346,16 @@ def _run(
         driver.watch_for(places, machine)
         driver.watchers.append(recorder)
 
-    with torch.no_grad(), model.trace(*given, **options) as tracer:
-        watch(tracer)
-        for layer in layers:
-            enter(layer.input)
+    # by C functions, which an interrupt leaves done or not done
+    before = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(False)
+        with model.trace(*given, **options) as tracer:
+            watch(tracer)
+            for layer in layers:
+                enter(layer.input)
+    finally:
+        torch._C._set_grad_enabled(before)
     runs = []
     ends = [*starts[1:], len(recorder.events)]
     for layer, (before, key), first, last in zip(layers, begun, starts, ends, strict=True):

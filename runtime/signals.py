@@ -11,10 +11,12 @@ At the end of the run it is handed on in any case.
 
 from __future__ import annotations
 
+import _weakrefset
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from types import CodeType, FrameType
@@ -30,6 +32,10 @@ _CALLED_BY_PYTHON = tuple(
     for name in ("nn/modules/", "utils/checkpoint.py", "utils/_contextlib.py")
 )
 """Parts of torch whose functions C++ does not call, as of torch 2.13."""
+
+_OF_WEAK_REFERENCES = (weakref.__file__, _weakrefset.__file__)
+_CALLED_BY_C = ("__torch_dispatch__", "__del__")
+"""Functions of the user's that C and C++ call."""
 
 
 class WaitingSignals:
@@ -100,11 +106,14 @@ def _restore(number: int, waiting: _Waiting) -> None:
 
 
 def is_inside_torch(frame: FrameType | None) -> bool:
-    """Tell whether a frame may have been called by C++ code of torch, however many frames away."""
+    """Tell whether a frame may have been called by C++ code of torch, however many frames away.
+
+    So are callbacks of weak references, which run when torch frees a tensor; Python loses what is
+    raised in them.
+    """
     while frame is not None and frame.f_code not in _beginnings:
         code = frame.f_code
-        # a mode of the user's own is called by torch, too
-        if _is_torchs(code.co_filename) or code.co_name == "__torch_dispatch__":
+        if code.co_name in _CALLED_BY_C or _is_called_by_c(code.co_filename):
             return True
         frame = frame.f_back
     return False
@@ -120,5 +129,6 @@ def begins_fake_run(function: Any) -> Any:
 
 
 @lru_cache(4096)
-def _is_torchs(file: str) -> bool:
-    return file.startswith(_TORCH) and not file.startswith(_CALLED_BY_PYTHON)
+def _is_called_by_c(file: str) -> bool:
+    is_torchs = file.startswith(_TORCH) and not file.startswith(_CALLED_BY_PYTHON)
+    return is_torchs or file in _OF_WEAK_REFERENCES

@@ -122,16 +122,14 @@ class LanguageModel(NNsight):
 
     def dispatch(self) -> None:
         """Load the weights now, if they are not loaded yet."""
-        source, self._source = self._source, None
+        source = self._source
         if source is None:
             return
-        try:
-            module = _load(source, self._load_options)
-        except BaseException:
-            self._source = source
-            raise
+        module = _load(source, self._load_options)
         self._rebind(module)
         self._family = register_modules(module)
+        # last, so that one that is interrupted is done again
+        self._source = None
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below.

@@ -1,6 +1,10 @@
 """Interrupts: minimal cases of Ctrl-C that was lost, or that left something behind."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,3 +152,57 @@ def test_the_next_run_finishes_what_one_left_that_was_interrupted_twice(monkeypa
     assert torch.equal(run(), expected)
     assert not taps_now
     assert [type(one) for one in model._module] == [nn.Linear] * 3
+
+
+_SCAN = """
+import signal
+import sys
+import torch
+from nnsight_dsl import NNsight
+from nnsight_dsl.import_hook import compile_module
+
+
+class Failed(BaseException):
+    pass
+
+
+def fail(number, frame):
+    raise Failed
+
+
+def send(frame, event, arg):
+    # C++ calls this function, and can hand no exception on from it
+    if frame.f_code.co_name == "find_torch_dispatch_rule" and not sent:
+        sent.append(event)
+        signal.raise_signal(signal.SIGTERM)
+
+
+sent = []
+signal.signal(signal.SIGTERM, fail)
+model = NNsight(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+x = torch.ones(1, 4)
+text = "with model.trace(x, validate=True):\\n    out = model[1].output.save()\\n"
+code = compile_module(text, "<a validated block>")
+sys.settrace(send)
+try:
+    exec(code)
+except Failed:
+    print("came out")
+sys.settrace(None)
+print(sent, signal.getsignal(signal.SIGTERM) is fail)
+exec(code)
+print(torch.equal(out, model._module(x)), [type(one).__name__ for one in model._module.parameters()])
+"""
+
+
+def test_a_signal_inside_of_fake_tensors_comes_out_and_the_process_lives(tmp_path):
+    script = tmp_path / "scan.py"
+    script.write_text(_SCAN)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    parameters = ["Parameter"] * 4
+    expected = ["came out", "['call'] True", f"True {parameters}"]
+    assert done.stdout.splitlines() == expected, done.stderr
