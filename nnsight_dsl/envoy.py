@@ -31,6 +31,9 @@ _CHANGING = frozenset(
     "train type xpu".split()
 )
 """Methods of a module that change it and return it."""
+_WALKING = frozenset("children get_submodule modules named_children named_modules".split())
+"""Methods of a module that lead to other modules."""
+
 _IN_INIT = "_in_init"
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
@@ -43,7 +46,8 @@ class Envoy(Ports):
 
     What is no port, no submodule and no method here is the module's own: `layer.weight`,
     `layer.training`, `layer.parameters()`. A method that changes the module and returns it, as
-    `layer.half()` or `layer.eval()`, returns the envoy.
+    `layer.half()` or `layer.eval()`, returns the envoy. In a block, `named_modules()` and its like
+    walk over envoys, whose values can be read.
 
     A submodule that is named like a port or a method here is reached by its name in brackets:
     `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
@@ -77,6 +81,8 @@ class Envoy(Ports):
             return alias
         if name in _CHANGING:
             return self._changing(name)
+        if name in _WALKING and current_machine() is not None:
+            return self._walking(name)
         try:
             value = getattr(self._module, name)
         except AttributeError:
@@ -226,6 +232,29 @@ class Envoy(Ports):
             return self if result is self._module else result
 
         return change
+
+    def _walking(self, name: str) -> Callable[..., Any]:
+        """Return a method that walks over modules, and gives their envoys, as a block needs."""
+
+        paths: dict[int, str] = {}
+        for path, one in self._fresh().named_modules():
+            paths.setdefault(id(one), path)
+
+        def envoy_of(module: nn.Module) -> Envoy | nn.Module:
+            path = paths.get(id(module))
+            return module if path is None else self.get(path)
+
+        def walk(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            for found in getattr(self._module, name)(*args, **kwargs):
+                if isinstance(found, tuple):
+                    yield found[0], envoy_of(found[1])
+                else:
+                    yield envoy_of(found)
+
+        def look_up(target: str) -> Envoy | nn.Module:
+            return envoy_of(self._module.get_submodule(target))
+
+        return look_up if name == "get_submodule" else walk
 
     def _rebind(self, module: nn.Module) -> None:
         """Mirror another module from now on, as do the envoys below."""

@@ -5,6 +5,7 @@
         "attn.c_proj": "out",                     # wherever there is such a path: h[0].out
         "transformer.h": "layers",                # the same; this one leads from the root only
         ".transformer": ["model", "backbone"],    # with a leading dot from the root only
+        "model.wte": "embed",                     # through another alias
     }
 
 The own names go on working. A key that fits nowhere is no error, so that one mapping can serve
@@ -32,9 +33,6 @@ class _Alias:
     name: str
     path: tuple[str, ...]
     is_from_root: bool
-
-    def leads_from(self, module: nn.Module, *, is_root: bool) -> bool:
-        return (is_root or not self.is_from_root) and _has_path(module, self.path)
 
 
 class Renaming:
@@ -75,32 +73,71 @@ class Renaming:
         found: dict[str, tuple[str, ...]] = {}
         where = place or "the model"
         for alias in self._aliases:
-            if not alias.leads_from(module, is_root=not place):
-                continue
-            if alias.path == (alias.name,):
+            path = self._resolved(alias, module, is_root=not place)
+            if path is None or path == (alias.name,):
                 continue
             if alias.name in children_of(module):
                 raise ValueError(
                     f"the alias {alias.name!r} of {'.'.join(alias.path)!r} is the name of another "
                     f"module in {where}; choose another"
                 )
-            if found.setdefault(alias.name, alias.path) != alias.path:
+            if found.setdefault(alias.name, path) != path:
                 raise ValueError(
                     f"the alias {alias.name!r} stands for {'.'.join(found[alias.name])!r} and "
-                    f"for {'.'.join(alias.path)!r} in {where}; choose another for one of them"
+                    f"for {'.'.join(path)!r} in {where}; choose another for one of them"
                 )
 
     def path_of(self, module: nn.Module, name: str, *, is_root: bool) -> tuple[str, ...] | None:
         """Return the path below a module that an alias stands for."""
+        return self._path_of(module, name, is_root, ())
+
+    def _path_of(
+        self, module: nn.Module, name: str, is_root: bool, within: tuple[_Alias, ...]
+    ) -> tuple[str, ...] | None:
         for alias in self._aliases:
-            if alias.name == name and alias.leads_from(module, is_root=is_root):
-                return alias.path
+            if alias.name == name and alias not in within:
+                found = self._resolved(alias, module, is_root=is_root, within=within)
+                if found is not None:
+                    return found
         return None
+
+    def _resolved(
+        self,
+        alias: _Alias,
+        module: nn.Module,
+        *,
+        is_root: bool,
+        within: tuple[_Alias, ...] = (),
+    ) -> tuple[str, ...] | None:
+        """Return the path of own names that an alias stands for below a module, None for none.
+
+        Args:
+            alias: the alias; its path may lead through others.
+            module: where the path begins.
+            is_root: whether that is the root.
+            within: aliases that are being resolved, which cannot stand for themselves.
+        """
+        if alias.is_from_root and not is_root:
+            return None
+        path: list[str] = []
+        current: nn.Module | None = module
+        for number, name in enumerate(alias.path):
+            if current is None:
+                return None
+            found: tuple[str, ...] | None = (name,)
+            if children_of(current).get(name) is None:
+                is_here = is_root and number == 0
+                found = self._path_of(current, name, is_here, (*within, alias))
+            if found is None:
+                return None
+            path += found
+            current = _at(current, found)
+        return tuple(path)
 
     def names_in(self, module: nn.Module, *, is_root: bool) -> Iterator[str]:
         """Iterate over the aliases that can be used on a module."""
         for alias in self._aliases:
-            if alias.leads_from(module, is_root=is_root):
+            if self._resolved(alias, module, is_root=is_root) is not None:
                 yield alias.name
 
     def keys_of(self, name: str) -> list[str]:
@@ -133,17 +170,20 @@ class Renaming:
 
     def _shown(self, top: nn.Module, path: tuple[str, ...], *, is_root: bool) -> Iterator[str]:
         for alias in self._aliases:
-            above = path[: len(path) - len(alias.path)]
-            if path[len(above) :] != alias.path or alias.path == (alias.name,):
-                continue
-            module = _at(top, above)
-            if module is None or not alias.leads_from(module, is_root=is_root and not above):
-                continue
-            if len(alias.path) == 1:
-                yield alias.name
-            else:
-                where = above[-2:] or (("model",) if is_root else ())
-                yield ".".join([*where, alias.name])
+            for depth in range(len(path)):
+                above, below = path[:depth], path[depth:]
+                module = _at(top, above)
+                if module is None or below == (alias.name,):
+                    continue
+                here = is_root and not above
+                if self._resolved(alias, module, is_root=here) != below:
+                    continue
+                if len(below) == 1:
+                    yield alias.name
+                else:
+                    where = above[-2:] or (("model",) if is_root else ())
+                    yield ".".join([*where, alias.name])
+                break
 
 
 def _at(module: nn.Module, path: Sequence[str]) -> nn.Module | None:
@@ -153,7 +193,3 @@ def _at(module: nn.Module, path: Sequence[str]) -> nn.Module | None:
             return None
         found = children_of(found).get(name)
     return found
-
-
-def _has_path(module: nn.Module, path: Sequence[str]) -> bool:
-    return _at(module, path) is not None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
+from .asking import target_of
 from .errors import (
     BarrierError,
     CarriedCallError,
@@ -45,7 +46,7 @@ def location_of(request: Request) -> str:
 
 
 def _action(request: Request) -> str:
-    return {requests.WRITE: "written", requests.SKIP: "skipped"}.get(request[0], "read")
+    return {requests.WRITE: "write", requests.SKIP: "skip"}.get(request[0], "read")
 
 
 def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exception:
@@ -63,11 +64,28 @@ def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exce
             when += f" (the generation is at step {driver.step})"
     elif tap.begun > 1:
         when = f" for visit {machine.step} ({tap.begun} visits have begun)"
+    path = target_of(request)._path
+    others = _other_paths(driver, tap, path)
+    if others:
+        return OutOfOrderError(
+            f"{location} has already passed{when}: {' and '.join((path, *others))} are one module, "
+            "and an access means its first visit; go on to its next visit by .next(), or loop over "
+            "the visits by 'for visit in tracer.iter[:]:'"
+        )
     running = "" if tap.index is None else f"; {tap.place._path or 'the model'} is running now"
     return OutOfOrderError(
         f"{location} has already passed{when}{running}; {_action(request)} values in the order in "
         "which the model computes them, so move this access up, or put it in an invoke of its own"
     )
+
+
+def _other_paths(driver: Driver, tap: Tap, path: str) -> list[str]:
+    """Return the other paths at which a module stands."""
+    module = tap.place._module
+    if module is None:
+        return []
+    found = driver.root._module.named_modules(remove_duplicate=False)
+    return [other for other, one in found if one is module and other != path]
 
 
 def element_passed(request: Request) -> Exception:

@@ -40,7 +40,7 @@ from .passes.reads import Reads
 from .passes.rebound import ReboundNames
 from .passes.returns import Returns
 from .passes.saves import Saves
-from .passes.shared import SharedNames, bindings, repeated_bindings
+from .passes.shared import ReadsInside, SharedNames, bindings, repeated_bindings
 from .passes.steps import Steps
 from .passes.writes import Writes
 from .plain import plain_of
@@ -215,9 +215,9 @@ def _share_names(
     bodies = [emit.statements_of(unit.function.body) for unit in units]
     bound = [bindings(*body) for body in bodies]
     needed: list[frozenset[str]] = []
-    for body in bodies:
-        found_names = names_of(_text(emit.function("block", [], body)))
-        needed.append(found_names.read | found_names.read_first)
+    inside = [[_names_read(child, origins) for child in unit.children] for unit in units]
+    for unit in units:
+        needed.append(_names_read(unit, origins))
     fetched: list[set[str]] = [set() for _ in units]
     told: list[set[str]] = [set() for _ in units]
     for reader, unit in enumerate(units):
@@ -235,12 +235,22 @@ def _share_names(
                 unit.waits_for |= {name}
             elif repeated:
                 unit.unsynchronised |= {name}
-    for unit, fetch, tell in zip(units, fetched, told, strict=True):
+    for unit, fetch, tell, read in zip(units, fetched, told, inside, strict=True):
         unit.fetched = frozenset(fetch)
         if fetch or tell:
             unit.function = _visited(
-                unit.function, SharedNames(origins, frozenset(fetch), frozenset(tell))
+                unit.function, SharedNames(origins, frozenset(fetch), frozenset(tell), read)
             )
+
+
+def _names_read(unit: _Unit, origins: Origins) -> frozenset[str]:
+    """Return the names that a block, or a block inside it, may read before it binds them."""
+    inside = [_names_read(child, origins) for child in unit.children]
+    function = (
+        _visited(unit.function, ReadsInside(origins, inside)) if any(inside) else unit.function
+    )
+    found = names_of(_text(function))
+    return found.read | found.read_first
 
 
 def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -> Program:

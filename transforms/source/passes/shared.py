@@ -14,13 +14,16 @@ becomes, in the first and in the second:
     embeddings = yield ("name", "embeddings")
     model.transformer.wte.output = embeddings
 
+A name that only a backward pass of the second reads is fetched before that pass begins, since it
+has gradients only.
+
 Every invoke has names of its own, so that two of them running side by side do not disturb each
 other; what one hands to another goes through these two requests. The second waits where it must.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import libcst as cst
 
@@ -156,10 +159,25 @@ def _bindings(nodes: Iterable[cst.CSTNode]) -> _BindingFinder:
 class SharedNames(Pass):
     """Fetch shared names before the statements that read them; publish them after a binding."""
 
-    def __init__(self, origins: Origins, fetched: frozenset[str], bound: frozenset[str]) -> None:
+    def __init__(
+        self,
+        origins: Origins,
+        fetched: frozenset[str],
+        bound: frozenset[str],
+        read_inside: Sequence[frozenset[str]] = (),
+    ) -> None:
+        """Make the pass of one invoke.
+
+        Args:
+            origins: where the nodes stand in the file.
+            fetched: names that earlier invokes bind.
+            bound: names that later invokes fetch.
+            read_inside: names that each block inside this one reads, by number.
+        """
         super().__init__(origins)
         self._fetched = fetched
         self._bound = bound
+        self._read_inside = read_inside
         self._inside = False
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
@@ -179,9 +197,8 @@ class SharedNames(Pass):
         body: list[cst.BaseStatement] = []
         for node in updated_node.body:
             span = self.origins.span_of(node)
-            before = [
-                self._fetch(name) for name in sorted(mentioned(*_heads(node)) & self._fetched)
-            ]
+            read = mentioned(*_heads(node)) | names_read_inside(node, self._read_inside)
+            before = [self._fetch(name) for name in sorted(read & self._fetched)]
             after: list[cst.BaseStatement] = []
             if self._bound:
                 node, after = self._published(node)
@@ -189,6 +206,19 @@ class SharedNames(Pass):
                 self.origins.keep(generated, span)
             body.extend((*before, node, *after))
         return updated_node.with_changes(body=body)
+
+    def leave_SimpleStatementSuite(
+        self, original_node: cst.SimpleStatementSuite, updated_node: cst.SimpleStatementSuite
+    ) -> cst.BaseSuite:
+        told = [self._bind(name) for name in sorted(bindings(updated_node) & self._bound)]
+        if not told:
+            return updated_node
+        # what a backward pass has bound is handed on like any other name
+        body = [cst.SimpleStatementLine(updated_node.body), *told]
+        span = self.origins.span_of(original_node)
+        for generated in body:
+            self.origins.keep(generated, span)
+        return emit.block(body)
 
     def _published(
         self, node: cst.BaseStatement
@@ -218,6 +248,46 @@ class SharedNames(Pass):
         return emit.statement(
             emit.request(requests.BIND, emit.string(name), emit.name(name), statement=True)
         )
+
+
+def names_read_inside(
+    node: cst.BaseStatement, read_inside: Sequence[frozenset[str]]
+) -> frozenset[str]:
+    """Return the names that the block reads which a statement opens, if it opens one."""
+    if not isinstance(node, cst.SimpleStatementLine) or not read_inside:
+        return frozenset()
+    match node.body[0]:
+        case cst.Assign(
+            value=cst.Yield(
+                value=cst.Tuple(
+                    elements=[
+                        cst.Element(value=cst.SimpleString(value=verb)),
+                        cst.Element(value=cst.Integer(value=number)),
+                        *_,
+                    ]
+                )
+            )
+        ) if verb == emit.string(requests.BACKWARD).value:
+            return read_inside[int(number)]
+    return frozenset()
+
+
+class ReadsInside(Pass):
+    """Name what a block inside reads at the statement that opens it, to analyse names by."""
+
+    def __init__(self, origins: Origins, read_inside: Sequence[frozenset[str]]) -> None:
+        super().__init__(origins)
+        self._read_inside = read_inside
+
+    def leave_IndentedBlock(
+        self, original_node: cst.IndentedBlock, updated_node: cst.IndentedBlock
+    ) -> cst.BaseSuite:
+        body: list[cst.BaseStatement] = []
+        for node in updated_node.body:
+            for name in sorted(names_read_inside(node, self._read_inside)):
+                body.append(emit.statement(cst.Expr(emit.name(name))))
+            body.append(node)
+        return updated_node.with_changes(body=body)
 
 
 def _heads(node: cst.BaseStatement) -> list[cst.CSTNode]:
