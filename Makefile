@@ -2,6 +2,9 @@
 # make test   install, then run the tests: those without vLLM, then those with its engine
 # make test-vllm
 #             install vLLM for the CPU beside the rest, then run the tests with its engine
+# make test-python PYTHON=python3.13
+#             install all of it for another Python in an environment of its own, then run the
+#             tests without vLLM there; torch may bring CUDA libraries (5 GB)
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
 # make sweep-models
@@ -25,7 +28,24 @@ PEERS := $(VENV)/peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-core test-vllm test-transforms sweep-models interrupts fuzz lint bench bench-quick clean
+# Processes that share the tests: one for each processor, but not more than memory is there for.
+WORKERS ?= logical
+PYTEST_CORE := -m pytest --ignore=tests/vllm --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
+
+# $(call new_environment,FOLDER): make a virtual environment, or say why that cannot be done.
+define new_environment
+@command -v $(PYTHON) >/dev/null || { \
+	echo "there is no '$(PYTHON)' on the path; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; \
+	exit 1; }
+@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; v >= (3, 11) or sys.exit( \
+	"$(PYTHON) is Python %d.%d.%d, and 3.11 or newer is needed; name another: make PYTHON=python3.12" % v)'
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "$(PYTHON) has no 'venv' that can install pip; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; \
+	exit 1; }
+$(PYTHON) -m venv $(1)
+endef
+
+.PHONY: demo test test-core test-vllm test-python test-transforms sweep-models interrupts fuzz lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,7 +54,7 @@ demo: $(VENV)/.installed
 test: test-core test-vllm
 
 test-core: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --ignore=tests/vllm
+	$(BIN)/python $(PYTEST_CORE)
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/python -m pytest tests/vllm
@@ -42,6 +62,11 @@ test-vllm: $(VENV)/.installed-vllm
 sweep-models: $(VENV)/.installed-test
 	NNSIGHT_DSL_SWEEP=all $(BIN)/python -m pytest tests/equivalence/test_padding_sweep.py \
 		tests/equivalence/test_forward_arguments.py
+
+OTHER := $(VENV)/$(notdir $(PYTHON))
+
+test-python: $(OTHER)/.installed
+	$(OTHER)/bin/python $(PYTEST_CORE)
 
 # transforms/ needs no torch, so its tests run on a Python that no torch is installed for.
 SMALL := $(VENV)/transforms-$(notdir $(PYTHON))
@@ -51,6 +76,7 @@ test-transforms: $(SMALL)/.installed
 
 interrupts: $(VENV)/.installed-test
 	$(BIN)/python -m tests.interrupts --count 3000
+
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.differential.fuzz --minutes $(MINUTES)
 
@@ -72,7 +98,7 @@ clean:
 
 # The stamps lie inside .venv, so that removing it removes them too.
 $(VENV)/.made:
-	$(PYTHON) -m venv $(VENV)
+	$(call new_environment,$(VENV))
 	@touch $@
 
 # First, alone and at an exact version: a range lets pip prefer a newer build that brings
@@ -95,15 +121,24 @@ $(VENV)/.installed-vllm: $(VENV)/.installed-test constraints-vllm.txt
 	$(PIP) install --no-deps -r constraints-vllm.txt
 	@touch $@
 
+# As in .venv, torch comes first: see there.
+$(OTHER)/.installed: $(INPUTS)
+	$(call new_environment,$(OTHER))
+	@echo "installing into $(OTHER); the first time takes some minutes"
+	$(OTHER)/bin/python -m pip --disable-pip-version-check --quiet install \
+		-c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(OTHER)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[test]'
+	@touch $@
+
 $(SMALL)/.installed: constraints.txt
-	$(PYTHON) -m venv $(SMALL)
+	$(call new_environment,$(SMALL))
 	$(SMALL)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt \
 		bytecode hypothesis libcst pytest pytest-timeout
 	@touch $@
 
 # The libraries that the benchmarks compare with, in an environment of their own.
 $(PEERS)/.installed: constraints-peers.txt
-	$(PYTHON) -m venv $(PEERS)
+	$(call new_environment,$(PEERS))
 	@echo "installing into $(PEERS); the first time takes some minutes"
 	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install \
 		-c constraints-peers.txt $$(grep '^torch==' constraints-peers.txt)

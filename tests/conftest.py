@@ -3,17 +3,23 @@
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The suite uses the models that come with the repository; a lookup elsewhere is a defect.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokenizer threads warn when a test starts a subprocess by forking.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# The models here are too small for more; torch reads this when it is first imported.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# The models here are too small for more; torch reads this when it is first imported. Processes
+# that share the tests have a processor each.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 # The same examples in every run, and no failure for a machine that is busy.
-settings.register_profile("repository", derandomize=True, deadline=None)
+settings.register_profile(
+    "repository",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repository")
 
 

@@ -15,6 +15,7 @@ from nnsight_dsl import NestedRunError, NNsight
 from tests import models
 from tests.models import GPT2, assert_near, assert_same
 from tests.runtime.conftest import Stack
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
 
     def guarded(number):
         try:
-            gate.wait(timeout=30)
+            gate.wait(timeout=PATIENCE)
             work(number)
         except BaseException as error:
             failures.append(error)
@@ -109,7 +110,7 @@ def test_threads_with_models_of_their_own_do_not_wait_for_each_other(x):
         with model.trace(x):
             hidden = model.layers[0].output
             # both are in the middle of their runs, or neither ever gets on
-            meeting.wait(timeout=30)
+            meeting.wait(timeout=PATIENCE)
             result = model.layers[1].output.save()
         found[number] = result
 
@@ -169,7 +170,7 @@ def test_the_fast_path_of_torch_is_back_after_runs_that_overlap():
 
     def work(number):
         if number:
-            entered.wait(timeout=30)
+            entered.wait(timeout=PATIENCE)
             with torch.no_grad(), short.trace(x):
                 hidden = short.layers[0].linear1.output
                 may_end.set()
@@ -177,7 +178,7 @@ def test_the_fast_path_of_torch_is_back_after_runs_that_overlap():
             with torch.no_grad(), long.trace(x):
                 long.layers[0].input
                 entered.set()
-                may_end.wait(timeout=30)
+                may_end.wait(timeout=PATIENCE)
                 hidden = long.layers[0].linear1.output
 
     assert torch.backends.mha.get_fastpath_enabled()

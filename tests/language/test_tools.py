@@ -36,6 +36,7 @@ from nnsight_dsl.runtime import errors as runtime_errors
 from nnsight_dsl.transforms.blocks_text import may_hold_blocks
 from tests.language import parts, samples
 from tests.models import assert_same
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).name
@@ -405,7 +406,7 @@ def test_interventions_run_in_another_process() -> None:
     given = [(intervention, arguments) for intervention, arguments, _ in INTERVENTIONS.values()]
     process = context.Process(target=samples.run_elsewhere, args=(given, queue))
     process.start()
-    found = queue.get(timeout=60)
+    found = queue.get(timeout=PATIENCE)
     process.join()
     assert process.exitcode == 0
     for array, (_, _, expected) in zip(found, INTERVENTIONS.values(), strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lint.conftest import RIGHT, WRONG
+from tests.waiting import PATIENCE
 
 
 class Editor:
@@ -60,7 +61,7 @@ class Editor:
     def end(self) -> int:
         self.ask("shutdown", None)
         self.notify("exit", None)
-        status = self._process.wait(timeout=30)
+        status = self._process.wait(timeout=PATIENCE)
         self.close()
         return status
 

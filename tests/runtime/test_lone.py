@@ -28,6 +28,7 @@ from nnsight_dsl import CONFIG, NNsight
 from nnsight_dsl.import_hook import compile_module
 from nnsight_dsl.runtime.driver import Driver
 from nnsight_dsl.runtime.fixtures import Fixtures
+from tests.waiting import PATIENCE
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
 LAYERS = 3
@@ -329,17 +330,17 @@ def test_what_another_thread_calls_while_the_taps_are_put_is_not_of_the_run(
     def slowly(self: Fixtures, driver: Driver) -> bool:
         found = put(self, driver)
         begun.set()
-        called.wait(60)
+        called.wait(PATIENCE)
         return found
 
     monkeypatch.setattr(Fixtures, "put", slowly)
     found: list[torch.Tensor] = []
     thread = threading.Thread(target=lambda: found.append(user(model, X)["h"]))
     thread.start()
-    begun.wait(60)
+    begun.wait(PATIENCE)
     net(X * 2)  # in the thread that the block has run in before
     called.set()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert torch.equal(found[0], expected)
 
 
@@ -352,7 +353,7 @@ def test_a_block_runs_in_another_thread_after_a_module_has_changed_its_class() -
     found: list[torch.Tensor] = []
     thread = threading.Thread(target=lambda: found.append(user(model, X)["h"]))
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert torch.equal(found[0], net.layers[0](X))
 
 

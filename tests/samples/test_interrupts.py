@@ -12,6 +12,7 @@ from torch import nn
 
 from nnsight_dsl import NestedRunError, NNsight, intervene, sweep
 from nnsight_dsl.runtime.taps import taps_now
+from tests.waiting import PATIENCE
 
 
 class Timeout(BaseException):
@@ -60,7 +61,7 @@ def test_an_interrupt_on_fake_tensors_comes_out_of_a_validated_trace(kind):
 
 def test_runs_of_families_that_are_merged_while_both_run_end_their_own_turns():
     first, second = stack(), stack()
-    both_run, merged = threading.Barrier(3, timeout=30), threading.Event()
+    both_run, merged = threading.Barrier(3, timeout=PATIENCE), threading.Event()
     failures = []
 
     def work(model):
@@ -68,7 +69,7 @@ def test_runs_of_families_that_are_merged_while_both_run_end_their_own_turns():
             with model.trace(X):
                 model[0].output
                 both_run.wait()
-                merged.wait(30)
+                merged.wait(PATIENCE)
                 out = model[2].output.save()
         except BaseException as error:
             failures.append(error)
@@ -80,7 +81,7 @@ def test_runs_of_families_that_are_merged_while_both_run_end_their_own_turns():
     both = NNsight(nn.Sequential(first._module, second._module))
     merged.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert failures == []
     for model in (first, second, both):
         with model.trace(X):
@@ -98,7 +99,7 @@ def test_a_run_of_the_whole_waits_for_runs_of_its_parts_that_began_before():
             model[0].output
             under_way.append(model)
             running.release()
-            may_end.wait(30)
+            may_end.wait(PATIENCE)
             under_way.remove(model)
             model[2].output
 
@@ -110,14 +111,14 @@ def test_a_run_of_the_whole_waits_for_runs_of_its_parts_that_began_before():
     threads = [threading.Thread(target=part, args=(one,)) for one in (first, second)]
     for thread in threads:
         thread.start()
-        running.acquire(timeout=30)
+        running.acquire(timeout=PATIENCE)
     both = NNsight(nn.Sequential(first._module, second._module))
     seen = []
     last = threading.Thread(target=whole)
     last.start()
     may_end.set()
     for thread in (*threads, last):
-        thread.join(30)
+        thread.join(PATIENCE)
     assert seen == [0]
 
 
