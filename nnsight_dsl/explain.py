@@ -11,7 +11,6 @@ has two states: it waits for `transformer.h.3.output`, binds `hidden`, and then 
 from __future__ import annotations
 
 import ast
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +60,11 @@ def rows_of(program: Program) -> list[Row]:
 def explain(program: Program, *, colour: bool = False) -> str:
     """Return the states of a program, and of the blocks inside it, as tables."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    text = io.StringIO()
-    console = Console(file=text, width=120, force_terminal=colour, no_color=not colour)
+    from nnsight_dsl.rendering import rendered
+
+    tables = []
     for one in program.all_programs():
         title = f"{one.filename}:{one.line}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -73,8 +72,8 @@ def explain(program: Program, *, colour: bool = False) -> str:
             table.add_column(heading)
         for row in rows_of(one):
             table.add_row(*_cells(row))
-        console.print(table)
-    return text.getvalue()
+        tables.append(table)
+    return rendered(*tables, width=120, colour=colour, highlight=True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

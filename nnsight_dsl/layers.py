@@ -19,7 +19,6 @@ encoder-decoder) is reported as not holding.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,13 +27,13 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.modeling.base import NNsight
+from nnsight_dsl.rendering import rendered
 from nnsight_dsl.runtime.errors import NotCalledError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
@@ -94,9 +93,8 @@ class LayersReport:
                 "[green]== residual_out[/]" if layer.holds else "[red]is not verified[/]",
                 f"{layer.largest_error:.1e}",
             )
-        out = io.StringIO()
-        Console(file=out, force_terminal=is_terminal, width=10_000, highlight=False).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+        lines = rendered(table, colour=is_terminal).splitlines()
+        return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:

@@ -13,7 +13,6 @@ part of; *held* says how much that is.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,16 +93,15 @@ class Plan:
 
     def __str__(self) -> str:
         from rich import box
-        from rich.console import Console
         from rich.table import Table
 
-        text = io.StringIO()
-        console = Console(file=text, width=120, no_color=True)
-        table = Table(box=box.SIMPLE_HEAD)
+        from nnsight_dsl.rendering import rendered
+
+        served = Table(box=box.SIMPLE_HEAD)
         for heading in ("line", "step", "verb", "location", "shape", "dtype", "size"):
-            table.add_column(heading)
+            served.add_column(heading)
         for one in self.served:
-            table.add_row(
+            served.add_row(
                 str(one.line),
                 str(one.step),
                 one.verb,
@@ -112,22 +110,21 @@ class Plan:
                 _dtypes(one.dtypes),
                 size(one.bytes),
             )
-        console.print(table)
-        table = Table(box=box.SIMPLE_HEAD)
+        kept = Table(box=box.SIMPLE_HEAD)
         for heading in ("kept", "shape", "dtype", "size", "held"):
-            table.add_column(heading)
+            kept.add_column(heading)
         for name in self.kept:
-            table.add_row(
+            kept.add_row(
                 name.name,
                 _shapes(name.shapes),
                 _dtypes(name.dtypes),
                 size(name.bytes),
                 size(name.held),
             )
-        console.print(table)
         last = "runs to its end" if self.stops_at is None else f"is needed up to {self.stops_at}"
-        console.print(f"the forward {last}; {size(self.held)} are kept")
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
+        summary = f"the forward {last}; {size(self.held)} are kept"
+        lines = rendered(served, kept, summary, width=120).splitlines()
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
 class PlanLog(Log):

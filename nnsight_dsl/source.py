@@ -14,16 +14,15 @@ operands of an operator, and the value itself for a local or what is returned.
 from __future__ import annotations
 
 import inspect
-import io
 import sys
 from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from nnsight_dsl.ports import PORTS, Ports
+from nnsight_dsl.rendering import rendered
 from nnsight_dsl.runtime.errors import PathError
 from nnsight_dsl.runtime.fast_path import is_compiled_around
 from nnsight_dsl.runtime.locations import Place
@@ -233,8 +232,5 @@ def _in_context(function: FunctionType, operation: Operation) -> Text:
 
 def _printed(text: Text) -> str:
     """Write text with colours if it goes to a terminal."""
-    out = io.StringIO()
     is_terminal = bool(getattr(sys.stdout, "isatty", bool)())
-    console = Console(file=out, force_terminal=is_terminal, width=10_000, highlight=False)
-    console.print(text, end="")
-    return out.getvalue()
+    return rendered(text, colour=is_terminal, end="")
