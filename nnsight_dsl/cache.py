@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.runtime.errors import PathError
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.rows import Rows, narrow
+from nnsight_dsl.runtime.rows import Cut, Rows, narrow
 
 _ROOT = "model"
 
@@ -122,7 +122,7 @@ class Cache(Mapping[str, Entry]):
 
     def _kept(self, value: Any, factor: int) -> Any:
         if self._rows is not None:
-            value = narrow(value, self._rows, factor)
+            value = narrow(value, Cut(self._rows, factor))
         return pytree.tree_map(
             lambda leaf: self._convert(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
         )

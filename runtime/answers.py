@@ -87,7 +87,8 @@ def _put(
 ) -> None:
     if driver.log is not None:
         driver.log.add(name_of(*location), machine.step, requests.WRITE, machine.line, new)
-    driver.writes.put(machine, offer, location, seen, new, driver.factor)
+    cut = driver.cut(machine, offer)
+    driver.writes.put(machine, offer, location, seen, new, cut)
 
 
 def _skip(driver: Driver, machine: Machine, request: Request) -> Any:

@@ -30,17 +30,18 @@ from .errors import InternalError, RunAborted
 from .fast_path import passes_over_parts
 from .fixtures import Fixtures
 from .instruments import Log
-from .locations import Place
+from .locations import Place, name_of
 from .machine import Machine, advanced, set_current
 from .offers import Offer, Writes, seen_by, take_edits
 from .operations import OperationPlace, OperationTap
 from .record import Record, is_interrupt
 from .replays import INPUTS, OUTPUT
-from .rows import narrow
+from .rows import Cut, narrow
 from .serving import Serving
 from .steps import Steps
 from .taps import Tap, is_container, is_usual_call
 from .tracebacks import clean
+from .views import OfferCut, Views
 
 
 class Watcher(Protocol):
@@ -79,6 +80,7 @@ class Driver(Serving):
         is_usual: whether torch calls modules as it does by itself.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         watchers: what is shown every visit to a tapped module, once it is over.
+        is_read_only: whether what is offered now has to stay the very object that it is.
         has_grad: whether the forward of the root that runs builds a graph.
         each_step: makes the machines that start anew with each step after the first.
         stops_itself: whether the run may end before the model does, without a block's asking.
@@ -99,6 +101,7 @@ class Driver(Serving):
     result: tuple[Any] | None = None
     result_factor = 1
     is_in_backward = False
+    is_read_only = False
     has_grad = False
     is_usual = False
     is_tapped_ahead = False
@@ -517,7 +520,7 @@ class Driver(Serving):
         (result,) = self.result
         if machine.rows is None:
             return result
-        return narrow(result, machine.rows, self.factor, self.result_factor)
+        return narrow(result, Cut(machine.rows, self.factor, self.result_factor))
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
         """Return the current offer if it is the one a request is for."""
@@ -530,12 +533,26 @@ class Driver(Serving):
             return None
         if offer.handed:
             # what was set until now comes before what is asked for now
-            take_edits(offer, self.factor)
+            take_edits(offer)
         return offer
 
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
         """Return what a machine sees of the current offer."""
-        return seen_by(machine, offer, port, self.factor)
+        cut = self.cut(machine, offer)
+        seen = seen_by(machine, offer, port, cut)
+        if cut is not None:
+            for tensor in cut.whole:
+                self.writes.watch_whole(machine, tensor, name_of(offer.tap.place, port))
+        return seen
+
+    def cut(self, machine: Machine, offer: Offer) -> OfferCut | None:
+        """Return how an offer is cut for a machine, None if it sees all of it."""
+        if machine.rows is None or offer.is_whole:
+            return None
+        views, may_copy = None, not self.is_read_only
+        if may_copy and torch.is_grad_enabled():
+            views = self.views = self.views or Views()
+        return OfferCut(machine.rows, self.factor, offer, views, may_copy=may_copy)
 
     def park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""

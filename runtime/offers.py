@@ -7,21 +7,22 @@ effect, and is an error.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.weak import TensorWeakRef
 
 from .errors import StaleEditError, WriteError
 from .gradients import note_view
 from .locations import Place, name_of
 from .machine import Machine
-from .rows import Rows, leaves_of, narrow, widen
+from .rows import Cut, Rows, leaves_of, narrow, widen
 from .tracebacks import traceback_at
 from .values import misfit, port_value, with_port_value
+from .views import Joined, OfferCut, separated
 
 if TYPE_CHECKING:
     from .taps import Tap
@@ -38,7 +39,7 @@ class Offer:
         index: which occurrence.
         value: `(args, kwargs)` or the output.
         is_whole: whether every invoke sees all of it, as in a call that a block makes itself.
-        handed: containers that were made for some rows: rows, port, container and its leaves.
+        handed: containers that were made for some rows: cut, port, container and its leaves.
     """
 
     __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")
@@ -48,7 +49,7 @@ class Offer:
     index: int | None
     value: Any
     is_whole: bool
-    handed: Sequence[tuple[Rows, str, Any, list[Any]]]
+    handed: Sequence[tuple[Cut, str, Any, list[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +74,36 @@ class Suspect:
     difference: str
 
 
-def seen_by(machine: Machine, offer: Offer, port: str, factor: int) -> Any:
-    """Return what a machine sees of an offer."""
+def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> Any:
+    """Return what a machine sees of an offer; without a cut, all of it."""
+    if cut is None:
+        return port_value(offer.value, port)
+    offer.value = separated(offer.value, cut)
+    cut.whole.clear()
     value = port_value(offer.value, port)
-    if machine.rows is None or offer.is_whole:
-        return value
-    seen = narrow(value, machine.rows, factor)
-    if isinstance(seen, torch.Tensor) and seen is not value:
-        span = machine.rows.span_in(value, factor)
+    seen = narrow(value, cut)
+    if isinstance(seen, torch.Tensor):
+        span = cut.span(value) if seen is not value else None
         if span is not None:
             note_view(seen, value, *span)
-    if not isinstance(seen, torch.Tensor):
+    else:
         leaves = leaves_of(seen)
-        offer.handed = [*offer.handed, (machine.rows, port, seen, leaves)]
+        offer.handed = [*offer.handed, (cut, port, seen, leaves)]
     return seen
 
 
-def take_edits(offer: Offer, factor: int) -> None:
+def take_edits(offer: Offer) -> None:
     """Put into the batch what blocks have set in containers that were made for their rows."""
     handed = [*offer.handed]
-    for number, (rows, port, container, before) in enumerate(handed):
+    for number, (cut, port, container, before) in enumerate(handed):
         leaves = leaves_of(container)
         same = len(leaves) == len(before)
         if same and all(a is b for a, b in zip(leaves, before, strict=True)):
             continue
         whole = port_value(offer.value, port)
-        new = widen(whole, container, rows, factor)
+        new = widen(whole, container, cut)
         offer.value = with_port_value(offer.value, port, new)
-        handed[number] = rows, port, container, leaves
+        handed[number] = cut, port, container, leaves
     offer.handed = handed
 
 
@@ -126,7 +129,7 @@ def skipped_output(
     for skip in skips:
         if skip.rows is not None:
             try:
-                output = widen(output, skip.value, skip.rows, factor)
+                output = widen(output, skip.value, Cut(skip.rows, factor))
             except WriteError as error:
                 error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
                 raise
@@ -137,16 +140,82 @@ def _joined(*parts: Any) -> Any:
     return torch.cat(parts) if isinstance(parts[0], torch.Tensor) and parts[0].ndim else parts[0]
 
 
+class _Watched:
+    """A tensor that a block was handed, and whose edit in place would go wrong."""
+
+    def __init__(self, tensor: torch.Tensor, location: str, order: int) -> None:
+        self._tensor = TensorWeakRef(tensor)
+        self._version = tensor._version
+        self._location = location
+        self._order = order
+
+    def begin(self) -> bool:
+        """Take note of the edits that the model has made; return whether there can be others."""
+        tensor = self._tensor()
+        if tensor is None:
+            return False
+        self._version = tensor._version
+        return True
+
+    def look(self, machine: Machine) -> bool:
+        """Look whether a machine has edited it; return whether that is to be looked at again."""
+        before = self._version
+        if not self.begin():
+            return False
+        if self._version != before:
+            self._edited_by(machine)
+        return True
+
+    def _edited_by(self, machine: Machine) -> None:
+        raise NotImplementedError
+
+
+class _Replaced(_Watched):
+    """A tensor in whose place an invoke has written another one."""
+
+    def _edited_by(self, machine: Machine) -> None:
+        if machine.order != self._order:
+            raise StaleEditError(
+                f"a tensor of {self._location} was edited in place after another invoke had "
+                "replaced it, so the edit would have no effect; read the location again "
+                "after the replacement, or edit it before"
+            )
+
+
+class _Whole(_Watched):
+    """A tensor without rows, until the invoke that was handed it stops to wait.
+
+    After that the model itself may edit it.
+    """
+
+    def begin(self) -> bool:
+        """Return that nothing more is to be looked at, since the model has run meanwhile."""
+        return False
+
+    def look(self, machine: Machine) -> bool:
+        """Look whether the machine has edited it."""
+        tensor = self._tensor()
+        if tensor is None or machine.order != self._order:
+            return tensor is not None
+        if tensor._version != self._version:
+            raise WriteError(
+                f"a tensor of {self._location} that has no rows was edited in place, and this "
+                "invoke does not own all rows; edit it from an invoke without an input, which "
+                "sees all rows, or edit a clone of it"
+            )
+        return False
+
+
 class Writes:
     """What the machines of a run have written.
 
     Attributes:
         suspects: writes that changed the form of a value.
-        replaced: tensors that were replaced, with their version, location and who replaced them.
+        watched: tensors that a block may still have, and must not edit in place.
     """
 
     suspects: Sequence[Suspect] = ()
-    replaced: Sequence[tuple[weakref.ref[torch.Tensor], int, str, int]] = ()
+    watched: Sequence[_Watched | Joined] = ()
 
     def put(
         self,
@@ -155,18 +224,21 @@ class Writes:
         location: tuple[Place, str],
         seen: Any,
         new: Any,
-        factor: int,
+        cut: OfferCut | None,
     ) -> None:
         """Put a value in the place of the one that a machine sees."""
         port = location[1]
-        if machine.rows is None or offer.is_whole:
+        if cut is None:
             difference = misfit(seen, new) if new is not seen else None
             if difference is not None:
                 self._suspect(machine, name_of(*location), difference)
         elif new is not seen or not isinstance(new, torch.Tensor):
             whole = port_value(offer.value, port)
-            new = widen(whole, new, machine.rows, factor)
-            self._remember_replaced(machine, whole, new, name_of(*location))
+            new = widen(whole, new, cut)
+            pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
+            for old, leaf in pairs:
+                if old is not leaf and isinstance(old, torch.Tensor):
+                    self._watch_replaced(machine, old, name_of(*location))
         else:
             return
         offer.value = with_port_value(offer.value, port, new)
@@ -178,28 +250,29 @@ class Writes:
         suspect = Suspect(program.filename, machine.line, program.name, location, difference)
         self.suspects = [*self.suspects, suspect]
 
-    def _remember_replaced(self, machine: Machine, whole: Any, new: Any, location: str) -> None:
-        pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
-        for old, leaf in pairs:
-            if old is not leaf and isinstance(old, torch.Tensor) and not old.is_inference():
-                entry = (weakref.ref(old), old._version, location, machine.order)
-                self.replaced = [*self.replaced, entry]
+    def _watch_replaced(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
+        if not tensor.is_inference():
+            self.watched = [*self.watched, _Replaced(tensor, location, machine.order)]
+
+    def watch_whole(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
+        """Look whether a machine edits a tensor that has no rows, until it stops to wait."""
+        if not tensor.is_inference():
+            self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
+
+    def watch_joined(self, joined: Sequence[Joined]) -> None:
+        """Look for edits of views of which the model goes on with a copy."""
+        self.watched = [*self.watched, *joined]
+
+    def begin(self) -> None:
+        """Take note of the edits that the model has made while no block ran."""
+        self.watched = [entry for entry in self.watched if entry.begin()]
 
     def check(self, machine: Machine) -> None:
-        """Look whether a machine has edited what another one had replaced before."""
-        known, still = self.replaced, []
-        self.replaced = ()
-        for entry in known:
-            reference, version, location, order = entry
-            tensor = reference()
-            if tensor is None:
-                continue
-            if tensor._version == version:
-                still.append(entry)
-            elif order != machine.order:
-                raise StaleEditError(
-                    f"a tensor of {location} was edited in place after another invoke had "
-                    "replaced it, so the edit would have no effect; read the location again "
-                    "after the replacement, or edit it before"
-                )
-        self.replaced = still
+        """Look for edits in place by the machine that has just stopped.
+
+        Raises:
+            StaleEditError: an edit would have no effect.
+            WriteError: an edit reaches the rows of others.
+        """
+        known, self.watched = self.watched, ()
+        self.watched = [entry for entry in known if entry.look(machine)]

@@ -416,7 +416,12 @@ class OperationTap(Tap):
         offer = functools.partial(self.driver.offer, self, phase)
         if top_saved_hooks(True) is None:
             return offer(value)
-        return offered_unchanged(name_of(self.place, phase), offer, value)
+        driver = self.driver
+        outer, driver.is_read_only = driver.is_read_only, True
+        try:
+            return offered_unchanged(name_of(self.place, phase), offer, value)
+        finally:
+            driver.is_read_only = outer
 
     def _is_seen(self) -> bool:
         driver = self.driver

@@ -30,6 +30,7 @@ from .tracebacks import clean
 
 if TYPE_CHECKING:
     from .taps import Tap
+    from .views import Views
 
 _order = attrgetter("order")
 _Tensor = torch.Tensor
@@ -49,6 +50,7 @@ class Serving:
         ready: machines that go on once the one that runs has stopped, with their answers.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         counts: rows of each input in a batch of several.
+        views: the rows that blocks were handed under autograd, once there are any.
         own_calls: how many calls of modules that blocks make themselves are under way.
         has_ended: whether the model has returned.
     """
@@ -62,6 +64,7 @@ class Serving:
     has_ended: bool
     writes: Writes
     ready: Sequence[tuple[Machine, Any]]
+    views: Views | None = None
     _offer: Offer | None
     _taps: dict[int, Tap]
 
@@ -71,6 +74,8 @@ class Serving:
         Returns:
             What takes the place of the value: the value itself, where nobody has replaced it.
         """
+        if self.writes.watched:
+            self.writes.begin()
         offer = Offer()
         offer.tap = tap
         offer.phase = phase
@@ -93,7 +98,7 @@ class Serving:
             # the rows of all inputs at once, where most of them are asked for
             is_most = 2 * len(due) > len(self.counts) > 1
             if is_most and self.factor == 1 and not offer.is_whole:
-                parts = parts_of(value, self.counts, sum(self.counts))
+                parts = parts_of(value, self.counts, sum(self.counts), tap.place._module)
         try:
             for machine in due:
                 request = machine.pending
@@ -109,8 +114,10 @@ class Serving:
                 else:
                     self.drive(machine, None, None, request)
                 if offer.handed:
-                    take_edits(offer, self.factor)
+                    take_edits(offer)
                     offer.handed = _NOTHING
+            if self.views is not None:
+                self._settle(offer)
         finally:
             self._offer = outer
         return offer.value
@@ -177,7 +184,7 @@ class Serving:
                     except BaseException as raised:
                         self._fail(machine, raised)
                 try:
-                    if self.writes.replaced:
+                    if self.writes.watched:
                         self.writes.check(machine)
                     if request[0] == READ:
                         _, place, port = request
@@ -261,8 +268,19 @@ class Serving:
         if own is None:
             return None
         if own.handed:
-            take_edits(own, self.factor)
+            take_edits(own)
+            # what was handed names the offer
+            own.handed = _NOTHING
+        if self.views is not None:
+            self._settle(own)
         return own.value
+
+    def _settle(self, offer: Offer) -> None:
+        """Let the model go on with the views that blocks keep of an offer that is over."""
+        if self.views is not None:
+            joined = self.views.settle(offer)
+            if joined:
+                self.writes.watch_joined(joined)
 
     def begin_carrying(self, machine: Machine) -> None:
         """Carry a machine from here on: its answer is of a type that may run a user's code."""

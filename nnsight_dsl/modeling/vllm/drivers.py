@@ -20,6 +20,7 @@ from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.replays import OUTPUT
 from nnsight_dsl.runtime.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.views import OfferCut
 from nnsight_dsl.transforms.requests import READ
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class PortionWrites(Writes):
         location: tuple[Place, str],
         seen: Any,
         new: Any,
-        factor: int,
+        cut: OfferCut | None,
     ) -> None:
         """Replace what the request's programs see of a port."""
         offer.value.put(location[1], new)
