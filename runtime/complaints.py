@@ -144,15 +144,15 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
             f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
             f"{machine.step} was asked for; count visits from 0"
         )
-    for above in ancestors(place):
-        if above is not place and is_fast_layer(above._module):
-            return NotCalledError(
-                f"{location} was never computed: {above._path or 'the model'} computed what is "
-                "inside it on torch's fast path, which it leaves where that is asked for before it "
-                "is called; move this access up, or call "
-                "torch.backends.mha.set_fastpath_enabled(False)"
-            )
-    return NotCalledError(f"{location} was never computed: {place._absence()}")
+    absence = place._absence()
+    layer = next((one for one in ancestors(place) if is_fast_layer(one._module)), None)
+    if layer is not None and layer is not place and not layer._module.training:
+        absence += (
+            f"; {layer._path or 'the model'} has a fast path, which it leaves where something "
+            "inside it is asked for before it is called: move this access up, or call "
+            "torch.backends.mha.set_fastpath_enabled(False)"
+        )
+    return NotCalledError(f"{location} was never computed: {absence}")
 
 
 def never_bound(name: str) -> Exception:

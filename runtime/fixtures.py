@@ -15,22 +15,13 @@ from torch import nn
 
 from .fast_path import passes_over_parts
 from .locations import Place
-from .taps import Tap, is_container, remove_tap, set_class, tapped_class, taps_now
+from .taps import NOBODY, Tap, is_container, remove_tap, set_class, tapped_class, taps_now
 
 if TYPE_CHECKING:
     from .driver import Driver
 
 _Fixture = tuple[Tap, nn.Module, type, type, Sequence[Tap]]
 """A tap, its module, the class of that, the class for the length of a run, and the taps above."""
-
-
-class _Nobody:
-    """The driver of no run, and of no thread."""
-
-    thread = -1
-
-
-_NOBODY: Any = _Nobody()
 
 
 class Fixtures:
@@ -115,7 +106,7 @@ class Fixtures:
         """Leave the modules as they were, of which only the first few have been changed."""
         for tap, module, cls, _, _ in self._all[:count]:
             set_class(module, cls)
-            tap.driver = _NOBODY
+            tap.driver = NOBODY
         for key in self.taps:
             taps_now.pop(key, None)
         self.user = None
@@ -132,7 +123,7 @@ class Fixtures:
                 taps_now.pop(id(module), None)
                 # The driver names what the blocks hold. Another thread that was about to call the
                 # module may still look at the tap: it finds none of its own.
-                tap.driver = _NOBODY
+                tap.driver = NOBODY
                 tap.above = above
             else:
                 # there is more to set back, in the same tap: drivers of later runs know it
@@ -148,6 +139,6 @@ class Fixtures:
 
 def _set_up(tap: Tap, place: Place, module: nn.Module, above: Sequence[Tap]) -> None:
     """Give a tap what it has before and after each run; a driver it gets when it is put there."""
-    tap.place, tap.module, tap.above, tap.driver = place, module, above, _NOBODY
+    tap.place, tap.module, tap.above, tap.driver = place, module, above, NOBODY
     # each visit asks for these (see `Driver.__init__`)
     tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []

@@ -33,8 +33,8 @@ from .locations import Place, name_of
 from .machine import Machine, advanced
 from .offers import skipped_output
 from .record import item_before, restore_item
-from .replays import INPUTS, is_computed_again, offered_unchanged
-from .taps import Tap
+from .replays import INPUTS, SKIP, is_computed_again, offered_unchanged
+from .taps import NOBODY, Tap
 
 if TYPE_CHECKING:
     from .driver import Driver
@@ -189,9 +189,11 @@ class Inside:
             name = _WRAPPED_BY_ACCELERATE if _WRAPPED_BY_ACCELERATE in attributes else "forward"
             record = self._driver.record
             depth = len(record)
-            record.append((restore_item, attributes, name, item_before(attributes, name)))
+            put: list[Any] = []
+            record.append((_put_back, attributes, name, item_before(attributes, name), put))
             try:
-                attributes[name] = self.tapped(getattr(module, name))
+                put.append(self.tapped(getattr(module, name)))
+                attributes[name] = put[0]
                 try:
                     return call(module, *args, **kwargs)
                 finally:
@@ -214,10 +216,15 @@ class Inside:
         return self.tapped(function)
 
     def finish(self) -> None:
-        """Keep what the run has seen of which operations are done, and which are not."""
+        """Keep what the run has seen of which operations are done, and part from their taps.
+
+        Those name what is above them, and so this; what they hold has to be freed with the run.
+        """
         spot = self._spot()
         if any(tap.begun for tap in self._taps.values()):
             spot.ran.update((name, tap.begun > 0) for name, tap in self._taps.items())
+        self._made = None
+        self._taps = {}
 
     def _spot(self) -> Spot:
         place = self._place
@@ -255,6 +262,15 @@ class Inside:
         copy = rebuilt(function, lambda inner: tapped_copy(inner, taps, around))
         self._made = (function, frozenset(taps), around, copy)
         return copy
+
+
+def _put_back(attributes: dict[str, Any], name: str, before: Any, put: list[Any]) -> None:
+    """Give a module its forward back, unless the call has put another in its place.
+
+    The forwards of lazy modules do so.
+    """
+    if put and attributes.get(name) is put[0]:
+        restore_item(attributes, name, before)
 
 
 def tapped_copy(
@@ -325,13 +341,19 @@ class OperationTap(Tap):
         above.inside.add(self)
 
     def remove(self) -> None:
-        """Keep what was seen; a function is tapped only while it runs, so nothing is left there."""
+        """Keep what was seen; a function is tapped only while it runs, so nothing is left there.
+
+        A copy that the model has stored, as a decorator does, has this tap in its code. It passes
+        values on from now on, and holds nothing of the run.
+        """
         if self.inside is not None:
             self.inside.finish()
+            self.inside = None
+        self.above, self.driver, self._open = (), NOBODY, []
 
     def expect(self, port: str) -> None:
         """Get ready for requests of a port."""
-        if port in ("input", "inputs"):
+        if port in ("input", "inputs", SKIP):
             self.is_around = True
 
     def expect_inside(self) -> None:

@@ -83,6 +83,15 @@ _torch_call = _of_torch("__call__")
 _torch_call_impl = _of_torch("_call_impl")
 
 
+class _Nobody:
+    """The driver of no run, and of no thread."""
+
+    thread = -1
+
+
+NOBODY: Any = _Nobody()
+
+
 class Tap:
     """What a run knows of one place: how often it was visited, and who waits there.
 
@@ -152,6 +161,7 @@ class Tap:
             remove_tap(module)
         if self.inside is not None:
             self.inside.finish()
+            self.inside = None
 
     def expect(self, port: str) -> None:
         """Get ready for requests of a port."""
@@ -421,16 +431,25 @@ class _Looking:
 
     @staticmethod
     def untapped(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if _tap_at(module) is None:
+        tap = _tap_at(module)
+        if tap is None:
             return call(*args, **kwargs)
         tapped = [one for one in module.modules() if TAPPED in vars(type(one))]
+        record = tap.driver.record
+        depth = len(record)
+        record.append((_tap_again, tapped))
         try:
             for one in tapped:
                 set_class(one, one.__class__)
             return call(*args, **kwargs)
         finally:
-            for one in tapped:
-                set_class(one, tapped_class(one, type(one)))
+            record.undo(depth)
+
+
+def _tap_again(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        if TAPPED not in vars(type(module)):
+            set_class(module, tapped_class(module, type(module)))
 
 
 def _tap_at(module: nn.Module) -> Tap | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 from unittest import mock
 
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
-from nnsight_dsl import NNsight
+from nnsight_dsl import NNsight, NotCalledError, PathError
 from tests.models import assert_same
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -192,6 +192,50 @@ def forward_of_an_instance(net: Net) -> Iterator[None]:
 
 
 @setting
+def forward_of_an_instance_by_an_object(net: Net) -> Iterator[None]:
+    class Forward:
+        def __init__(self, layer: Layer) -> None:
+            self.layer = layer
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer.down(torch.relu(self.layer.up(x)))
+
+    with patched(net.layers[1], "forward", Forward(net.layers[1])):
+        yield
+
+
+@setting
+def forward_of_an_instance_that_changes_itself(net: Net) -> Iterator[None]:
+    layer = net.layers[1]
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        layer.forward = first
+        return layer.down(layer.up(x))
+
+    def first(x: torch.Tensor) -> torch.Tensor:
+        layer.forward = second
+        return layer.down(layer.up(x)) + 0
+
+    layer.forward = first
+    yield
+    del layer.forward
+
+
+@setting
+def forward_of_an_instance_for_one_call(net: Net) -> Iterator[None]:
+    # as lazy modules do: what makes the parts is there for the first call only
+    layer = net.layers[1]
+
+    def once(x: torch.Tensor) -> torch.Tensor:
+        layer.__dict__.pop("forward", None)
+        return layer.forward(x)
+
+    layer.forward = once
+    yield
+    layer.__dict__.pop("forward", None)
+
+
+@setting
 def class_of_an_instance(net: Net) -> Iterator[None]:
     class Other(Layer):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -325,7 +369,17 @@ def traced_by_two(net: Net, model: NNsight) -> None:
             other = model.head.output
 
 
-TRACES = [traced_empty, traced_outside, traced_inside, traced_whole, traced_by_two]
+def traced_operations(net: Net, model: NNsight) -> None:
+    # a patch of the call may leave out the forward, and another forward has other operations
+    with suppress(NotCalledError, PathError):
+        with model.trace(X):
+            inner = model.layers[0].down.source.F_linear_0.input
+            last = model.layers[1].source.return_0.output
+
+
+TRACES = [
+    traced_empty, traced_outside, traced_inside, traced_whole, traced_by_two, traced_operations,
+]  # fmt: skip
 
 
 def result_of(net: Net, run: Callable[[], Any]) -> list[Any]:

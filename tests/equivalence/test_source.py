@@ -510,3 +510,129 @@ def test_what_a_run_has_seen_is_kept_with_the_module(parts: NNsight) -> None:
     spot = spot_of(parts._module.first, ("helper_0",))
     assert spot.function is helper
     assert spot.ran["centred"]
+
+
+# patched forwards
+
+
+class _Other:
+    """A forward that is an object."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.part.up(x))
+
+
+def test_the_forward_in_force_is_the_one_whose_operations_are_meant(
+    parts: NNsight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = parts._module.first
+
+    def relu_of(model: NNsight) -> torch.Tensor:
+        with model.trace(X):
+            seen = model.first.source.torch_relu_0.output.save()
+        return seen
+
+    def gate_of(model: NNsight) -> torch.Tensor:
+        with model.trace(X):
+            seen = model.first.source.gate.output.save()
+        return seen
+
+    def patched(self: Part, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.up(x)) * 2
+
+    relu, gate = torch.relu(first.up(X)), by_hand(first, X)["gate"]
+    assert torch.equal(gate_of(parts), gate)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Part, "forward", patched)
+            assert torch.equal(relu_of(parts), relu)
+            with pytest.raises(PathError, match="gate"):
+                gate_of(parts)
+            patch.setitem(first.__dict__, "forward", _Other(first))
+            assert torch.equal(relu_of(parts), relu)
+        assert torch.equal(gate_of(parts), gate)
+
+
+def test_a_forward_that_replaces_itself_stays_replaced(parts: NNsight) -> None:
+    first = parts._module.first
+
+    def once(x: torch.Tensor) -> torch.Tensor:
+        del first.forward
+        return first.forward(x)
+
+    first.forward = once
+    with parts.trace(X):
+        seen = parts.first.source.return_0.output.save()
+    assert "forward" not in first.__dict__
+    assert torch.equal(seen, first(X))
+
+
+# objects that are called
+
+
+class Processor:
+    """Does the work of a module, as diffusers' attention processors do."""
+
+    scale = 2.0
+
+    def __call__(self, part: Any, x: torch.Tensor) -> torch.Tensor:
+        return helper(torch.relu(x), weight=self.scale)
+
+
+class Processed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor: Any = type("Own", (Processor,), {"scale": 3.0})()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.processor(self, x) + 1
+
+
+def test_the_inside_of_an_object_that_is_called() -> None:
+    net = nn.Sequential(Processed())
+    model = NNsight(net)
+    relu = torch.relu(X)
+    for _ in range(2):
+        with model.trace(X):
+            seen = model[0].source.self_processor_0.source.torch_relu_0.output.save()
+            centred = model[0].source.self_processor_0.source.helper_0.source.centred.output.save()
+            model[0].source.self_processor_0.source.helper_0.output = seen
+            result = model[0].output.save()
+        assert torch.equal(seen, relu)
+        assert torch.equal(centred, relu - relu.mean())
+        assert torch.equal(result, relu + 1)
+    assert torch.equal(net(X), helper(relu, weight=3.0) + 1)
+    assert "self_processor_0" in model[0].source
+
+
+# skips that are asked for late
+
+
+def test_an_operation_is_skipped_with_a_value_of_the_same_forward(parts: NNsight) -> None:
+    found = by_hand(parts._module.first, X)
+    new = found["self_up_0"] * 2
+    expected = by_hand(parts._module.first, X, functional_gelu_0=new)["return_0"]
+    for _ in range(2):
+        with parts.trace(X):
+            hidden = parts.first.up.output
+            parts.first.source.functional_gelu_0.skip(hidden * 2)
+            result = parts.first.output.save()
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_output_of_a_skipped_operation_is_read_and_changed(parts: NNsight, name: str) -> None:
+    new = by_hand(parts._module.first, X)[name] * 2
+    expected = by_hand(parts._module.first, X, **{name: new * 2})["return_0"]
+    for _ in range(2):
+        with parts.trace(X):
+            operation = getattr(parts.first.source, name)
+            operation.skip(new.clone())
+            seen = operation.output.save()
+            operation.output = operation.output * 2
+            result = parts.first.output.save()
+        assert torch.equal(seen, new)
+        assert torch.equal(result, expected)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from nnsight_dsl import LanguageModel
+from nnsight_dsl import LanguageModel, NNsight
 from tests import models
 from tests.models import LONG, encoded
 
@@ -278,3 +278,94 @@ def test_runs_leave_no_objects_behind(model, x) -> None:
     for _ in range(20):
         one()
     assert count() == before
+
+
+def _source_read(model, x):
+    with model.trace(x):
+        h = model.layers[1].source.F_linear_0.output.save()
+    return h
+
+
+def _source_input(model, x):
+    with model.trace(x):
+        h = model.layers[1].source.F_linear_0.input.save()
+    return h
+
+
+def _source_by_name(model, x):
+    name = "F_linear_0"
+    with model.trace(x):
+        h = getattr(model.layers[1].source, name).output.save()
+    return h
+
+
+def _source_skipped(model, x):
+    with model.trace(x):
+        model.layers[1].source.F_linear_0.skip(x * 2)
+        h = model.layers[1].output.save()
+    return h
+
+
+def _source_by_two(model, x):
+    with model.trace() as tracer:
+        with tracer.invoke(x):
+            h = model.layers[1].source.F_linear_0.output.save()
+        with tracer.invoke():
+            other = model.layers[1].source.return_0.output
+    return h
+
+
+def _source_fails(model, x):
+    with pytest.raises(ZeroDivisionError):
+        with model.trace(x):
+            h = model.layers[1].source.F_linear_0.output.save()
+            1 / 0
+    return h
+
+
+def _source_cached(model, x):
+    with model.trace(x) as tracer:
+        cache = tracer.cache(modules=[model.layers[1].source.F_linear_0])
+        h = model.layers[1].output.save()
+    return h
+
+
+RUNS = [
+    _source_read,
+    _source_input,
+    _source_by_name,
+    _source_skipped,
+    _source_by_two,
+    _source_fails,
+    _source_cached,
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__.strip("_"))
+def test_operations_hold_no_value_when_the_run_is_over(run, model, x) -> None:
+    for number in range(4):
+        given = x.clone()
+        saved = run(model, given)
+        watch = [weakref.ref(given), weakref.ref(saved)]
+        del given, saved
+        assert [one() for one in watch] == [None, None], number
+
+
+def test_a_tapped_copy_that_the_model_has_kept_holds_no_value(x) -> None:
+    class Keeping(torch.nn.Module):
+        kept = None
+
+        def forward(self, x):
+            # as what caches by a bound method does
+            self.__dict__["kept"] = self.forward
+            return torch.tanh(x)
+
+    net = torch.nn.Sequential(Keeping())
+    model = NNsight(net)
+    given = x.clone()
+    with model.trace(given):
+        h = model[0].source.torch_tanh_0.output.save()
+    watch = [weakref.ref(given), weakref.ref(h)]
+    del given, h
+    assert [one() for one in watch] == [None, None]
+    assert torch.equal(net[0].kept(x), torch.tanh(x))

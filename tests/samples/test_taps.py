@@ -137,3 +137,51 @@ def test_a_generation_that_is_compiled_after_a_plain_one_is_seen():
     assert steps == [0, 1, 2, 3]
     assert output.equal(expected)
     assert same.equal(plain)
+
+
+def test_a_value_read_inside_a_forward_is_freed_without_the_collector():
+    model = NNsight(nn.Sequential(nn.Linear(4, 4), nn.GELU()))
+    gc.disable()
+    try:
+        references = []
+        for _ in range(3):
+            with model.trace(X):
+                hidden = model[1].source.F_gelu_0.output.save()
+            references.append(weakref.ref(hidden))
+            del hidden
+        assert [reference() for reference in references] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_an_operation_is_skipped_with_a_value_that_was_read_in_its_forward():
+    net = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    model = NNsight(net)
+    for _ in range(2):
+        with model.trace(X):
+            hidden = model[0].output
+            model[1].source.F_gelu_0.skip(hidden * 2)
+            seen = model[1].source.F_gelu_0.output.save()
+            result = model.output.save()
+        assert result.equal(net[0](X) * 2)
+        assert seen.equal(result)
+
+
+def test_the_source_of_an_object_with_a_call():
+    class Processor:
+        def __call__(self, layer, x):
+            return torch.tanh(layer.fc(x))
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.processor = nn.Linear(4, 4), Processor()
+
+        def forward(self, x):
+            return self.processor(self, x)
+
+    net = nn.Sequential(Layer())
+    model = NNsight(net)
+    with model.trace(X):
+        seen = model[0].source.self_processor_0.source.torch_tanh_0.input.save()
+    assert seen.equal(net[0].fc(X))

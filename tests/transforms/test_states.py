@@ -38,6 +38,11 @@ TABLES = {
     "z = [m.a[i].output for i in v]": [("read", "m.a[i].output", "output", "m", ("a", None))],
     "z = lambda: m.a.output": [("read", "m.a.output", "output", "m", ("a",))],
     "z = f'{m.a.output}'": [("read", "m.a.output", "output", "m", ("a",))],
+    "m.a.source.b_0.skip(m.c.output)": [
+        ("read", "m.c.output", "output", "m", ("c",)),
+        ("skip", "m.a.source.b_0.skip", "skip", "m", ("a", "source", "b_0")),
+    ],
+    "m.a.skip(1), m.source.skip, f(m).source.a.skip(1)": [],
     "output = x.outputs": [],
     "z = (m\n  .a\n  .output)": [("read", "m.a.output", "output", "m", ("a",))],
 }

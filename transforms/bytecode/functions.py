@@ -5,9 +5,9 @@
         return forward(self, *args, **kwargs)
 
 What the user sees as the forward is the innermost function, not the decorator's. `innermost`
-follows `__wrapped__`, bound methods and partials; `rebuilt` returns a copy of all that is around
-that function, with another function in its place. Nothing of the original is changed: other
-instances of a class go on with it.
+follows `__wrapped__`, bound methods, partials and objects whose class has a `__call__`; `rebuilt`
+returns a copy of all that is around that function, with another function in its place. Nothing of
+the original is changed: other instances of a class go on with it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def rebuilt(function: Any, make: Callable[[FunctionType], FunctionType]) -> Any:
         return MethodType(inner, function.__self__)
     if isinstance(function, functools.partial):
         return functools.partial(inner, *function.args, **function.keywords)
+    if not isinstance(function, FunctionType):
+        return MethodType(inner, function)
     copy = with_closure(
         function,
         tuple(
@@ -91,7 +93,21 @@ def _below(function: Any) -> Any:
         # a shell that does not hold what it wraps in a cell cannot be copied around another
         if wrapped is not None and any(_content(cell) is wrapped for cell in cells):
             return wrapped
-    return None
+        return None
+    return _call_of(function)
+
+
+def _call_of(value: Any) -> FunctionType | None:
+    """Return the function that the class of an object has as its `__call__`.
+
+    None for a class, whose call makes an object, and for what has a `forward`: the operations of a
+    module are in that.
+    """
+    cls = type(value)
+    if isinstance(value, type) or hasattr(cls, "forward"):
+        return None
+    found = next((vars(base)["__call__"] for base in cls.__mro__ if "__call__" in vars(base)), None)
+    return found if isinstance(found, FunctionType) else None
 
 
 def _content(cell: CellType) -> Any:

@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..requests import PORTS, READ, WRITE
+from ..requests import PORTS, READ, SKIP, WRITE
 
 PathItem = str | int | None
 """An attribute name, an index, or None for an index that is computed."""
@@ -26,8 +26,8 @@ class State:
         line: line in the user's file.
         column: column in bytes, from 0.
         text: the source text of the access.
-        kind: `"read"` or `"write"`.
-        port: `"output"`, `"input"`, `"inputs"` or `"result"`.
+        kind: `"read"`, `"write"`, or `"skip"` of an operation that is spelled out.
+        port: `"output"`, `"input"`, `"inputs"`, `"result"` or `"skip"`.
         root: the name the path starts from, None where the module is computed.
         path: attribute names and indices from the root to the module.
     """
@@ -83,6 +83,18 @@ def _targets(statement: ast.stmt) -> Sequence[ast.expr]:
     return []
 
 
+def _skipped(node: ast.AST) -> ast.Attribute | None:
+    """Return `m.source.op.skip` of a call of it.
+
+    A module's skip needs no state: the call of a module is seen in any case, that of an operation
+    only where it is expected.
+    """
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return None
+    found = static_path(node.func.value) if node.func.attr == SKIP else None
+    return node.func if found is not None and "source" in found[1] else None
+
+
 def _accesses(body: Sequence[ast.stmt]) -> Iterator[tuple[tuple[int, ...], ast.Attribute, str]]:
     writes: dict[ast.Attribute, tuple[int, ...]] = {}
     augmented: set[ast.Attribute] = set()
@@ -97,7 +109,12 @@ def _accesses(body: Sequence[ast.stmt]) -> Iterator[tuple[tuple[int, ...], ast.A
                             augmented.add(port)
     for statement in body:
         for node in ast.walk(statement):
-            if isinstance(node, ast.Attribute) and node.attr in PORTS:
+            skipped = _skipped(node)
+            if skipped is not None:
+                # once its value is there
+                end = node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
+                yield (end[0] or 0, end[1] or 0, 1), skipped, SKIP
+            elif isinstance(node, ast.Attribute) and node.attr in PORTS:
                 here = (node.end_lineno or 0, node.end_col_offset or 0, 0)
                 if node not in writes and not isinstance(node.ctx, ast.Load):
                     yield here, node, WRITE

@@ -17,7 +17,7 @@ from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machine import Machine
 from nnsight_dsl.runtime.offers import Offer, Writes
 from nnsight_dsl.runtime.operations import OperationPlace
-from nnsight_dsl.runtime.replays import OUTPUT
+from nnsight_dsl.runtime.replays import OUTPUT, SKIP
 from nnsight_dsl.runtime.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.views import OfferCut
@@ -48,7 +48,8 @@ class RequestTap(Tap):
 
     def expect(self, port: str) -> None:
         """Note that a program may ask for a port."""
-        self.ports.add(port)
+        if port != SKIP:
+            self.ports.add(port)
 
     def install(self) -> None:
         """Wait for the engine, which offers the place by itself."""
