@@ -22,7 +22,7 @@ from .locations import Place, name_of
 from .machine import Machine
 from .offers import Offer, Skip
 from .replays import OUTPUT
-from .steps import PlainSteps, Steps, StepSpec
+from .steps import Steps, steps_of
 from .values import with_element
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def _skip(driver: Driver, machine: Machine, request: Request) -> Any:
 
 
 def _steps(driver: Driver, machine: Machine, request: Request) -> Any:
-    spec = request[1]
-    return Steps(spec, machine) if isinstance(spec, StepSpec) else PlainSteps(spec)
+    return steps_of(request[1], machine)
 
 
 def _step(driver: Driver, machine: Machine, request: Request) -> Any:

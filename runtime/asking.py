@@ -44,8 +44,17 @@ def target_of(request: Request) -> Any:
     return request[1]
 
 
-def on_foreign(request: Request) -> tuple[Any, ...]:
-    """Return the plain Python operation that a request on any other object stands for."""
+def find_foreign(request: Request) -> tuple[Any, ...] | None:
+    """Return the plain Python operation that a request on any other object stands for.
+
+    None if it is for a place of a model, or for no object at all.
+    """
+    if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
+        return _on_foreign(request)
+    return None
+
+
+def _on_foreign(request: Request) -> tuple[Any, ...]:
     verb = request[0]
     if verb == requests.READ:
         return getattr, request[1], request[2]

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
+from .asking import find_foreign
 from .errors import (
     FreedGraphError,
     GradientError,
@@ -34,7 +35,8 @@ from .errors import (
 from .locations import Place, name_of
 from .machine import Machine, advanced, set_current
 from .record import Record
-from .tracebacks import clean
+from .steps import StepSpec, steps_of
+from .tracebacks import clean, original
 from .values import with_element
 
 GRAD = "grad"
@@ -153,13 +155,14 @@ class Backward:
                 machine.pending = None
                 request = machine.advance(answer) if error is None else machine.throw(error)
                 answer = error = None
-                while not _is_known(request):
-                    request = machine.call(*_foreign(request))
+                while _tensor_of(request) is None and (foreign := find_foreign(request)):
+                    request = machine.call(*foreign)
             except BaseException as raised:
                 machine.is_done = True
                 machine.is_cut = machine.running.gi_frame is not None
                 if not machine.is_cut:
                     machine.leave_context()
+                raised = original(raised)
                 clean(raised)
                 self.failure = raised
                 raise RunAborted from None
@@ -192,6 +195,8 @@ class Backward:
             target: where that is found, if it has been looked for.
         """
         verb = request[0]
+        if verb == requests.STEPS and not isinstance(request[1], StepSpec):
+            return False, steps_of(request[1], machine)
         tensor = _tensor_of(request)
         if tensor is None:
             raise GradientError(_refusal(request))
@@ -358,26 +363,6 @@ def _tensor_of(request: Request) -> torch.Tensor | None:
     if index is None or request[index + 1] != GRAD:
         return None
     return request[index] if isinstance(request[index], torch.Tensor) else None
-
-
-def _is_known(request: Request) -> bool:
-    """Tell whether a request is for this run, or is refused by it; others are plain Python."""
-    index = _TARGETS.get(request[0])
-    if index is None:
-        return True
-    target = request[index]
-    return isinstance(target, Place) or (
-        isinstance(target, torch.Tensor) and request[index + 1] == GRAD
-    )
-
-
-def _foreign(request: Request) -> tuple[Any, ...]:
-    if request[0] == requests.READ:
-        return getattr, request[1], request[2]
-    if request[0] == requests.WRITE:
-        return setattr, request[2], request[3], request[1]
-    _, value, container, _, _, *path = request
-    return with_element, container, path, value
 
 
 def _refusal(request: Request) -> str:

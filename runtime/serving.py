@@ -18,7 +18,7 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import READ, WRITE, Request
 
 from .answers import ANSWERS, PARKED, open_run
-from .asking import BEFORE, ON_TARGET, on_foreign, target_of
+from .asking import BEFORE, ON_TARGET, find_foreign
 from .errors import RunAborted
 from .known import is_known
 from .locations import Place
@@ -26,7 +26,7 @@ from .machine import Machine
 from .offers import Offer, Writes, take_edits
 from .replays import INPUTS, OUTPUT
 from .rows import parts_of
-from .tracebacks import clean
+from .tracebacks import clean, original
 
 if TYPE_CHECKING:
     from .taps import Tap
@@ -292,8 +292,9 @@ class Serving:
         Both calls are carried, so that what is called can wait for values of this run, too.
         """
         while True:
-            if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
-                request = machine.call(*on_foreign(request))
+            foreign = find_foreign(request)
+            if foreign is not None:
+                request = machine.call(*foreign)
             elif request[0] == requests.OPEN:
                 request = machine.call(open_run, machine, request)
             else:
@@ -307,10 +308,7 @@ class Serving:
     def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
         """A machine has raised: keep what it had saved, and leave the run."""
         machine.is_done = True
-        cause = raised.__cause__
-        if isinstance(raised, RuntimeError) and isinstance(cause, StopIteration):
-            # Python turns a StopIteration that leaves a generator into this RuntimeError
-            raised = cause
+        raised = original(raised)
         traceback = raised.__traceback__
         while traceback is not None:
             if traceback.tb_frame.f_code is machine.program.code:

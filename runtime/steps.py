@@ -156,3 +156,8 @@ class PlainSteps:
 
     def close(self) -> None:
         """Leave the loop."""
+
+
+def steps_of(spec: Any, machine: Machine) -> Steps | PlainSteps:
+    """Return the loop that a machine enters: over steps, or over any other iterable."""
+    return Steps(spec, machine) if isinstance(spec, StepSpec) else PlainSteps(spec)

@@ -104,3 +104,10 @@ def traceback_at(filename: str, line: int, function: str) -> TracebackType | Non
     except ValueError as error:
         return users_traceback(error.__traceback__)
     return None
+
+
+def original(error: BaseException) -> BaseException:
+    """Return the StopIteration that Python has turned into another error on its way out."""
+    cause = error.__cause__
+    is_turned = isinstance(error, RuntimeError) and isinstance(cause, StopIteration)
+    return cause if is_turned and cause is not None else error
