@@ -21,7 +21,6 @@ from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.transforms.errors import BlockUseError
 from nnsight_dsl.transforms.live import (
     BodySkip,
-    BodySkipped,
     bind_target,
     find_block,
     forget_snapshot,
@@ -34,9 +33,9 @@ from nnsight_dsl.transforms.program import Program
 
 _EXIT = """
 def exit(self, kind, error, traceback):
-    if not self._has_skipped(kind):
+    if not self._has_skipped(error):
         return False
-    failure = self._leave()
+    failure = self._leave(error)
     if failure is None:
         return True
     context = failure.__context__
@@ -125,25 +124,35 @@ class Block:
             raise self._refusal
         self._skip = BodySkip(frame)
         self._frame = frame
-        return self._bound_value()
+        value = self._bound_value()
+        try:
+            self._skip.begin()
+        except BaseException:
+            # an interrupt: the statement is not entered, and so its exit is not called
+            self._skip.end(None)
+            raise
+        return value
 
     def _bound_value(self) -> Any:
         """Return what the `as` target of the `with` statement is bound to."""
         return self
 
-    def _has_skipped(self, kind: type[BaseException] | None) -> bool:
-        self._skip.end()
-        return kind is None or kind is BodySkipped
+    def _has_skipped(self, error: BaseException | None) -> bool:
+        return self._skip.end(error)
 
     _released = staticmethod(released)
 
-    def _leave(self) -> BaseException | None:
-        """Do what the block is for; return what has to be raised in the user's frame."""
+    def _leave(self, skipped: BaseException | None) -> BaseException | None:
+        """Do what the block is for; return what has to be raised in the user's frame.
+
+        Args:
+            skipped: what was raised in place of the body.
+        """
         frame, self._frame = self._frame, None
         if frame is None:
             raise AssertionError("a block was left that was not entered")
         if self._refusal is not None:
-            _forget_control_flow(self._refusal)
+            _put_contexts_right(self._refusal, skipped)
             return self._refusal.with_traceback(None)
         bind_target(frame, self._skip.offset, self._bound_value())
         left, failure = self._finished(self._program, frame.f_globals, names_around(frame), frame)
@@ -152,7 +161,7 @@ class Block:
         forget_snapshot(frame)
         lead_debugger_on(frame, self._program)
         if failure is not None:
-            _forget_control_flow(failure)
+            _put_contexts_right(failure, skipped)
         return failure
 
     def _finished(
@@ -188,12 +197,26 @@ class Block:
 compiled.blocks = (Block,)
 
 
-def _forget_control_flow(failure: BaseException) -> None:
-    """Take our own control flow out of the contexts: the skipping of the body, the run's end."""
-    seen: set[int] = set()
-    current: BaseException | None = failure
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        while isinstance(current.__context__, (BodySkipped, LoopOver, RunAborted, RunEnded)):
-            current.__context__ = current.__context__.__context__
-        current = current.__cause__ or current.__context__
+def _put_contexts_right(failure: BaseException, skipped: BaseException | None) -> None:
+    """Give a failure the contexts that it would have, had the body been run where it stands.
+
+    Our own control flow is taken out: the skipping of the body, the run's end. What the user's
+    function is handling is the context of the first error, wherever that was raised.
+    """
+    seen = {id(failure)}
+    current = failure
+    while True:
+        context = current.__context__
+        while context is skipped or isinstance(context, (LoopOver, RunAborted, RunEnded)):
+            if context is None:
+                break
+            context = context.__context__
+        current.__context__ = context
+        following = current.__cause__ or context
+        if following is None or id(following) in seen:
+            break
+        seen.add(id(following))
+        current = following
+    handled = None if skipped is None else skipped.__context__
+    if handled is not None and current.__context__ is None and id(handled) not in seen:
+        current.__context__ = handled

@@ -7,7 +7,7 @@ to the frame that stands there:
   `texts.py`), and lowers it; the program is kept by code object and instruction, so that a second
   entry costs a dictionary lookup.
 - `BodySkip` keeps the body from running where it stands: a trace function is set, which raises
-  `BodySkipped` at the instruction after the entry, the one that would bind the `as` target. It is
+  an error at the instruction after the entry, the one that would bind the `as` target. It is
   the last one that only the `with` statement's own handler covers (a body may begin with `try`),
   and that handler swallows the exception. `bind_target` binds the target in its place.
 - `set_names` rebinds names of the frame after the run.
@@ -17,10 +17,14 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import operator
+import struct
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import CO_OPTIMIZED
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import BlockNotFoundError, BlockUseError
@@ -37,8 +41,17 @@ _programs: dict[tuple[int, int], _Entry] = {}
 """By identity of the code object and offset of the instruction; the entry keeps the code alive."""
 
 
-class BodySkipped(BaseException):
-    """Control flow, not an error: the body of a block does not run where it stands."""
+BodySkipped: type[Exception] = struct.error
+"""Raised in place of the body of a block; seen by the `with` statement's own exit alone."""
+
+_raising: Callable[..., Any] = struct.Struct("").pack
+"""A trace function that raises, for it is given three arguments and takes none.
+
+Before Python 3.13 a frame's names are copied into a dictionary before a trace function is called,
+and all of them are copied back behind it. A function in Python would give other threads time to
+bind a name of the frame meanwhile, as a closure does by `nonlocal`, and that binding would be
+lost. Nothing in Python runs while this one is called.
+"""
 
 
 def find_block(frame: FrameType) -> Program:
@@ -137,7 +150,12 @@ def _class_of(enclosing: tuple[ast.AST, ...]) -> str | None:
 
 
 class BodySkip:
-    """Keeps the body of one block from running; a debugger's own trace function survives it."""
+    """Keeps the body of one block from running; the trace function of another tool survives it.
+
+    A tracer in C (that of coverage) counts the functions that it sees called and left. It is back
+    in force when the exit function of the `with` statement returns, whose call it has not seen; so
+    it is kept from seeing that `begin` returns, which it has seen called.
+    """
 
     __slots__ = ("_frame", "_local", "_thread_trace", "offset")
 
@@ -146,20 +164,30 @@ class BodySkip:
         self.offset = frame.f_lasti
         self._thread_trace = sys.gettrace()
         self._local = frame.f_trace
-        frame.f_trace = self._at_instruction
+
+    def begin(self) -> None:
+        """Set the trace function; `end` puts back what stood before, also after a part of this."""
+        frame = self._frame
+        if frame is None:
+            raise AssertionError("a block is entered that has been left")
+        if self._thread_trace is not None and not isinstance(self._thread_trace, _PYTHONS):
+            sys._getframe().f_trace = None
+        frame.f_trace = _raising
         frame.f_trace_opcodes = True
         sys.settrace(_no_trace)
 
-    def _at_instruction(self, frame: FrameType, event: str, arg: object) -> Any:
-        raise BodySkipped
+    def end(self, error: BaseException | None) -> bool:
+        """Put back the trace functions that stood before; tell whether the body was skipped.
 
-    def end(self) -> None:
-        """Put back the trace functions that stood before."""
+        Args:
+            error: what the `with` statement is left with.
+        """
         frame, self._frame = self._frame, None
         if frame is not None:
             frame.f_trace = self._local
             frame.f_trace_opcodes = False
             sys.settrace(self._thread_trace)
+        return error is None or type(error) is BodySkipped
 
 
 def lead_debugger_on(frame: FrameType, program: Program) -> None:
@@ -177,6 +205,10 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
     if any(stop.f_code is inner.code for inner in program.all_programs()):
         debugger.set_next(frame)
         frame.f_trace = debugger.trace_dispatch
+
+
+_PYTHONS = (FunctionType, MethodType)
+"""Trace functions that Python calls for a frame only if they have seen it called."""
 
 
 def _no_trace(frame: FrameType, event: str, arg: object) -> None:
@@ -230,19 +262,42 @@ def bind_target(frame: FrameType, offset: int, value: object) -> None:
 
 
 def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
-    """Bind names in a live frame, as if it had assigned them itself."""
+    """Bind names in a live frame, as if it had assigned them itself; no other name is touched."""
     if not values:
         return
     code = frame.f_code
     if not code.co_flags & CO_OPTIMIZED:
         frame.f_locals.update(values)
         return
-    namespace = frame.f_locals
+    local: dict[str, Any] = {}
     for name, value in values.items():
         if name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars:
-            namespace[name] = value
+            local[name] = value
         else:
             # a name declared global in the function is none of its locals
             frame.f_globals[name] = value
-    if _write_back is not None:
-        _write_back(frame, 0)
+    if not local:
+        return
+    if _write_back is None:
+        frame.f_locals.update(local)
+    else:
+        _write_alone(frame, local)
+
+
+def _write_alone(frame: FrameType, values: dict[str, Any]) -> None:
+    """Bind local names of a function through the copy that the frame has of them.
+
+    What is written back is all that stands in the copy, also what another thread has bound anew
+    since it was made. So for a moment nothing stands in it but the names to be written. The steps
+    are called from C, between which no other thread runs.
+    """
+    copy = frame.f_locals
+    kept = {**copy, **values}
+    steps = (
+        copy.clear,
+        partial(copy.update, values),
+        partial(_write_back, frame, 0),
+        partial(copy.update, kept),
+    )
+    call: Any = operator.call
+    deque(map(call, steps), maxlen=0)
