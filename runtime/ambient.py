@@ -10,11 +10,14 @@ taken off when the machine stops to wait and put back before it goes on.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, TypeAlias
 
 import torch
 from torch import overrides
 from torch.utils import _python_dispatch as dispatch
+
+from .record import is_interrupt
 
 _DEVICES = ("cpu", "cuda")
 _KERNELS = ("flash", "mem_efficient", "math", "cudnn")
@@ -122,6 +125,12 @@ def restore_state(outside: StateOutside) -> None:
     if torch.is_inference_mode_enabled() != inference:
         _kept.append(torch._C._InferenceMode(inference))
     _set_switches(switches)
+
+
+def restore_after_interrupt(outside: StateOutside, failure: BaseException | None) -> None:
+    """Put the state of torch back if an interrupt is what a run ended with, or is on its way."""
+    if is_interrupt(failure) or is_interrupt(sys.exception()):
+        restore_state(outside)
 
 
 def _restore_dispatch_modes(before: list[Any]) -> None:

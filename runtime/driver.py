@@ -10,8 +10,8 @@ The driver holds no value longer than the request that asked for it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from threading import get_ident
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
 from .all_modules import AllModules, all_modules_of, places_of
-from .ambient import StateOutside, restore_state, state_outside
+from .ambient import StateOutside, restore_after_interrupt, state_outside
 from .answers import PARKED
 from .asking import key_of, phase_of, target_of
 from .errors import InternalError, RunAborted
@@ -197,6 +197,8 @@ class Driver(Serving):
         record = self.record
         depth = len(record)
         record.append((set_current, advanced()))
+        record.append((self._restore_state, state_outside()))
+        record.append((machine.close_if_cut,))
         try:
             set_current(None)
             self.drive(machine, None)
@@ -205,7 +207,11 @@ class Driver(Serving):
         except RunAborted:
             pass
         finally:
-            record.undo(depth)
+            try:
+                record.undo(depth)
+            except BaseException:
+                record.undo(depth)
+                raise
 
     def tap_for(self, place: Place) -> Tap:
         """Return the tap at a place; put one there, and at the places above it, if need be."""
@@ -419,6 +425,7 @@ class Driver(Serving):
 
     def take_down(self) -> None:
         """End the run, wherever it was interrupted; if it has ended, do nothing."""
+        self.record.undo()
         self._close()
 
     def _close(self) -> None:
@@ -446,8 +453,9 @@ class Driver(Serving):
                 # an interrupt is not lost because something else had gone wrong before
                 if self.failure is None or (is_interrupt(error) and not is_interrupt(self.failure)):
                     self.failure = error
-                # one that kept the machine from being closed
-                machine.close()
+                # if it was one from outside, which kept the machine from being closed
+                with suppress(Exception):
+                    machine.close()
         self.shared = {}
         # taps name their driver: without them it goes as soon as nobody needs it
         self._taps.clear()
@@ -463,8 +471,7 @@ class Driver(Serving):
 
     def _restore_state(self, outside: StateOutside) -> None:
         """Put torch's switches back where an interrupt may have kept a `with` from doing so."""
-        if is_interrupt(self.failure) or is_interrupt(sys.exception()):
-            restore_state(outside)
+        restore_after_interrupt(outside, self.failure)
 
     def may_stop(self) -> bool:
         return self.is_stopped and all(machine.is_done for machine in self.machines)

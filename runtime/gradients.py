@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
+from .ambient import restore_after_interrupt, state_outside
 from .asking import find_foreign
 from .errors import (
     FreedGraphError,
@@ -112,6 +113,8 @@ class Backward:
         record = Record()
         record.append((set_current, advanced()))
         record.append((_set_multithreading, torch._C._is_multithreading_enabled()))
+        outside = state_outside()
+        record.append((lambda: restore_after_interrupt(outside, self.failure),))
         record.append((self._close, machine))
         try:
             set_current(None)

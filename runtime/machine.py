@@ -303,6 +303,9 @@ class Machine:
                 try:
                     result = carrier.throw(*args) if is_error else carrier.switch(*args)
                 except BaseException as error:
+                    if carrier:
+                        # from outside: the call still waits
+                        raise
                     self._calls.pop()
                     # what the call raised is raised at the user's line, where it was asked for
                     is_error, args = True, (error,)
@@ -313,7 +316,8 @@ class Machine:
                 self._calls.pop()
                 is_error, args = False, (result,)
                 continue
-            if self._carrier is None:
+            # one that was made and not begun, as an interrupt leaves it, is false too
+            if not self._carrier:
                 resume = self._running.throw if is_error else self._running.send
                 self._carrier = greenlet(resume)
                 self._carrier.gr_context = self.context
@@ -322,7 +326,8 @@ class Machine:
             try:
                 request = carrier.throw(*args) if is_error else carrier.switch(*args)
             except BaseException:
-                self._carrier = None
+                if not carrier:
+                    self._carrier = None
                 raise
             if not carrier:
                 self._carrier = None
@@ -402,6 +407,11 @@ class Machine:
             self.is_cut = False
         finally:
             self.leave_context()
+
+    def close_if_cut(self) -> None:
+        """End a machine that an error from outside of its program has kept from its end."""
+        if self.is_cut:
+            self.close()
 
     def leave_context(self) -> None:
         """Part from the context, which names the machine."""

@@ -35,11 +35,21 @@ class Record(list[tuple[Any, ...]]):
     __slots__ = ()
 
     def undo(self, depth: int = 0) -> None:
-        """Undo all changes but the first few, the last one first."""
+        """Undo all changes but the first few, the last one first.
+
+        Raises:
+            Exception: one of them could not be undone; all others have been.
+        """
+        failure: Exception | None = None
         while len(self) > depth:
             function, *args = self[-1]
-            function(*args)
+            try:
+                function(*args)
+            except Exception as error:
+                failure = failure or error
             self.pop()
+        if failure is not None:
+            raise failure
 
 
 _MISSING = object()

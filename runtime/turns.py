@@ -130,8 +130,10 @@ class Turn:
 
         It is called again where it is interrupted, and goes on from there.
         """
-        self.take_down()
-        self._release()
+        try:
+            self.take_down()
+        finally:
+            self._release()
 
     def take_down(self) -> None:
         """Undo what the run has changed."""
