@@ -147,6 +147,7 @@ class Backward:
                 for key, hook in list(hooks.items()):
                     if getattr(hook, "func", None) == self._arrive:
                         del hooks[key]
+            self._hooked.clear()
             self._machine = self._target = self._current = self._value = None
 
     def _drive(self, answer: Any, *, error: BaseException | None = None) -> None:
@@ -177,7 +178,7 @@ class Backward:
                 waits, answer = self._handle(machine, request)
             except BaseException as raised:
                 clean(raised)
-                if machine.running.gi_frame is None:
+                if request[0] == requests.END:
                     # one that came from outside, after the last statement
                     self.failure = raised
                     raise RunAborted from None
