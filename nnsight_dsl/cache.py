@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.envoy import Envoy
 from nnsight_dsl.runtime.errors import PathError
 from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.rows import Cut, Rows, narrow
 
 _ROOT = "model"
@@ -100,7 +101,7 @@ class Cache(Mapping[str, Entry]):
         module = id(place._module)
         entry = self._by_module.get(module)
         if entry is None:
-            if self._modules is not None and module not in self._modules:
+            if not self.watches(place):
                 return
             key = _key(place._path)
             entry = self._entries.get(key)
@@ -118,7 +119,10 @@ class Cache(Mapping[str, Entry]):
 
     def watches(self, place: Place) -> bool:
         """Tell whether a module is one of those that are kept; the driver calls this."""
-        return self._modules is None or id(place._module) in self._modules
+        if self._modules is None:
+            # an operation is kept where it is named: which ones are tapped differs between runs
+            return not isinstance(place, OperationPlace)
+        return id(place._module) in self._modules
 
     def _kept(self, value: Any, factor: int) -> Any:
         if self._rows is not None:

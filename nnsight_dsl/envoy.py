@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +23,6 @@ from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.known import is_computed_by_user, is_of_library
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
-from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.source import Source
 from nnsight_dsl.transforms import requests
 
@@ -38,8 +37,6 @@ _WALKING = frozenset("children get_submodule modules named_children named_module
 _IN_INIT = "_in_init"
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
-
-_Error = TypeVar("_Error", bound=Exception)
 
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
 
@@ -91,8 +88,7 @@ class Envoy(Ports):
         except AttributeError:
             if name == "module":
                 return self._module
-            error = self._no_such(name)
-            raise self._raised(error, may_be_asked=True) from None
+            raise self._no_such(name) from None
         if isinstance(value, nn.Parameter):
             self._root._check_use(self, f"the parameter {name!r}")
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
@@ -111,19 +107,17 @@ class Envoy(Ports):
         if isinstance(item, str):
             child = self._child(item)
             if child is None:
-                raise self._raised(self._no_such(item))
+                raise self._no_such(item)
             return child
         names = list(children_of(self._fresh()))
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]
         index = item.__index__()
         if not -len(names) <= index < len(names):
-            numbered = f"they are numbered from 0 to {len(names) - 1}" if names else "it has none"
-            error = IndexError(
+            raise IndexError(
                 f"{self._path or 'the model'} has {len(names)} modules, and number {index} was "
-                f"asked for; {numbered}"
+                f"asked for; they are numbered from 0 to {len(names) - 1}"
             )
-            raise self._raised(error)
         child = self._child(names[index])
         is_list = isinstance(self._module, nn.ModuleList)
         if child is not None and is_list and names[index] == str(item):
@@ -159,7 +153,7 @@ class Envoy(Ports):
         for name in path.split(".") if path else ():
             child = found._child(name) or found._aliased(name)
             if child is None:
-                raise self._raised(found._no_such(name))
+                raise found._no_such(name)
             found = child
         return found
 
@@ -309,13 +303,6 @@ class Envoy(Ports):
             if child is not None:
                 yield child
 
-    @staticmethod
-    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
-        """Prepare an error for the user's line; in a block that is done at the end of the run."""
-        if current_machine() is None:
-            towards_user(error, may_be_asked=may_be_asked)
-        return error
-
     def _no_such(self, name: str) -> PathError:
         known = [*children_of(self._module), *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -413,11 +400,10 @@ class Envoy(Ports):
         machine = current_machine()
         if machine is None:
             if hook:
-                error = NotRunningError(
+                raise NotRunningError(
                     "hook=True offers a call to the blocks of a run, and none is under way; "
                     "call the module without it"
                 )
-                raise towards_user(error)
             return self._fresh()(*args, **kwargs)
         self._root._check_use(self, "a call")
         if hook:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
@@ -283,6 +284,10 @@ def open_run(machine: Machine, request: Request) -> Any:
     target._outer_now = machine.outer_now
     left, failure = target._run_inside(program, machine.user_globals, names, machine.saved)
     if failure is not None:
+        # the names are not bound in the block around it, which may have an `except` for this
+        saved = machine.leaving(left).items()
+        late = {name: (value, names.get(name, MISSING)) for name, value in saved}
+        machine.left_by_failed = {**machine.left_by_failed, **late}
         raise failure
     return left
 

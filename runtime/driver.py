@@ -443,7 +443,8 @@ class Driver(Serving):
         for machine in self.machines:
             if machine.is_done and not machine.is_cut:
                 continue
-            if machine.pending is not None and not machine.is_done:
+            # it waits for something, or is to go on after a barrier that others have come to
+            if not machine.is_done:
                 left = machine.program.names_left(machine.running)
                 machine.names = machine.leaving(left)
             try:

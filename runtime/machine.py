@@ -82,6 +82,8 @@ class Machine:
             told by `close`.
         result: what the function that it runs has returned.
         leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
+        left_by_failed: names that were saved in runs inside of the block, which then failed: what
+            they stand for, and what they stood for before.
         expected: places and ports that it is known to ask for.
         fixtures: modules among them that have been looked up already.
         is_closed: whether it can ask for no others.
@@ -95,6 +97,7 @@ class Machine:
     phase: str | None = None
     loops: Sequence[Steps] = ()
     leaves_all = False
+    left_by_failed: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
     result: Any = None
     send: Callable[[Any], Request] | None = None
     expected: Sequence[tuple[Place, str]] = ()

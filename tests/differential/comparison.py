@@ -32,13 +32,27 @@ def difference(program: Program) -> str | None:
     if len(found) != len(expected):
         return f"{len(found)} entries instead of {len(expected)}"
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if program.entry == "carried" and other.error == ("WriteShapeError",):
+        if program.entry in ("carried", "intervention in a block") and other.error == (
+            "WriteShapeError",
+        ):
             # the line is that of the call in the block
             one, other = replace(one, line=None), replace(other, line=None)
         said = _difference(one, other)
         if said is not None:
             return f"entry {number} ({program.events[number]}): {said}"
     return None
+
+
+def differs_alike(said: str, program: Program) -> bool:
+    """Tell whether a program has a difference of the same kind as another one."""
+    return kind_of(difference(program)) == kind_of(said)
+
+
+def kind_of(said: str | None) -> str:
+    """Name the kind of a difference."""
+    lines = (said or "").splitlines()
+    about = lines[0].rpartition(": ")[2] if lines else ""
+    return "\n".join([about, *lines[1:]]) if about == "error" else about.split(" ")[-1]
 
 
 def _difference(found: Outcome, expected: Outcome) -> str | None:

@@ -19,20 +19,21 @@ import torch
 
 import nnsight_dsl
 from nnsight_dsl import LanguageModel, NNsight
+from nnsight_dsl.cache import Cache
 from nnsight_dsl.import_hook import compile_module
 from nnsight_dsl.script import run_script
 from tests import models
 from tests.differential.mirrors import Mirror
 from tests.differential.oracle import Machine, Run
-from tests.differential.programs import FUNCTIONS, Program
+from tests.differential.programs import FUNCTIONS, Part, Program
 from tests.differential.statements import Saved, compiled, line_of, names_of_block
-from tests.differential.worlds import EVENTS, PROMPTS, World
+from tests.differential.worlds import EVENTS, PROMPTS, World, with_accessors
 from tests.language import elsewhere
 
 _numbers = itertools.count()
-_NAME = re.compile(r"[a-z]\d*|seen|shared\d")
+_NAME = re.compile(r"([a-z]\d*|seen)(_\d)?|cache|loss")
 
-_HEADS = ("with model.", "seen = steps.run(")
+_HEADS = ("with model.", "with edited.", "with tracer.invoke(", "seen = steps.run(")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Outcome:
 class Side:
     """What a program's text finds around it, and what it tells."""
 
+    is_probed = False
+
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.world = World(program.family, program.kinds)
+        self.world = World(program.family, program.layers, is_probed=self.is_probed)
         self.outcomes: list[Outcome] = []
         self.error: BaseException | None = None
         self.log: list[Any] = []
@@ -97,7 +100,8 @@ def described(error: BaseException | None) -> Any:
     """Describe an error, with its message where that is not ours."""
     if error is None:
         return None
-    kind = {"UnboundLocalError": "NameError"}.get(type(error).__name__, type(error).__name__)
+    kind = type(error).__name__
+    kind = {"UnboundLocalError": "NameError", "GradientOrderError": "GradientError"}.get(kind, kind)
     if isinstance(error, BaseExceptionGroup):
         return (kind, *(described(one) for one in error.exceptions))
     is_ours = isinstance(error, nnsight_dsl.errors.InterventionError)
@@ -114,6 +118,8 @@ def kept(value: Any) -> Any:
             "tensor", value.dtype, value.requires_grad, tuple(value.shape),
             value.detach().to(torch.float64).flatten().tolist(),
         )  # fmt: skip
+    if isinstance(value, Cache):
+        return {key: kept(entry.outputs) for key, entry in value.items()}
     if isinstance(value, dict):
         return {key: kept(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -138,9 +144,11 @@ class Package(Side):
         self.untouched: list[str] = []
 
     def _wrapped(self, net: Any) -> Any:
-        if self.world.is_language:
-            return LanguageModel(net, tokenizer=models.tokenizer())
-        return NNsight(net)
+        kind: Any = LanguageModel if self.world.is_language else NNsight
+        if self.program.has_accessors:
+            kind = with_accessors(kind, self.program.family)
+        options = {"tokenizer": models.tokenizer()} if self.world.is_language else {}
+        return kind(net, **options)
 
     def names(self) -> dict[str, Any]:
         return {
@@ -152,8 +160,10 @@ class Package(Side):
         for world in self.in_each_event():
             before = _state_of(world.net)
             yield self.wrappers[world.number], world.x(), PROMPTS
-            if _state_of(world.net) != before:
-                raise AssertionError("the run has left something on the model")
+            after = _state_of(world.net)
+            if after != before:
+                changed = [pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]]
+                raise AssertionError(f"the run has left something on the model: {changed[:2]}")
 
     def failed(self, error: BaseException) -> None:
         self.error = error
@@ -270,11 +280,14 @@ def the_shell() -> Any:
     return _shells[0]
 
 
+_USUAL_NAMES = frozenset(vars(torch.nn.Module()))
+
+
 def _state_of(net: Any) -> list[Any]:
     return [
-        (type(module), module.__class__, [*vars(module)], len(module._forward_hooks),
-         len(module._forward_pre_hooks), "forward" in vars(module))
-        for module in net.modules()
+        (name, type(module), sorted(vars(module).keys() - _USUAL_NAMES), len(module._forward_hooks),
+         len(module._forward_pre_hooks))
+        for name, module in net.named_modules()
     ]  # fmt: skip
 
 
@@ -284,10 +297,15 @@ def _state_of(net: Any) -> list[Any]:
 class Plain(Side):
     """Runs a program's blocks by the interpreter of plain hooks."""
 
+    is_probed = True
+
     def run(self) -> list[Outcome]:
         for world in self.in_each_event():
             outer: dict[str, Any] = {**self.names()}
-            mirror = Mirror(world.net)
+            kind: Any = Mirror
+            if self.program.has_accessors:
+                kind = with_accessors(Mirror, self.program.family)
+            mirror = kind(world.net)
             exec(self.program.head, {**outer, "model": mirror}, outer)
             outer["model"], outer["x"], outer["p"] = mirror, world.x(), PROMPTS
             self._enter(world, mirror, outer)
@@ -295,48 +313,75 @@ class Plain(Side):
 
     def _enter(self, world: World, mirror: Mirror, outer: dict[str, Any]) -> None:
         program = self.program
-        given = [part.prompt for part in program.parts if part.prompt is not None]
+        saved = Saved()
+        failing: str | None = None
+        # the parts of a session run one after the other, with names that are the session's
+        groups = [[part] for part in program.parts]
+        if program.kind != "session":
+            groups = [[*program.parts]]
+        left: list[dict[str, Any]] = []
+        around = outer
+        for group in groups:
+            machines, failing = self._run_group(group, world, mirror, around, saved)
+            if program.kind == "edit":
+                machines = machines[1:]
+            left += [machine.names for machine in machines]
+            if program.kind == "session":
+                own = {n: v for n, v in machines[0].names.items() if not n.startswith("_")}
+                around = {**around, **own}
+            if self.error is not None:
+                break
+        found = {name: value for name, value in outer.items() if _NAME.fullmatch(name)}
+        for names in left:
+            found.update(saved.leaving(names, outer))
+        if program.entry in FUNCTIONS:
+            is_kept = self.error is None or program.entry != "intervention"
+            found = {"seen": left[0]["seen"]} if is_kept and "seen" in left[0] else {}
+        self.ended(found, failing)
+
+    def _run_group(
+        self,
+        parts: list[Part],
+        world: World,
+        mirror: Mirror,
+        around: dict[str, Any],
+        saved: Saved,
+    ) -> tuple[list[Machine], str | None]:
+        """Run a model once, with some blocks; return them, and the line that has failed."""
+        program = self.program
+        given = [part.prompt for part in parts if part.prompt is not None]
         total = len(given)
         run = Run(world.net, total, is_stepped=bool(program.n_steps))
         mirror._runs.append(run)
-        saved = Saved()
-        failing: str | None = None
+        if program.before:
+            around = names_of_block(run, saved, around)
+            exec(program.before, around)
         number = 0
-        for part in program.parts:
+        for part in parts:
             rows = None
             if part.prompt is not None and total > 1:
                 rows = (number, 1)
                 number += 1
             code = compiled(part.body, part.told, part.fetched)
-            names = names_of_block(run, saved, outer)
-            if program.before:
-                names["_before"] = run
-                exec(program.before, names)
-            run.add(Machine(code, names, rows))
+            run.add(Machine(code, names_of_block(run, saved, around), rows))
+        failing = None
         try:
-            self._run_model(run, world, given)
+            self._run_model(run, world, given, around["x"])
         except BaseException as error:
             self.error = error
-            body = program.parts[0].body
-            for machine, part in zip(run.machines, program.parts, strict=True):
-                if machine.has_failed:
+            body = parts[-1].body
+            for machine, part in zip(run.machines, parts, strict=True):
+                if machine.has_failed or machine is run.suspect_by:
                     body = part.body
             failing = line_of(error, body)
-        found = {name: value for name, value in outer.items() if _NAME.fullmatch(name)}
-        for machine in run.machines:
-            found.update(saved.leaving(machine.names, outer))
-        if program.entry in FUNCTIONS:
-            (machine,) = run.machines
-            is_kept = self.error is None or program.entry != "intervention"
-            found = {"seen": machine.names["seen"]} if is_kept and "seen" in machine.names else {}
-        self.ended(found, failing)
+        return run.machines, failing
 
-    def _run_model(self, run: Run, world: World, given: list[int]) -> None:
+    def _run_model(self, run: Run, world: World, given: list[int], x: Any) -> None:
         net, program = world.net, self.program
         if not world.is_language:
-            run.run(net, (world.x(),), {})
+            run.run(net, (x,), {})
             return
-        prompts = [world.x()] if program.is_direct else [PROMPTS[number] for number in given]
+        prompts = [x] if program.is_direct else [PROMPTS[number] for number in given]
         arguments = models.encoded(*prompts)
         if program.n_steps:
             options = {"max_new_tokens": program.n_steps, "min_new_tokens": program.n_steps}

@@ -80,15 +80,43 @@ class Mirror:
     def inputs(self, value: Any) -> None:
         self._ask("write", "inputs", value)
 
+    @property
+    def generator(self) -> Any:
+        return _Generator(self._run())
+
+    @property
+    def source(self) -> _Source:
+        return _Source(self)
+
     def skip(self, value: Any) -> None:
         self._ask("skip", "inputs", value)
+
+
+class _Source:
+    """Operations of a layer, each of which is followed by a module."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def __getattr__(self, name: str) -> Mirror:
+        return self._mirror._below(f"after_{name}")
+
+
+class _Generator:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def output(self) -> Any:
+        return self._run.ask(("result",))
 
 
 class Tracer:
     """What stands for the tracer in a block."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, save: Callable[[Any], Any]) -> None:
         self._run = run
+        self._save = save
 
     @property
     def result(self) -> Any:
@@ -103,6 +131,12 @@ class Tracer:
 
     def stop(self) -> None:
         self._run.ask(("stop",))
+
+    def cache(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        self._run.cache = found
+        self._save(found)
+        return found
 
     def next(self) -> Tracer:
         machine = self._run.machine()

@@ -10,13 +10,13 @@ written into what those hooks return.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import CodeType
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from nnsight_dsl.errors import (
     BarrierError,
@@ -24,6 +24,7 @@ from nnsight_dsl.errors import (
     NotCalledError,
     NotRunningError,
     OutOfOrderError,
+    SharedNameError,
     WriteShapeError,
 )
 from nnsight_dsl.runtime.errors import RunEnded
@@ -48,6 +49,10 @@ class _Visits:
         self.done_step = -1
         self.running: list[int | None] = []
         self.skipped: list[tuple[Machine, Any]] = []
+
+
+_GOES_ON = object()
+"""An answer of a machine that is to go on later, in its turn."""
 
 
 class Machine:
@@ -113,7 +118,8 @@ class Run:
         self.failure: BaseException | None = None
         self.shared: dict[str, Any] = {}
         self.suspect: str | None = None
-        self.factor = 1
+        self.suspect_by: Machine | None = None
+        self.cache: dict[str, list[Any]] | None = None
         self._home = getcurrent()
         self._offers: list[_Offer] = []
         self._visits: dict[int, _Visits] = {}
@@ -186,17 +192,25 @@ class Run:
         for machine in self.machines:
             if machine.is_done:
                 continue
-            error: BaseException = RunEnded()
-            for _ in range(_MOST_CLOSING_REQUESTS):
-                try:
-                    if machine.resume(None, error) is None:
-                        break
-                except RunEnded:
-                    break
-                except BaseException as raised:
-                    self.failure = self.failure or raised
-                    break
-                error = NotRunningError("the run has ended")
+            try:
+                self._end(machine)
+            except BaseException as raised:
+                self.failure = self.failure or raised
+
+    def _end(self, machine: Machine) -> None:
+        """End a block that waits, so that its `finally` and `with` statements run."""
+        machine.is_done = True
+        error: BaseException = RunEnded()
+        for _ in range(_MOST_CLOSING_REQUESTS):
+            try:
+                if machine.resume(None, error) is None:
+                    return
+            except RunEnded:
+                return
+            except BaseException:
+                machine.has_failed = self.failure is None
+                raise
+            error = NotRunningError("the run has ended")
 
     def _finish(self, result: Any) -> None:
         self.has_ended = True
@@ -213,7 +227,7 @@ class Run:
 
     def _never_came(self, machine: Machine, request: Any) -> BaseException:
         if request[0] == "name":
-            return NameError(request[1])
+            return SharedNameError(request[1])
         if request[0] == "meet":
             return BarrierError("too few")
         if self.is_stepped and machine.step > self.step >= 0:
@@ -266,10 +280,21 @@ class Run:
             return None
         index = visits.running.pop()
         output = self._serve(_Offer(module, "output", index, output))
+        if self.cache is not None:
+            self._keep(module, output)
         visits.done += 1
         if index is not None and index > visits.done_step:
             visits.done_step = index
         return output
+
+    def _keep(self, module: nn.Module, output: Any) -> None:
+        path = next(path for path, one in self.root.named_modules() if one is module)
+        if path.rpartition(".")[2].startswith("after_"):
+            return
+        copy = pytree.tree_map(
+            lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, output
+        )
+        self.cache.setdefault(f"model.{path}" if path else "model", []).append(copy)
 
     def _begin_step(self) -> None:
         self.step += 1
@@ -325,9 +350,12 @@ class Run:
                 except (_Stopped, RunEnded):
                     raise
                 except Exception as raised:
+                    if machine.is_done:
+                        self.failure = raised
+                        raise _Stopped from None
                     error, request = raised, None
                     continue
-                if not is_answered:
+                if not is_answered and answer is not _GOES_ON:
                     machine.pending = request
             request = None
             if not is_answered:
@@ -379,12 +407,11 @@ class Run:
                     other.pending = None
                     self._ready.append((other, None))
                 arrived.clear()
-                return False, None
+                return False, _GOES_ON
             return False, None
         if verb == "stop":
-            machine.is_done = True
             self._stopping = True
-            self._end_early(machine)
+            self._end(machine)
             self._ended(machine)
             return False, None
         if verb == "tell":
@@ -397,20 +424,18 @@ class Run:
             if not waiting:
                 return True, None
             self._ready.append((machine, None))
-            return False, None
+            return False, _GOES_ON
         if verb == "name":
             name = request[1]
             if name in self.shared:
                 return True, self.shared[name]
+            if all(other.is_done for other in self.machines[: machine.order]):
+                raise SharedNameError(name)
             return False, None
         if not self._is_offered(machine, request):
             self._refuse_what_is_over(machine, request)
             return False, None
         return True, self._at_offer(machine, request)
-
-    def _end_early(self, machine: Machine) -> None:
-        with suppress(RunEnded):
-            machine.resume(None, RunEnded())
 
     def _at_offer(self, machine: Machine, request: Any) -> Any:
         verb, module, port, value = request
@@ -425,7 +450,7 @@ class Run:
         if verb == "read":
             return self._narrow(machine, old)
         if machine.rows is None and _form(old) != _form(value):
-            self.suspect = _line_of_block(machine)
+            self.suspect, self.suspect_by = _line_of_block(machine), machine
         new = self._widen(old, value, machine)
         if port == "input":
             if args:

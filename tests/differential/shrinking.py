@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tests.differential.programs import FUNCTIONS, Program
+from tests.differential.programs import FUNCTIONS, Part, Program
 
 
 def shrunk(program: Program, fails: Callable[[Program], bool], seconds: float) -> Program:
@@ -32,8 +33,10 @@ def shrunk(program: Program, fails: Callable[[Program], bool], seconds: float) -
 
 def _is_valid(program: Program) -> bool:
     try:
-        compile(program.text(), "<a program>", "exec", dont_inherit=True)
-    except SyntaxError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compile(program.text(), "<a program>", "exec", dont_inherit=True)
+    except (SyntaxError, SyntaxWarning):
         return False
     return True
 
@@ -43,6 +46,8 @@ def _smaller(program: Program) -> Iterator[Program]:
     for number in range(len(events)):
         if len(events) > 1:
             yield replace(program, events=events[:number] + events[number + 1 :])
+    if program.kind == "invokes" and "barrier" in program.before:
+        yield replace(program, before="", parts=_without(program, "m()"))
     for number, event in enumerate(events):
         if event != "nothing":
             changed = (*events[:number], "nothing", *events[number + 1 :])
@@ -52,7 +57,7 @@ def _smaller(program: Program) -> Iterator[Program]:
     if not program.in_function and program.entry not in FUNCTIONS:
         yield replace(program, in_function=True)
     for number in range(len(program.parts)):
-        if len(program.parts) > 1:
+        if len(program.parts) > 1 and program.kind in ("invokes", "session"):
             parts = program.parts[:number] + program.parts[number + 1 :]
             yield replace(program, parts=parts)
     for number, part in enumerate(program.parts):
@@ -63,6 +68,14 @@ def _smaller(program: Program) -> Iterator[Program]:
                 *program.parts[number + 1 :],
             )
             yield replace(program, parts=parts)
+
+
+def _without(program: Program, line: str) -> tuple[Part, ...]:
+    """Leave a line out of all blocks."""
+    return tuple(
+        replace(part, body="\n".join(one for one in part.body.splitlines() if one != line))
+        for part in program.parts
+    )
 
 
 def _smaller_texts(text: str) -> Iterator[str]:
@@ -156,7 +169,7 @@ def _smaller_expressions(tree: ast.Module) -> Iterator[ast.Module]:
 def described(program: Program, said: str) -> str:
     """Write a failing program out, so that it can be read and run by itself."""
     facts = (
-        f"seed {program.seed}, {program.family} {' '.join(program.kinds)}, entered as "
+        f"seed {program.seed}, {program.family} {' '.join(program.layers)}, entered as "
         f"{program.entry!r}, events {', '.join(program.events)}"
     )
     return f"# {facts}\n# {said.strip()}\n\n{program.text()}".replace("\n# \n", "\n")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, TypeGuard
 
+from tests.differential import gradients
 from tests.differential.mirrors import Mirror, Tracer
 from tests.differential.oracle import FILENAME, Run
 
@@ -87,7 +88,51 @@ class _Rewritten(ast.NodeTransformer):
         ):
             target = node.items[0].optional_vars or ast.Name("_", ast.Store())
             return ast.For(target, context, node.body, [])
+        if _is_backward(context):
+            body = [_Gradients().visit(statement) for statement in node.body]
+            names = sorted(
+                {
+                    one.id
+                    for statement in body
+                    for one in ast.walk(statement)
+                    if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
+                }
+            )
+            own: list[ast.stmt] = [ast.Global(names)] if names else []
+            nothing = ast.arguments([], [], None, [], [], None, [])
+            return [
+                ast.FunctionDef("_body", nothing, [*own, *body], []),
+                ast.Expr(
+                    self._called("_backward", context.func.value, ast.Name("_body", ast.Load()))
+                ),
+            ]
         return node
+
+
+class _Gradients(ast.NodeTransformer):
+    """Writes calls for the gradients in a backward block."""
+
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        self.generic_visit(node)
+        target = node.targets[0]
+        if isinstance(target, ast.Attribute) and target.attr == "grad":
+            name = ast.Name("_set_grad", ast.Load())
+            return ast.Expr(ast.Call(name, [target.value, node.value], []))
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        self.generic_visit(node)
+        if node.attr == "grad" and isinstance(node.ctx, ast.Load):
+            return ast.Call(ast.Name("_grad", ast.Load()), [node.value], [])
+        return node
+
+
+def _is_backward(node: ast.expr) -> TypeGuard[ast.Call]:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "backward"
+    )
 
 
 _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul"}
@@ -188,7 +233,10 @@ def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str
         "_augmented": _augmented,
         "_tell": lambda name, value: run.ask(("tell", name, value)),
         "_fetch": lambda name: run.ask(("name", name)),
-        "tracer": Tracer(run),
+        "_backward": gradients.backward,
+        "_grad": gradients.read,
+        "_set_grad": gradients.write,
+        "tracer": Tracer(run, saved.save),
     }
 
 

@@ -65,6 +65,45 @@ class Noisy(nn.Module):
         return out
 
 
+class Residual(nn.Module):
+    """A layer with operations to look into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.inner(x)
+        cut = torch.relu(hidden)
+        return cut + x
+
+
+class Probe(nn.Module):
+    """Stands where an operation has been done, so that a hook sees what came of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+OPERATIONS = ("self_inner_0", "hidden", "torch_relu_0", "cut", "add_0", "return_0")
+"""The operations of `Residual`, in their order."""
+
+
+class ProbedResidual(Residual):
+    """The same layer for plain hooks: each operation is followed by a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in OPERATIONS:
+            self.add_module(f"after_{name}", Probe())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        after = self._modules
+        hidden = after["after_hidden"](after["after_self_inner_0"](self.inner(x)))
+        cut = after["after_cut"](after["after_torch_relu_0"](torch.relu(hidden)))
+        return after["after_return_0"](after["after_add_0"](cut + x))
+
+
 _KINDS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
     "nested": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()),
@@ -75,18 +114,21 @@ _KINDS: dict[str, Callable[[], nn.Module]] = {
     "inplace": lambda: nn.ReLU(inplace=True),
     "noisy": Noisy,
     "widened": Widened,
+    "residual": Residual,
 }
+_PROBED = {**_KINDS, "residual": ProbedResidual}
 KINDS = tuple(_KINDS)
 
 
 class Stack(nn.Module):
     """Layers of several kinds, one after the other."""
 
-    def __init__(self, kinds: Sequence[str], seed: int) -> None:
+    def __init__(self, kinds: Sequence[str], seed: int, *, is_probed: bool) -> None:
         super().__init__()
+        made = _PROBED if is_probed else _KINDS
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.layers = nn.ModuleList([_KINDS[kind]() for kind in kinds])
+            self.layers = nn.ModuleList([made[kind]() for kind in kinds])
             self.head = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +138,38 @@ class Stack(nn.Module):
                 x = x[0]
         out: torch.Tensor = self.head(x)
         return out
+
+
+FIRST = {"stack": "layers.0", "gpt2": "transformer.h.0", "llama": "model.layers.0"}
+"""Path of the first layer."""
+
+
+def with_accessors(base: Any, family: str) -> Any:
+    """Make a subclass of a wrapper, with properties and methods that touch model values."""
+
+    class Accessors(base):  # type: ignore[misc]
+        count = 0
+
+        def _first(self) -> Any:
+            place = self
+            for name in FIRST[family].split("."):
+                place = place[int(name)] if name.isdigit() else getattr(place, name)
+            return place
+
+        @property
+        def first(self) -> Any:
+            return self._first().output
+
+        @first.setter
+        def first(self, value: Any) -> None:
+            self.count += 1
+            self._first().output = value
+
+        def scaled(self, factor: float = 2.0) -> Any:
+            found = self.first
+            return (found[0] if isinstance(found, tuple) else found) * factor
+
+    return Accessors
 
 
 LANGUAGE = {"gpt2": models.GPT2, "llama": models.LLAMA}
@@ -108,9 +182,15 @@ def _language_model(family: str) -> Any:
 
 
 class World:
-    """Two models of one class, and inputs for them."""
+    """Two models of one class, and inputs for them.
 
-    def __init__(self, family: str, kinds: Sequence[str]) -> None:
+    Args:
+        family: the kind of model.
+        kinds: kinds of the layers of a stack.
+        is_probed: whether operations are followed by modules, for plain hooks.
+    """
+
+    def __init__(self, family: str, kinds: Sequence[str], *, is_probed: bool) -> None:
         self.family = family
         self.is_language = family in LANGUAGE
         if self.is_language:
@@ -119,7 +199,7 @@ class World:
                 for one in self.nets[1].parameters():
                     one.mul_(0.9)
         else:
-            self.nets = [Stack(kinds, seed).eval() for seed in (1, 2)]
+            self.nets = [Stack(kinds, seed, is_probed=is_probed).eval() for seed in (1, 2)]
         self.number = 0
         self.dtype = torch.float32
         self.n_rows = 2

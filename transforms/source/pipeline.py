@@ -66,7 +66,7 @@ class _Unit:
     waits_for: frozenset[str] = frozenset()
     unsynchronised: frozenset[str] = frozenset()
     params: tuple[str, ...] = ()
-    names: Names = field(default_factory=lambda: Names(frozenset(), frozenset(), frozenset()))
+    names: Names = field(default_factory=Names)
 
 
 def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
@@ -305,7 +305,7 @@ def _choose_params(unit: _Unit, outer: frozenset[str]) -> None:
     known = outer | unit.names.bound
     for child in unit.children:
         _choose_params(child, known)
-    wanted = unit.names.read_first | (unit.names.read & outer)
+    wanted = unit.names.read_first | unit.names.cut_off | (unit.names.read & outer)
     for child in unit.children:
         wanted |= (set(child.params) - unit.names.bound) & outer
     unit.params = tuple(sorted(wanted))

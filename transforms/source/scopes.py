@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import symtable
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,11 +26,14 @@ class Names:
         bound: names the block binds.
         read: names the block, or a function in it, reads from outside.
         read_first: names that are bound, and may be read before they are.
+        cut_off: names that are bound in the body of a `with`, and read outside of it: it may not
+            have come to its end, as that of `contextlib.suppress(...)`.
     """
 
-    bound: frozenset[str]
-    read: frozenset[str]
-    read_first: frozenset[str]
+    bound: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
+    read_first: frozenset[str] = frozenset()
+    cut_off: frozenset[str] = frozenset()
 
 
 def mangled(name: str, class_name: str | None) -> str:
@@ -65,7 +69,9 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
         )
     read_first = frozenset(name for name in bound if _may_read_first(body, name))
     users = frozenset(name for name in read if not is_ours(name))
-    return Names(*(_all_mangled(names, class_name) for names in (bound, users, read_first)))
+    cut_off = bound & _cut_off(body)
+    found = (bound, users, read_first, cut_off)
+    return Names(*(_all_mangled(names, class_name) for names in found))
 
 
 def rebound_beside(node: ast.AST, enclosing: Sequence[ast.AST]) -> frozenset[str]:
@@ -101,6 +107,32 @@ def _loop_names(body: Sequence[ast.stmt]) -> set[str]:
         for name in ast.walk(loop.target)
         if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
     }
+
+
+def _cut_off(body: Sequence[ast.stmt]) -> frozenset[str]:
+    read = Counter(name for statement in body for name in _loaded(statement))
+    return frozenset(
+        name
+        for statement in body
+        for below in ast.walk(statement)
+        if isinstance(below, (ast.With, ast.AsyncWith))
+        and not all(_is_of_torch(item.context_expr) for item in below.items)
+        for name in {name for inner in below.body for name in _stored(inner)}
+        if read[name] > sum(one == name for inner in below.body for one in _loaded(inner))
+    )
+
+
+def _loaded(node: ast.AST) -> Iterator[str]:
+    for below in ast.walk(node):
+        if isinstance(below, ast.Name) and isinstance(below.ctx, ast.Load):
+            yield below.id
+
+
+def _is_of_torch(context: ast.expr) -> bool:
+    """Tell whether a context manager is torch's, of which none swallows an error."""
+    while isinstance(context, (ast.Call, ast.Attribute)):
+        context = context.func if isinstance(context, ast.Call) else context.value
+    return isinstance(context, ast.Name) and context.id == "torch"
 
 
 def _stored(node: ast.AST) -> Iterator[str]:
@@ -159,6 +191,10 @@ def _use_in(nodes: Iterable[ast.AST | None], name: str) -> _Use:
     return _Use.NONE
 
 
+def _mentions(node: ast.AST, name: str) -> bool:
+    return any(isinstance(below, ast.Name) and below.id == name for below in ast.walk(node))
+
+
 def _use(node: ast.AST, name: str) -> _Use:
     match node:
         case ast.Name(id=found):
@@ -191,15 +227,20 @@ def _use(node: ast.AST, name: str) -> _Use:
             pieces.extend([handler] for handler in node.handlers)
             return _perhaps([], pieces, name)
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            inside = any(
-                isinstance(below, ast.Name) and below.id == name for below in ast.walk(node)
-            )
+            inside = _mentions(node, name)
             declared = any(
                 isinstance(below, ast.Nonlocal) and name in below.names for below in ast.walk(node)
             )
             if inside or declared:
                 return _Use.READS
             return _binds_if(True) if node.name == name else _Use.NONE
+        case ast.Lambda():
+            arguments = node.args
+            use = _use_in([*arguments.defaults, *arguments.kw_defaults], name)
+            own = {below.arg for below in ast.walk(arguments) if isinstance(below, ast.arg)}
+            # what its body binds is its own
+            is_other = use is not _Use.NONE or name in own
+            return use if is_other or not _mentions(node.body, name) else _Use.READS
         case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
             own = {
                 below.id

@@ -1,0 +1,83 @@
+"""What was saved before a run failed is there afterwards, as it is in plain Python."""
+
+import pytest
+import torch
+from torch import nn
+
+from nnsight_dsl import NNsight
+from tests import models
+
+X = torch.ones(1, 3)
+
+
+def new_model() -> NNsight:
+    return NNsight(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
+
+
+def test_what_a_trace_of_a_session_saved_before_it_failed_leaves_the_session() -> None:
+    model = new_model()
+    with pytest.raises(ZeroDivisionError), model.session():
+        with model.trace(X):
+            first = model[0].output.save()
+        with model.trace(X):
+            second = model[0].output.save()
+            1 // 0
+    assert torch.equal(second, first)
+
+
+def test_what_it_saved_leaves_a_session_that_catches_the_error() -> None:
+    model = new_model()
+    with model.session():
+        try:
+            with model.trace(X):
+                saved = model[0].output.save()
+                1 // 0
+        except ZeroDivisionError:
+            caught = [True].save()
+    assert caught == [True]
+    assert torch.equal(saved, model._module[0](X))
+
+
+def test_the_last_trace_that_saved_a_name_is_the_one_that_leaves() -> None:
+    model = new_model()
+    with pytest.raises(ZeroDivisionError), model.session():
+        with model.trace(X):
+            hidden = model[0].output.save()
+        with model.trace(X * 2):
+            hidden = model[0].output.save()
+            1 // 0
+    assert torch.equal(hidden, model._module[0](X * 2))
+
+
+def test_what_the_session_binds_later_is_what_leaves() -> None:
+    model = new_model()
+    with model.session():
+        try:
+            with model.trace(X):
+                found = [model[0].output].save()
+                1 // 0
+        except ZeroDivisionError:
+            found = ["later"].save()
+    assert found == ["later"]
+
+
+def test_what_it_did_not_save_stays_in_the_session() -> None:
+    model, hidden = new_model(), None
+    with pytest.raises(ZeroDivisionError), model.session():
+        with model.trace(X):
+            hidden = model[0].output
+            1 // 0
+    assert hidden is None
+
+
+def test_what_an_invoke_saved_leaves_that_another_one_has_let_go_on() -> None:
+    model = models.wrapped(models.GPT2)
+    with pytest.raises(ZeroDivisionError), model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(models.SHORT):
+            barrier()
+            1 // 0
+        with tracer.invoke(models.SHORT):
+            found = [1].save()
+            barrier()
+    assert found == [1]
