@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.known import is_computed_by_user, is_of_library
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.source import Source
 from nnsight_dsl.transforms import requests
 
@@ -37,6 +38,8 @@ _WALKING = frozenset("children get_submodule modules named_children named_module
 _IN_INIT = "_in_init"
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
+
+_Error = TypeVar("_Error", bound=Exception)
 
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
 
@@ -88,7 +91,8 @@ class Envoy(Ports):
         except AttributeError:
             if name == "module":
                 return self._module
-            raise self._no_such(name) from None
+            error = self._no_such(name)
+            raise self._raised(error, may_be_asked=True) from None
         if isinstance(value, nn.Parameter):
             self._root._check_use(self, f"the parameter {name!r}")
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
@@ -107,17 +111,19 @@ class Envoy(Ports):
         if isinstance(item, str):
             child = self._child(item)
             if child is None:
-                raise self._no_such(item)
+                raise self._raised(self._no_such(item))
             return child
         names = list(children_of(self._fresh()))
         if isinstance(item, slice):
             return [self._child(name) for name in names[item]]
         index = item.__index__()
         if not -len(names) <= index < len(names):
-            raise IndexError(
+            numbered = f"they are numbered from 0 to {len(names) - 1}" if names else "it has none"
+            error = IndexError(
                 f"{self._path or 'the model'} has {len(names)} modules, and number {index} was "
-                f"asked for; they are numbered from 0 to {len(names) - 1}"
+                f"asked for; {numbered}"
             )
+            raise self._raised(error)
         child = self._child(names[index])
         is_list = isinstance(self._module, nn.ModuleList)
         if child is not None and is_list and names[index] == str(item):
@@ -153,7 +159,7 @@ class Envoy(Ports):
         for name in path.split(".") if path else ():
             child = found._child(name) or found._aliased(name)
             if child is None:
-                raise found._no_such(name)
+                raise self._raised(found._no_such(name))
             found = child
         return found
 
@@ -303,6 +309,13 @@ class Envoy(Ports):
             if child is not None:
                 yield child
 
+    @staticmethod
+    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
+        """Prepare an error for the user's line; in a block that is done at the end of the run."""
+        if current_machine() is None:
+            towards_user(error, may_be_asked=may_be_asked)
+        return error
+
     def _no_such(self, name: str) -> PathError:
         known = [*children_of(self._module), *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -400,10 +413,11 @@ class Envoy(Ports):
         machine = current_machine()
         if machine is None:
             if hook:
-                raise NotRunningError(
+                error = NotRunningError(
                     "hook=True offers a call to the blocks of a run, and none is under way; "
                     "call the module without it"
                 )
+                raise towards_user(error)
             return self._fresh()(*args, **kwargs)
         self._root._check_use(self, "a call")
         if hook:

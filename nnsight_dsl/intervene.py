@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeAlias, TypeVar, g
 
 from nnsight_dsl.runtime.errors import InterventionArgumentError
 from nnsight_dsl.runtime.machine import Machine, current_machine
+from nnsight_dsl.runtime.tracebacks import raising_at_user
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.asserts import is_rewritten_by_pytest
@@ -92,6 +93,7 @@ class Intervention(Generic[_Params, _Result]):
         bound = ", ".join(f"{name}={value!r}" for name, value in self._bound.items())
         return f"<intervention {self._function.__qualname__}({bound})>"
 
+    @raising_at_user
     def bind(self, **arguments: Any) -> Intervention[..., _Result]:
         """Return the same intervention with some arguments given.
 
@@ -110,6 +112,7 @@ class Intervention(Generic[_Params, _Result]):
         other.__dict__.update(self.__dict__, _bound={**self._bound, **arguments})
         return other
 
+    @raising_at_user
     def run(self, model: Any, *inputs: Any, generate: bool = False, **options: Any) -> Any:
         """Run a model with this intervention alone.
 
@@ -128,6 +131,7 @@ class Intervention(Generic[_Params, _Result]):
         tracer = open_trace(*inputs, **options)
         return tracer._run_alone(self.bind(**own))
 
+    @raising_at_user
     def plan(self, model: Any, *inputs: Any, **options: Any) -> Plan:
         """Tell what `run` with the same arguments would ask for and keep, without running it."""
         own = self._taken(options)
@@ -218,9 +222,12 @@ class Intervention(Generic[_Params, _Result]):
             try:
                 check_type(value, hints[name])
             except TypeCheckError as error:
+                # of a container the message says which item it is about
+                reason = str(error).removeprefix(f"{type(value).__name__} ")
+                wanted = inspect.formatannotation(self._signature.parameters[name].annotation)
                 raise InterventionArgumentError(
-                    f"argument {name!r} of {self._function.__name__} {error}; it is annotated as "
-                    f"{self._signature.parameters[name].annotation}"
+                    f"argument {name!r} of {self._function.__name__} is {value!r:.80}, which "
+                    f"{reason}; give a value of its annotation, {wanted}"
                 ) from None
 
     def _refuse(self) -> None:

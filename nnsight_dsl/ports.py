@@ -8,6 +8,7 @@ from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machine import Machine, current_machine
 from nnsight_dsl.runtime.steps import StepSpec
+from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.transforms import requests
 
 PORTS = ("output", "input", "inputs")
@@ -33,7 +34,7 @@ class Ports(Place):
     def _machine(self, name: str) -> Machine:
         machine = current_machine()
         if machine is None:
-            raise self._outside(name_of(self, name), name)
+            raise towards_user(self._outside(name_of(self, name), name))
         return machine
 
     def _read(self, port: str) -> Any:

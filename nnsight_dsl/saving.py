@@ -10,7 +10,9 @@ import torch
 
 from nnsight_dsl.compiled import is_block
 from nnsight_dsl.runtime import complaints
+from nnsight_dsl.runtime.errors import InterventionError
 from nnsight_dsl.runtime.machine import advanced
+from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.transforms import names
 
 _Value = TypeVar("_Value")
@@ -36,7 +38,7 @@ def save(value: _Value) -> _Value:
     """
     machine = advanced()
     if machine is None:
-        raise complaints.outside("a saved value")
+        raise towards_user(complaints.outside("a saved value"))
     machine.saved[id(value)] = value
     return value
 
@@ -56,12 +58,30 @@ def _save_method(value: Any) -> Any:
         own = getattr(value, "save", None)
         if own is not None:
             return own()
+    if value is None and (machine := advanced()) is not None:
+        complaints.warn_of_no_weights(machine)
     return save(value)
+
+
+def _save_of(value: Any) -> Any:
+    """What `value.save`, without a call, means in a block.
+
+    Raises:
+        InterventionError: the object has no `save` of its own, so that a call was meant.
+    """
+    own = getattr(value, "save", None)
+    if own is None or getattr(own, "__func__", None) is save:
+        raise InterventionError(
+            f"the save of this {type(value).__name__} is not called, so nothing is saved; write "
+            ".save()"
+        )
+    return own
 
 
 INJECTED = {
     names.MISSING_NAME: names.MISSING,
     names.SAVE: _save_method,
+    names.SAVE_OF: _save_of,
     names.KEY: names.KeyOf(),
     names.INPLACE: operator,
     names.USERS: names.users_names,

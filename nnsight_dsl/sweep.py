@@ -45,7 +45,7 @@ from nnsight_dsl.runtime.forks import (
     has_row_for_each,
 )
 from nnsight_dsl.runtime.record import is_interrupt
-from nnsight_dsl.runtime.tracebacks import clean, released
+from nnsight_dsl.runtime.tracebacks import clean, raising_at_user, released
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.tracer import Batch, Input, Tracer
@@ -116,6 +116,7 @@ class Sweep(Sequence[Any]):
         return f"<sweep of {len(self.points)} points, run as {self.form}{why}>"
 
 
+@raising_at_user
 def sweep(
     program: Intervention[..., Any],
     *,
@@ -151,7 +152,19 @@ def sweep(
         >>> effects = torch.stack([logits[0, token] for logits in found])
     """
     if not isinstance(program, Intervention):
-        raise TypeError(f"{program!r} is no program; decorate the function with @intervene")
+        raise InterventionArgumentError(
+            f"the program of this sweep is {program!r}; give a function under @intervene"
+        )
+    if getattr(type(model), "_run_each", None) is None:
+        raise InterventionArgumentError(
+            f"model= is of type {type(model).__name__}; give a wrapped model, as "
+            "LanguageModel(module, tokenizer=tokenizer)"
+        )
+    if not isinstance(over, Mapping):
+        raise InterventionArgumentError(
+            f"over= is {over!r:.80}; give a mapping of parameters to values, as "
+            "over={'layer': range(12)}"
+        )
     if not over:
         raise InterventionArgumentError(
             "this sweep has no parameter to sweep over; name one, as in over={'layer': range(12)}"
@@ -159,7 +172,7 @@ def sweep(
     for word in _REFUSED:
         if word in options and word not in program.parameters:
             raise TypeError(f"a sweep has no option {word!r}; give it to a trace of one program")
-    values = [list(one) for one in over.values()]
+    values = [_values_of(name, one) for name, one in over.items()]
     points = tuple(dict(zip(over, one, strict=True)) for one in itertools.product(*values))
     names = set(program.parameters) - {"model", "tracer"}
     own = {name: options.pop(name) for name in list(options) if name in names}
@@ -183,6 +196,16 @@ def sweep(
         return Sweep(points, run.batched(), BATCH, reason)
     except BatchingError:
         return Sweep(points, run.alone(), LOOP, f"{reason}, and the model makes no batches")
+
+
+def _values_of(name: str, values: Any) -> list[Any]:
+    """Return the values of one parameter; a text is one value, and no list of letters."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InterventionArgumentError(
+            f"over={{{name!r}: ...}} is {values!r:.80}, which is one value; give a list of values: "
+            f"{{{name!r}: [{values!r:.80}]}}"
+        )
+    return list(values)
 
 
 def _mixes_rows(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from nnsight_dsl.block import Block
 from nnsight_dsl.cache import Cache, converter
@@ -35,7 +36,12 @@ from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
 from nnsight_dsl.runtime.stopping import Stopping
-from nnsight_dsl.runtime.tracebacks import released, traceback_at
+from nnsight_dsl.runtime.tracebacks import (
+    raising_at_user,
+    released,
+    towards_user,
+    traceback_at,
+)
 from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values import without_aliasing
 from nnsight_dsl.saving import INJECTED
@@ -203,7 +209,7 @@ class Tracer(Block, Place):
         """End this block here; the model stops when no other block waits for it."""
         machine = current_machine()
         if machine is None:
-            raise complaints.outside("tracer.stop()")
+            raise towards_user(complaints.outside("tracer.stop()"))
         machine.request((requests.STOP,))
 
     @property
@@ -219,13 +225,13 @@ class Tracer(Block, Place):
         """Move this block to its next step."""
         machine = current_machine()
         if machine is None:
-            raise complaints.outside("tracer.next()")
+            raise towards_user(complaints.outside("tracer.next()"))
         machine.step += 1
         return self
 
     def cache(
         self,
-        modules: Iterable[Envoy | str] | None = None,
+        modules: Iterable[Envoy | str] | Envoy | str | None = None,
         *,
         device: Any = torch.device("cpu"),  # noqa: B008
         dtype: torch.dtype | None = None,
@@ -238,7 +244,8 @@ class Tracer(Block, Place):
         The cache saves itself: the name it is bound to leaves the block.
 
         Args:
-            modules: envoys or paths; all modules if left out.
+            modules: envoys or paths, or one of them; all modules if left out. A list of modules of
+                the model, as `model.transformer.h`, stands for the modules in it.
             device: where the copies are kept; None leaves them where they are.
             dtype: what floating-point tensors are converted to.
             detach: keep them without their graph.
@@ -247,10 +254,10 @@ class Tracer(Block, Place):
         """
         machine = current_machine()
         if machine is None or self._driver is None:
-            raise complaints.outside("tracer.cache()")
+            raise towards_user(complaints.outside("tracer.cache()"))
         found = None
         if modules is not None:
-            envoys = [self._model.get(one) if isinstance(one, str) else one for one in modules]
+            envoys = self._places_of(modules)
             for envoy in envoys:
                 envoy._refresh()
             found = {id(envoy._module) for envoy in envoys}
@@ -266,6 +273,25 @@ class Tracer(Block, Place):
         self._driver.watchers.append(cache)
         machine.saved.add(cache)
         return cache
+
+    def _places_of(self, modules: Any) -> list[Envoy]:
+        """Return the envoys that a cache is to be kept of."""
+        is_one = isinstance(modules, (str, nn.Module)) or not isinstance(modules, Iterable)
+        if isinstance(modules, Envoy):
+            is_one = not isinstance(modules._module, (nn.ModuleList, nn.ModuleDict))
+        given: list[Any] = [modules] if is_one else list(modules)
+        found = []
+        for one in given:
+            envoy: Any = self._model.get(one) if isinstance(one, str) else one
+            if isinstance(one, nn.Module):
+                envoy = self._model._mirror_of(one)
+            if not isinstance(envoy, Envoy):
+                raise InputError(
+                    f"modules= has {type(one).__name__} {one!r:.80}, which is no module of this "
+                    "model; give paths ('transformer.h.0') or envoys (model.transformer.h[0])"
+                )
+            found.append(envoy)
+        return found
 
     @property
     def log(self) -> list[Served]:
@@ -303,7 +329,7 @@ class Tracer(Block, Place):
         """What the traced function returned: the model's output, or the generated token ids."""
         machine = current_machine()
         if machine is None:
-            raise complaints.outside("tracer.result")
+            raise towards_user(complaints.outside("tracer.result"))
         return machine.request((requests.READ, self, "result"))
 
     # running
@@ -545,6 +571,7 @@ class Tracer(Block, Place):
     def _explain_failure(self, error: BaseException) -> None:
         explain_helpers(error)
         explain_shadowed(self._model, error)
+        self._model._explain(error)
         self._explain(error)
 
     def _explain(self, error: BaseException) -> None:
@@ -576,6 +603,7 @@ class Tracer(Block, Place):
                 "its own"
             )
 
+    @raising_at_user
     def _run_without_block(self) -> Any:
         """Run the model with its edits and the interventions given, and return its output."""
         model = self._model
@@ -605,6 +633,7 @@ class Tracer(Block, Place):
                 del failure
         return result
 
+    @raising_at_user
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model with its edits, on arguments of its own forward."""
         self._model._prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -300,6 +301,41 @@ def warn_of_first_row(machine: Machine, place: Place) -> None:
         program.filename,
         line,
     )
+
+
+_EAGER = (
+    "attention weights are computed only with attn_implementation='eager', and are in the model's "
+    "output only with output_attentions=True; load the model so, or write "
+    "model.set_attn_implementation('eager')"
+)
+
+
+def warn_of_no_weights(machine: Machine) -> None:
+    """Warn once, at a line about attention that saves None."""
+    program, line = machine.program, machine.line
+    key = (program.filename, line)
+    if key in _warned or not _is_about_attention(*key):
+        return
+    _warned.add(key)
+    warnings.warn_explicit(f"None is saved here; {_EAGER}", UserWarning, program.filename, line)
+
+
+def explain_no_weights(error: BaseException) -> None:
+    """Add the remedy to an error at a line that goes on with attention weights that are None."""
+    if not isinstance(error, (AttributeError, TypeError)) or "'NoneType'" not in str(error):
+        return
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is not None and _is_about_attention(
+        place.tb_frame.f_code.co_filename, place.tb_lineno
+    ):
+        error.add_note(_EAGER)
+
+
+def _is_about_attention(filename: str, line: int) -> bool:
+    text = linecache.getline(filename, line)
+    return "attn" in text or "attention" in text
 
 
 def model_failed(error: BaseException, suspects: Sequence[Suspect]) -> BaseException:

@@ -25,7 +25,7 @@ from torch import nn
 _DYNAMO = "torch._dynamo.eval_frame"
 """Where torch compiles; it is not imported before that is used."""
 
-_COMPILED = "_compiled_call_impl"
+COMPILED = "_compiled_call_impl"
 """Where `module.compile()` keeps the compiled call."""
 
 _ACTIVATION = "activation_relu_or_gelu"
@@ -71,7 +71,7 @@ def is_fast_layer(module: Any) -> bool:
 
 def passes_over_parts(module: Any) -> bool:
     """Tell whether a module may compute what is inside it without calling it."""
-    return is_fast_layer(module) or _COMPILED in module.__dict__ or is_compiled_around(module)
+    return is_fast_layer(module) or COMPILED in module.__dict__ or is_compiled_around(module)
 
 
 class Looking(Protocol):
@@ -97,12 +97,12 @@ def switches(cls: Any, run: type[Looking]) -> dict[str, Any]:
     """Return what the tapped class of a class has in the place of attributes of its modules."""
 
     def compiled(module: nn.Module) -> Any:
-        found = module.__dict__.get(_COMPILED, cls._compiled_call_impl)
+        found = module.__dict__.get(COMPILED, cls._compiled_call_impl)
         if found is None or run.waits_inside(module):
             return None
         return partial(run.untapped, module, found)
 
-    names: dict[str, Any] = {_COMPILED: _switch(_COMPILED, compiled)}
+    names: dict[str, Any] = {COMPILED: _switch(COMPILED, compiled)}
     if issubclass(cls, nn.TransformerEncoderLayer):
 
         def activation(module: nn.Module) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from .fast_path import passes_over_parts
+from .fast_path import COMPILED, is_compiled_around, is_fast_layer
 from .locations import Place
 from .taps import NOBODY, Tap, is_container, remove_tap, set_class, tapped_class, taps_now
 
@@ -39,7 +39,8 @@ class Fixtures:
 
         The root gets no tap here, nor what is no module.
         """
-        self._root: Any = None
+        self._is_root_tapped = False
+        self._of_root: dict[str, Any] = {}
         self._all: list[_Fixture] = []
         self.taps: dict[int, Tap] = {}
         self.user: Driver | None = None
@@ -61,7 +62,9 @@ class Fixtures:
                 parent = parent._parent
             above: Sequence[Tap] = ()
             if parent._parent is None:
-                self._root = parent._module
+                root = parent._module
+                self._is_root_tapped = is_fast_layer(root) or is_compiled_around(root)
+                self._of_root = root.__dict__
             else:
                 over = self._add(parent)
                 if over is None:
@@ -87,7 +90,7 @@ class Fixtures:
         """
         if self.user is not None or not self._all:
             return False
-        if self._root is not None and passes_over_parts(self._root):
+        if self._is_root_tapped or COMPILED in self._of_root:
             return False
         self.user = driver
         taps_now.update(self.taps)

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from .driver import Driver
     from .operations import Inside
 
+_WRAPPED = "BackwardHookFunctionBackward"
+"""What the graph has where torch has wrapped an output for backward hooks."""
+
 _CAPTURING = "transformers.utils.output_capturing"
 """Module in which transformers defines the hooks of its own output capturing."""
 
@@ -240,14 +243,14 @@ class Tap:
                 if driver.watchers:
                     driver.watch(self, args, kwargs, output)
                 return output
-            elif module._forward_hooks and (capturing := _capturing_hooks(module)):
+            capturing = _capturing_hooks(module) if module._forward_hooks else ()
+            if capturing:
                 output = self._call_captured(call, module, args, kwargs, capturing)
-                if driver.watchers:
-                    driver.watch(self, args, kwargs, output)
-                return output
             else:
                 output = call(module, *args, **kwargs)
-            output = self._offered(output)
+                if self.waiting and _is_hooked_backward(module):
+                    output = _editable(output)
+                output = self._offered(output)
             if driver.watchers:
                 driver.watch(self, args, kwargs, output)
             return output
@@ -278,15 +281,21 @@ class Tap:
         module: nn.Module,
         args: Any,
         kwargs: Any,
-        capturing: list[int],
+        capturing: Sequence[int],
     ) -> Any:
         """Call a module whose output transformers captures, and offer it right before that."""
+        index, is_offered = self.index, False
         user_hooks: OrderedDict[int, Any] = module._forward_hooks
         ordered = OrderedDict((k, hook) for k, hook in user_hooks.items() if k not in capturing)
-        ours = max(user_hooks) + 1_000_000
+        ours = max(user_hooks, default=0) + 1_000_000
 
         def offer(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return self._offered(output) if self._is_here() else None
+            nonlocal is_offered
+            # a module that calls itself comes here for each call
+            if is_offered or self.index != index or not self._is_here():
+                return None
+            is_offered = True
+            return self._offered(output)
 
         ordered[ours] = offer
         ordered.update((k, user_hooks[k]) for k in capturing)
@@ -295,9 +304,10 @@ class Tap:
         record.append((_put_back_hooks, module, user_hooks, ordered, ours))
         try:
             module.__dict__["_forward_hooks"] = ordered
-            return call(module, *args, **kwargs)
+            output = call(module, *args, **kwargs)
         finally:
             record.undo(depth)
+        return output if is_offered else self._offered(output)
 
     def _is_here(self) -> bool:
         return self.driver.thread == get_ident() and current_machine() is None
@@ -326,6 +336,28 @@ def is_container(module: Any) -> bool:
         and cls.__call__ is nn.Module.__call__
         and "forward" not in module.__dict__
     )
+
+
+def _is_hooked_backward(module: nn.Module) -> bool:
+    """True if torch wraps the output of a call for backward hooks."""
+    return torch.is_grad_enabled() and bool(
+        module._backward_hooks
+        or module._backward_pre_hooks
+        or _all_backward_hooks
+        or _all_backward_pre_hooks
+    )
+
+
+def _editable(output: Any) -> Any:
+    """Copy tensors that torch has wrapped for backward hooks: views that may not be edited."""
+    if isinstance(output, tuple):
+        parts = [_editable(one) for one in output]
+        if all(one is part for one, part in zip(output, parts, strict=True)):
+            return output
+        return tuple(parts) if type(output) is tuple else type(output)(*parts)
+    if isinstance(output, torch.Tensor) and type(output.grad_fn).__name__ == _WRAPPED:
+        return output.clone()
+    return output
 
 
 def _capturing_hooks(module: nn.Module) -> list[int]:
@@ -461,13 +493,19 @@ def _tap_at(module: nn.Module) -> Tap | None:
 
 
 def _tapped_class(cls: type) -> type:
+    known: Any = None
+
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        nonlocal known
         # Both are asked for at each call: they may be patched, by a profiler or a test, for some
         # time that has nothing to do with runs.
         call = cls.__call__
         is_torchs = call is _torch_call
-        if not is_torchs:
-            call = _in_force(cls, "__call__")
+        if not is_torchs and call is not known:
+            found = _in_force(cls, "__call__")
+            if found is call:
+                known = call
+            call = found
         tap = taps_now.get(id(self))
         if tap is None:
             return call(self, *args, **kwargs)
@@ -478,6 +516,10 @@ def _tapped_class(cls: type) -> type:
         if (
             not (tap.is_common and driver.is_common)
             or own["_forward_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or _all_backward_hooks
+            or _all_backward_pre_hooks
             or top_saved_hooks(True) is not None
             or (driver.has_grad and not torch.is_grad_enabled())
         ):
@@ -497,12 +539,8 @@ def _tapped_class(cls: type) -> type:
                 and cls._call_impl is _torch_call_impl  # type: ignore[attr-defined]
                 and not (
                     own["_forward_pre_hooks"]
-                    or own["_backward_hooks"]
-                    or own["_backward_pre_hooks"]
                     or _all_forward_pre_hooks
                     or _all_forward_hooks
-                    or _all_backward_pre_hooks
-                    or _all_backward_hooks
                     or "_compiled_call_impl" in own
                     or "_call_impl" in own
                 )

@@ -3,13 +3,26 @@
 An exception of a block comes up through the machine, the driver, a tap and the whole forward of
 the model. The user wrote none of that. What is kept is the chain from the block's own frame on,
 without our frames in it; the model's frames are kept when the model raised.
+
+An error that a user's line meets outside of a block, as `model.layers[99]` is, goes through our
+frames on its way there, and Python puts each of them into its traceback. `towards_user` lets a
+trace function wait at the user's frame, which takes them out as soon as the error arrives.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
+import sys
+from collections.abc import Callable
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+_Error = TypeVar("_Error", bound=BaseException)
 
 _ROOTS = tuple(
     str(root)
@@ -111,3 +124,58 @@ def original(error: BaseException) -> BaseException:
     cause = error.__cause__
     is_turned = isinstance(error, RuntimeError) and isinstance(cause, StopIteration)
     return cause if is_turned and cause is not None else error
+
+
+def towards_user(error: _Error, *, may_be_asked: bool = False) -> _Error:
+    """Let an error reach the user's frame without frames of this package; return it.
+
+    Under a debugger or a tracer, which has the trace function, the frames stay.
+
+    Args:
+        error: what is about to be raised, outside of a block.
+        may_be_asked: whether the user may have called `hasattr`, which no error leaves.
+    """
+    if _show_all or sys.gettrace() is not None:
+        return error
+    found: FrameType | None = sys._getframe(1)
+    while found is not None and is_ours(found.f_code):
+        found = found.f_back
+    if found is None or (may_be_asked and "CALL" in _instruction_at(found)):
+        return error
+    frame = found
+    before = frame.f_trace
+
+    def arrive(current: FrameType, event: str, argument: Any) -> None:
+        if current is not frame:
+            return
+        sys.settrace(None)
+        frame.f_trace = before
+        if event == "exception" and argument[1] is error:
+            argument[2].tb_next = users_traceback(argument[2].tb_next)
+
+    frame.f_trace = arrive
+    sys.settrace(_trace_nothing)
+    return error
+
+
+def _trace_nothing(frame: FrameType, event: str, argument: Any) -> None:
+    """Let no frame that is entered be traced: a frame that is traced already has a function."""
+
+
+def _instruction_at(frame: FrameType) -> str:
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]]
+
+
+def raising_at_user(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let the errors of a function reach its caller without frames of this package."""
+
+    @functools.wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            clean(error)
+            towards_user(error)
+            raise
+
+    return call

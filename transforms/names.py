@@ -17,6 +17,7 @@ GENERATED = "_nns_comprehension_"
 
 MISSING_NAME = "_nns_missing"
 SAVE = "_nns_save"
+SAVE_OF = "_nns_save_of"
 KEY = "_nns_key"
 INPLACE = "_nns_inplace"
 USERS = "_nns_users"
@@ -32,7 +33,7 @@ TEMP_LEFT = "_nns_left"
 TAPPED = "_nns_tapped"
 """Attribute of the class that a module has for the length of a run: the class that it has else."""
 
-INJECTED = (MISSING_NAME, SAVE, KEY, INPLACE, USERS, ARGUMENTS, IS_BLOCK, BOUND_BY, OUTER)
+INJECTED = (MISSING_NAME, SAVE, SAVE_OF, KEY, INPLACE, USERS, ARGUMENTS, IS_BLOCK, BOUND_BY, OUTER)
 """Names that lowered code finds in its closure; runtime supplies their values."""
 
 

@@ -304,6 +304,9 @@ class NNsight(Envoy):
         one = inputs[0]
         return Batch(one.args, {**options, **one.kwargs}, (1,))
 
+    def _explain(self, error: BaseException) -> None:
+        """Add what is known of this kind of model to an error of a run."""
+
     def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the arguments of the first forward of a generation, from those of all of it."""
         return kwargs

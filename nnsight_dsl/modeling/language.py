@@ -25,6 +25,7 @@ from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracer import Batch, Input
 from nnsight_dsl.transforms import requests
@@ -49,7 +50,7 @@ class Generation(Place):
         """
         machine = current_machine()
         if machine is None:
-            raise complaints.outside("generator.output")
+            raise towards_user(complaints.outside("generator.output"))
         return machine.request((requests.READ, self, "output"))
 
 
@@ -213,6 +214,21 @@ class LanguageModel(NNsight):
             ids = first["input_ids"]
             first.setdefault("decoder_input_ids", ids.new_full((len(ids), 1), start or 0))
         return first
+
+    def _explain(self, error: BaseException) -> None:
+        complaints.explain_no_weights(error)
+        text = str(error)
+        if isinstance(error, IndexError) and "index out of range in self" in text:
+            error.add_note(
+                "an index into a table of embeddings was beyond its end: token ids end at the size "
+                "of the vocabulary, and positions at config.max_position_embeddings; give a "
+                "shorter prompt, or fewer new tokens"
+            )
+        elif isinstance(error, RuntimeError) and "device-side assert" in text:
+            error.add_note(
+                "an index was out of range on the GPU, where ids are not looked at before a run; "
+                "start the process again and give the ids on the CPU, which has them checked"
+            )
 
     # batching
 

@@ -435,3 +435,75 @@ def test_the_whole_model_is_skipped(gpt2: LanguageModel) -> None:
             result = tracer.result.save()
     assert result == "nothing ran"
     assert not calls
+
+
+# full backward hooks, for which torch wraps outputs in views that may not be edited
+
+
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int, torch.Tensor]:
+        hidden = self.fc(x)
+        return hidden, 1, hidden * 2
+
+
+class _OfPairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = _Pair()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, _, other = self.pair(x)
+        return self.last(one + other)
+
+
+@pytest.mark.parametrize("register", ["hook", "pre_hook"])
+def test_an_output_is_edited_in_place_where_a_backward_hook_stands(register: str) -> None:
+    torch.manual_seed(2)
+    net = _OfPairs()
+    seen = {}
+    for module in (net.pair, net.pair.fc):
+        getattr(module, f"register_full_backward_{register}")(
+            lambda module, *grads: seen.update({module: grads[-1][0].clone()})
+        )
+    model = NNsight(net)
+    x = torch.linspace(-1, 1, 8).reshape(2, 4).requires_grad_()
+    with model.trace(x):
+        model.pair.fc.output[:, 0] = 0
+        before = model.pair.output[2].clone().save()
+        model.pair.output[2][:, 1] = 3
+        result = model.output.save()
+    hidden = net.pair.fc(x).detach().requires_grad_()
+    one = hidden.clone()
+    one[:, 0] = 0
+    other = one * 2
+    assert_same(before, other)
+    other = other.clone()
+    other[:, 1] = 3
+    expected = net.last(one + other)
+    assert_same(result, expected)
+    seen.clear()
+    net.zero_grad()
+    result.sum().backward()
+    weight = net.pair.fc.weight.grad.clone()
+    assert len(seen) == 2
+    net.zero_grad()
+    expected.sum().backward()
+    torch.testing.assert_close(weight, hidden.grad.T @ x)
+    torch.testing.assert_close(seen[net.pair.fc], hidden.grad)
+
+
+def test_a_value_read_where_a_backward_hook_stands_is_in_the_graph() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    seen = []
+    net[1].register_full_backward_hook(lambda *args: seen.append(args[-1][0].clone()))
+    model = NNsight(net)
+    x = torch.ones(2, 4, requires_grad=True)
+    with model.trace(x):
+        result = model[1].output.save()
+    result.sum().backward()
+    assert_same(seen, [torch.ones(2, 2)])

@@ -515,7 +515,7 @@ def test_parameters_that_are_not_there_are_refused():
         sweep(ablate, over={"depth": range(2)}, model=wrapped(GPT2), prompt=MIDDLE)
     with pytest.raises(InterventionArgumentError, match="no parameter to sweep over"):
         sweep(ablate, over={}, model=wrapped(GPT2), prompt=MIDDLE)
-    with pytest.raises(TypeError, match="no program"):
+    with pytest.raises(InterventionArgumentError, match="give a function under @intervene"):
         sweep(lambda: 0, over={"layer": [0]}, model=wrapped(GPT2), prompt=MIDDLE)
 
 

@@ -185,3 +185,18 @@ def test_the_source_of_an_object_with_a_call():
     with model.trace(X):
         seen = model[0].source.self_processor_0.source.torch_tanh_0.input.save()
     assert seen.equal(net[0].fc(X))
+
+
+def test_an_output_behind_a_full_backward_hook_is_edited_in_place():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    seen = []
+    net[0].register_full_backward_hook(lambda module, into, out: seen.append(out[0]))
+    model = NNsight(net)
+    with model.trace(X.clone().requires_grad_()):
+        model[0].output[:, 0] = 0
+        result = model.output.save()
+    expected = net[0](X).clone()
+    expected[:, 0] = 0
+    assert result.equal(net[1](expected))
+    result.sum().backward()
+    assert len(seen) == 1

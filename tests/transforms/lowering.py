@@ -24,6 +24,7 @@ FILENAME = "<a block>"
 INJECTED = {
     names.MISSING_NAME: names.MISSING,
     names.SAVE: lambda value: value.save() if hasattr(type(value), "save") else value,
+    names.SAVE_OF: lambda value: value.save,
     names.KEY: names.KeyOf(),
     names.INPLACE: operator,
     names.USERS: names.users_names,

@@ -18,6 +18,7 @@ from nnsight_dsl.runtime import complaints
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine, current_machine
+from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.transforms import requests
 
 NAMES = ("logits", "samples")
@@ -54,7 +55,7 @@ class EnginePlace(Place):
     def _machine(self) -> Machine:
         machine = current_machine()
         if machine is None:
-            raise complaints.outside(f"{self._path}.output")
+            raise towards_user(complaints.outside(f"{self._path}.output"))
         return machine
 
     def _absence(self) -> str:

@@ -11,6 +11,16 @@ becomes:
 `list`, `dict`, `int` and the tensor class have no `save` of their own, and none is put on them:
 the call is recognised in the text, also inside lambdas and nested functions. Where the object's
 type has a `save` method of its own, `_nns_save` calls that.
+
+A `save` that is not called saves nothing. As a statement or assigned to a name,
+
+    logits = model.lm_head.output.save
+
+becomes:
+
+    logits = _nns_save_of(model.lm_head.output)
+
+which returns the `save` of an object that has one of its own, and else is an error.
 """
 
 from __future__ import annotations
@@ -36,3 +46,25 @@ class Saves(Pass):
         return emit.call(emit.name(names.SAVE), function.value).with_changes(
             lpar=updated_node.lpar, rpar=updated_node.rpar
         )
+
+    def leave_Expr(self, original_node: cst.Expr, updated_node: cst.Expr) -> cst.Expr:
+        return updated_node.with_changes(value=_without_idle_save(updated_node.value))
+
+    def leave_Assign(self, original_node: cst.Assign, updated_node: cst.Assign) -> cst.Assign:
+        return updated_node.with_changes(value=_without_idle_save(updated_node.value))
+
+    def leave_AnnAssign(
+        self, original_node: cst.AnnAssign, updated_node: cst.AnnAssign
+    ) -> cst.AnnAssign:
+        value = updated_node.value
+        if value is None:
+            return updated_node
+        return updated_node.with_changes(value=_without_idle_save(value))
+
+
+def _without_idle_save(value: cst.BaseExpression) -> cst.BaseExpression:
+    if not isinstance(value, cst.Attribute) or value.attr.value != "save":
+        return value
+    return emit.call(emit.name(names.SAVE_OF), value.value).with_changes(
+        lpar=value.lpar, rpar=value.rpar
+    )
