@@ -83,7 +83,7 @@ class Looking(Protocol):
 
     @staticmethod
     def visit(module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a call of a tapped module as a visit."""
+        """Run a call of a tapped module, as a visit unless one has begun with it."""
 
     @staticmethod
     def untapped(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -98,9 +98,15 @@ def switches(cls: Any, run: type[Looking]) -> dict[str, Any]:
 
     def compiled(module: nn.Module) -> Any:
         found = module.__dict__.get(COMPILED, cls._compiled_call_impl)
-        if found is None or run.waits_inside(module):
+        if found is None:
             return None
-        return partial(run.untapped, module, found)
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if run.waits_inside(module):
+                return module._call_impl(*args, **kwargs)
+            return run.untapped(module, found, *args, **kwargs)
+
+        return lambda *args, **kwargs: run.visit(module, call, args, kwargs)
 
     names: dict[str, Any] = {COMPILED: _switch(COMPILED, compiled)}
     if issubclass(cls, nn.TransformerEncoderLayer):

@@ -453,13 +453,13 @@ class _Looking:
     @staticmethod
     def visit(module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         tap = _tap_at(module)
-        if tap is None:
+        if tap is None or tap.is_entered:
             return call(module, *args, **kwargs)
-        is_entered, tap.is_entered = tap.is_entered, True
+        tap.is_entered = True
         try:
             return tap.visit(call, module, args, kwargs)
         finally:
-            tap.is_entered = is_entered
+            tap.is_entered = False
 
     @staticmethod
     def untapped(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -352,6 +352,31 @@ def test_a_trace_that_looks_outside_runs_what_is_compiled(
     assert (backend.compiled, backend.ran) == (1, 5)
 
 
+def test_a_compiled_call_that_the_model_makes_itself_is_a_visit(backend: Backend) -> None:
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = new_net()
+            self.net.compile(backend=backend)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net._compiled_call_impl(x) + 1
+
+    root, plain = Calling(), new_net()
+    model = NNsight(root)
+    root(Z)
+    for _ in range(2):
+        with model.trace(Z):
+            output = model.net.output.save()
+        assert_same(output, plain(Z))
+        with model.trace(Z):
+            hidden = model.net.layers[1].output.save()
+            output = model.net.output.save()
+        assert_same(hidden, plain.layers[1](plain.layers[0](Z)))
+        assert_same(output, plain(Z))
+    assert backend.compiled == 1
+
+
 @pytest.mark.parametrize("compiled", [_in_place, _around], ids=lambda f: f.__name__)
 def test_whole_graphs_are_looked_into(compiled: Callable[..., Any], backend: Backend) -> None:
     root, path = compiled(new_net(), backend=backend, fullgraph=True)

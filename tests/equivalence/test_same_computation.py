@@ -9,6 +9,7 @@ run keeps nothing of the one before.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from nnsight_dsl import NNsight, NotCalledError, PathError
@@ -306,6 +309,91 @@ def _in_parallel(net: Net) -> Any:
     return lambda layer, x: wrapped[layer](x)
 
 
+@setting
+def dropout_and_statistics_of_batches(net: Net) -> Iterator[None]:
+    layer = net.layers[1]
+    layer.down = nn.Sequential(layer.down, nn.BatchNorm1d(4), nn.Dropout(0.5))
+    yield
+    layer.down = layer.down[0]
+
+
+@setting
+def a_weight_that_each_forward_improves(net: Net) -> Iterator[None]:
+    parametrizations.spectral_norm(net.layers[1].up)
+    yield
+    parametrize.remove_parametrizations(net.layers[1].up, "weight")
+
+
+@setting
+def a_cached_weight(net: Net) -> Iterator[None]:
+    parametrizations.orthogonal(net.layers[1].up)
+    # with its graph it could not go back more than once
+    with torch.no_grad(), parametrize.cached():
+        yield
+    parametrize.remove_parametrizations(net.layers[1].up, "weight")
+
+
+@setting
+def a_lazy_layer(net: Net) -> Iterator[None]:
+    before = net.layers[1].up
+    net.layers[1].up = nn.LazyLinear(6)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net(X)
+    yield
+    net.layers[1].up = before
+
+
+@setting
+def saved_tensors_on_another_device(net: Net) -> Iterator[None]:
+    with torch.autograd.graph.save_on_cpu():
+        yield
+
+
+@setting
+def an_older_checkpoint(net: Net) -> Iterator[None]:
+    net.call = lambda layer, x: checkpoint(layer, x, use_reentrant=True)
+    with warnings.catch_warnings():
+        # the first layer is given nothing that requires a gradient
+        warnings.simplefilter("ignore")
+        yield
+    net.call = lambda layer, x: layer(x)
+
+
+@setting
+def anomalies_looked_for(net: Net) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.set_detect_anomaly(True):
+            yield
+
+
+@setting
+def a_mode_for_functions(net: Net) -> Iterator[None]:
+    class Doubling(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            return result * 2 if function is torch.tanh else result
+
+    with Doubling():
+        yield
+
+
+@setting
+def a_mode_for_operations(net: Net) -> Iterator[None]:
+    class Halving(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = function(*args, **(kwargs or {}))
+            return result * 0.5 if function is torch.ops.aten.tanh.default else result
+
+    with Halving():
+        yield
+
+
 CALLS: dict[str, Callable[[Net], Any]] = {
     "torch's call": lambda net: lambda layer, x: nn.Module.__call__(layer, x),
     "the inner call": lambda net: lambda layer, x: layer._call_impl(x),
@@ -385,6 +473,7 @@ TRACES = [
 def result_of(net: Net, run: Callable[[], Any]) -> list[Any]:
     net.result = None
     net.zero_grad()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     with torch.random.fork_rng():
         torch.manual_seed(9)
         run()
@@ -392,7 +481,9 @@ def result_of(net: Net, run: Callable[[], Any]) -> list[Any]:
     if result.requires_grad:
         result.float().sum().backward()
     grads = [one.grad for one in net.parameters()]
-    return [result.detach(), *[None if one is None else one.clone() for one in grads]]
+    after = [value.clone() for value in net.state_dict().values()]
+    net.load_state_dict(before)
+    return [result.detach(), *[None if one is None else one.clone() for one in grads], *after]
 
 
 # torch's forward derivatives script their formulas at first use
