@@ -27,7 +27,13 @@ _ALIASES = {
     "nnsight.modeling.language": "nnsight_dsl.modeling.language",
     "nnsight.intervention": None,
     "nnsight.intervention.envoy": "nnsight_dsl.envoy",
+    "nnsight.intervention.tracing": None,
+    "nnsight.intervention.tracing.globals": None,
+    "nnsight.ndif": None,
 }
+VERSION = "0.8.1"
+"""The version whose documented surface the names are those of, as programs ask for it."""
+
 _BUILTINS = (list, dict, tuple, set, frozenset, int, float, bool, str, bytes, slice)
 
 
@@ -40,10 +46,14 @@ class _Alias(types.ModuleType):
         self._target = target
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__version__" and self.__name__ == "nnsight":
+            return VERSION
         if name.startswith("__"):
             raise AttributeError(name)
         if self.__name__ == "nnsight" and name in _DEPRECATED:
             return _DEPRECATED[name]
+        if (self.__name__, name) in _OTHERS:
+            return _OTHERS[self.__name__, name]
         if self._target is None:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self._target), name)
@@ -75,6 +85,19 @@ _DEPRECATED = {
     "cond": _deprecated("cond", "write an 'if' statement", _removed),
     "local": _deprecated("local", "code runs locally as it is", _removed),
     "trace": _deprecated("trace", "decorate with nnsight_dsl.intervene", _removed),
+}
+
+
+def _register(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError(
+        "remote execution is not built; leave remote=True out to run on this machine"
+    )
+
+
+_OTHERS: dict[tuple[str, str], Any] = {
+    # the type of a value in a block, which here is the value's own
+    ("nnsight.intervention.tracing.globals", "Object"): Any,
+    ("nnsight.ndif", "register"): _register,
 }
 
 

@@ -20,7 +20,12 @@ from nnsight_dsl.offload import execution_device
 from nnsight_dsl.ports import PORTS, Ports, StepKey
 from nnsight_dsl.renaming import Renaming
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
-from nnsight_dsl.runtime.known import is_computed_by_user, is_of_library
+from nnsight_dsl.runtime.known import (
+    NOT_THERE,
+    class_attribute,
+    is_computed_by_user,
+    is_of_library,
+)
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machine import current_machine
 from nnsight_dsl.runtime.tracebacks import towards_user
@@ -77,6 +82,9 @@ class Envoy(Ports):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_module" not in self.__dict__:
             raise AttributeError(name)
+        if class_attribute(type(self), name) is not NOT_THERE:
+            # what a property has raised is lost here: it is raised once more
+            return object.__getattribute__(self, name)
         if name in children_of(self._fresh()):
             return self._child(name)
         alias = self._aliased(name)
@@ -89,7 +97,7 @@ class Envoy(Ports):
         try:
             value = getattr(self._module, name)
         except AttributeError:
-            if name == "module":
+            if name in ("module", "_model"):
                 return self._module
             error = self._no_such(name)
             raise self._raised(error, may_be_asked=True) from None

@@ -25,6 +25,7 @@ from nnsight_dsl.ports import PORTS, Ports
 from nnsight_dsl.rendering import rendered
 from nnsight_dsl.runtime.errors import PathError
 from nnsight_dsl.runtime.fast_path import is_compiled_around
+from nnsight_dsl.runtime.known import NOT_THERE, class_attribute
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.operations import (
     OperationPlace,
@@ -66,6 +67,9 @@ class SourceOperation(Ports, OperationPlace):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if class_attribute(type(self), name) is not NOT_THERE:
+            # what a port has raised is lost here: it is raised once more
+            return object.__getattribute__(self, name)
         raise PathError(
             f"the operation {self._path} has no attribute {name!r}; it has "
             f"{', '.join((*PORTS, 'skip', 'source'))}"

@@ -68,6 +68,7 @@ class LanguageModel(NNsight):
         device_map: placement of the weights, for `from_pretrained`.
         dtype: precision of the weights; `torch_dtype` is the same.
         rename: aliases of modules, see `NNsight`.
+        tokenizer_kwargs: options of the tokenizer's `from_pretrained`, where it is loaded along.
         **kwargs: passed on to `from_pretrained`.
 
     Raises:
@@ -92,6 +93,7 @@ class LanguageModel(NNsight):
         dtype: Any = None,
         torch_dtype: Any = None,
         rename: Mapping[str, str | Sequence[str]] | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         options = dict(kwargs)
@@ -113,8 +115,10 @@ class LanguageModel(NNsight):
             module = _load(source, options) if dispatch else _build(source, options)
             if tokenizer is None:
                 trust = {"trust_remote_code": kwargs.get("trust_remote_code", False)}
-                tokenizer = transformers.AutoTokenizer.from_pretrained(str(model), **trust)
+                given = {**trust, **(tokenizer_kwargs or {})}
+                tokenizer = transformers.AutoTokenizer.from_pretrained(str(model), **given)
                 _pad_left(tokenizer, module)
+                tokenizer.padding_side = given.get("padding_side", tokenizer.padding_side)
         super().__init__(module, rename=rename)
         self._source = None if dispatch else source
         self._load_options = options
