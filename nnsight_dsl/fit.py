@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from nnsight_dsl.plainness import is_plain, is_plain_value, own_names
+from nnsight_dsl.plainness import is_plain, is_plain_path, is_plain_value, own_names
 from nnsight_dsl.runtime.fixtures import Fixtures
 from nnsight_dsl.runtime.known import is_of_library
 from nnsight_dsl.runtime.locations import Place, places_at
@@ -27,6 +27,7 @@ from nnsight_dsl.runtime.machine import carried_programs
 from nnsight_dsl.saving import INJECTED
 from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.program import Program, Running
+from nnsight_dsl.transforms.source.plain import Path
 
 _PASSING_ON = frozenset({nn.Sequential, nn.Identity})
 """Modules of torch that hand out whatever they are given."""
@@ -58,6 +59,8 @@ class Fit:
         seen: what the others of these stand for.
         is_alone: whether a run of it needs nothing but one plain machine.
         chain: for each module on the way to a place: attributes of the one above, and its name.
+        attributes: names with paths from them that lead to attributes of modules, which may be set
+            to something else.
         is_tried: whether a run has shown that its values are of known types, so that no other
             module than those named is asked for; known beforehand of libraries' modules.
         idle: drivers that the next run can have.
@@ -74,6 +77,7 @@ class Fit:
     roots: frozenset[str]
     seen: Mapping[str, Any]
     chain: Sequence[tuple[dict[str, Any], str, Any]]
+    attributes: Sequence[tuple[str, Path]]
     is_tried: bool
     idle: list[LoneDriver] = field(default_factory=list)
 
@@ -104,6 +108,10 @@ class Fit:
                     return False
         except KeyError:
             return False
+        for name, path in self.attributes:
+            start = program.initial(name, user_globals, names, fall_back=True)
+            if not is_plain_path(start, path):
+                return False
         return True
 
 
@@ -156,6 +164,14 @@ def _new_fit(
             # what is no module is not tapped: a run's result
             if place._module is not None:
                 expected.append((place, state.port))
+    attributes = []
+    for path in plain.paths if plain is not None and plainly else ():
+        start = values[path[0]]
+        found = places_at(start, path[1]) if isinstance(start, Place) else []
+        if found is None:
+            attributes.append((path[0], path))
+        for place in found or ():
+            chain.update(_chain_to(place))
     marks = [
         (name, _ANY_PLAIN if _is_any_plain(value) else value) for name, value in values.items()
     ]
@@ -177,6 +193,7 @@ def _new_fit(
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},
         chain=list(chain.values()),
+        attributes=attributes,
         is_tried=not is_closed or all(_hands_out_known(place) for place, _ in expected),
     )
 

@@ -146,6 +146,8 @@ def _is_plain_below(start: Place, items: Sequence[PathItem], is_called: bool) ->
                     return False
                 found = _attribute(module, item) if below is None else below
             if isinstance(found, Place):
+                # another module may stand there now
+                found._refresh()
                 following.append(found)
             elif not _is_known_there(found, rest, is_called):
                 return False

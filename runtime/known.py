@@ -20,7 +20,7 @@ from torch import nn
 
 from .locations import Place
 
-_LIBRARIES = frozenset({"torch", "transformers", "tokenizers", "numpy", "nnsight_dsl"})
+_LIBRARIES = frozenset({"torch", "transformers", "tokenizers", "vllm", "numpy", "nnsight_dsl"})
 _TRUSTED = _LIBRARIES | {"builtins", "collections", "abc", "typing", "enum", "dataclasses", "math"}
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
 _DEEPEST = 8

@@ -441,3 +441,45 @@ def test_other_attributes_are_the_modules(net):
     model.first.bias = None
     assert net.extra == 5
     assert net.first.bias is None
+
+
+def test_an_attribute_that_is_set_to_something_else_later_reads_a_value(net):
+    model = NNsight(net)
+    net.helper = torch.ones(1)
+    found = []
+    for helper in (torch.ones(1), torch.ones(1), Values(model=model), Values(model=model)):
+        net.helper = helper
+        with model.trace(X):
+            if type(net.helper) is Values:
+                found.append(model.helper.get("model").save())
+            else:
+                found.append((model.helper + 1).save())
+    assert torch.equal(found[3], net.first(X))
+
+
+def test_a_layer_that_is_exchanged_for_one_of_a_users_reads_a_value(net):
+    model = NNsight(net)
+
+    class Reading(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + model.first.output
+
+    found = []
+    for second in (net.second, net.second, Reading()):
+        net.second = second
+        net.forward = lambda x, first=net.first: first(x)
+        with model.trace(X):
+            found.append(model.second(X).save())
+    assert torch.equal(found[2], X + net.first(X))
+
+
+def test_what_a_property_raises_is_shown():
+    class Failing(NNsight):
+        @property
+        def hidden(self) -> torch.Tensor:
+            return self.first.output.no_such_thing
+
+    model = Failing(Reads())
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        with model.trace(X):
+            model.hidden  # noqa: B018
