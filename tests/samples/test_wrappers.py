@@ -280,3 +280,30 @@ def test_a_name_that_the_invoke_itself_binds_is_its_own_in_a_backward_pass(gpt2)
             with gpt2.lm_head.output.sum().backward():
                 scaled = (hidden.grad * 0 + scale).save()
     assert torch.equal(scaled, torch.full_like(scaled, 2.0))
+
+
+# programs written for nnsight
+
+
+def test_the_names_that_nnterp_uses_are_there(tmp_path):
+    from nnsight_dsl import compat
+
+    new_gpt2().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    compat.install()
+    try:
+        import nnsight
+        from nnsight.intervention.tracing.globals import Object
+        from nnsight.ndif import register
+
+        model = nnsight.LanguageModel(
+            str(tmp_path), tokenizer_kwargs={"padding_side": "right"}, device_map="cpu"
+        )
+        assert nnsight.__version__ == compat.VERSION
+        assert Object is not None
+        with pytest.raises(NotImplementedError, match="remote"):
+            register("mine")
+    finally:
+        compat.uninstall()
+    assert model._model is model._module
+    assert model.tokenizer.padding_side == "right"
