@@ -16,7 +16,9 @@ from nnsight_dsl.runtime.known import is_of_library
 if TYPE_CHECKING:
     from nnsight_dsl.envoy import Envoy
 
-_MADE_ANEW = frozenset({"_at", "_below", "_family", "_fits", "_linted", "_all_modules", "_root"})
+_MADE_ANEW = frozenset(
+    {"_at", "_below", "_family", "_fits", "_known_options", "_linted", "_all_modules", "_root"}
+)
 
 
 @dataclass(frozen=True, slots=True)

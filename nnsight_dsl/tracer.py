@@ -187,8 +187,14 @@ class Tracer(Block, Place):
 
         Without an input, the block sees the rows of all.
 
+        Args:
+            *args: one input, as for `model.trace`.
+            **kwargs: arguments of the model for this input, as `attention_mask`, and for a
+                language model options of its tokenizer, as `truncation`.
+
         Raises:
             InvokeError: an invoke is already running.
+            InputError: at the end of the trace, from this line: a language model cannot run on it.
         """
         return Invoker(self, Input(args, kwargs))
 

@@ -142,10 +142,15 @@ class LanguageModel(NNsight):
         Args:
             *args: the prompt, or several; leave it out and give one to each invoke.
             trace: False generates without a block and returns the token ids.
-            **kwargs: arguments of transformers' `generate`, as `max_new_tokens`.
+            **kwargs: arguments of transformers' `generate`, as `max_new_tokens`, and options of the
+                tokenizer, as `truncation`; `max_length` is the generation's.
 
         Returns:
             The tracer, to be used in a `with` statement.
+
+        Raises:
+            InputError: when the block is left: the model cannot run on the prompt, or a keyword is
+                known neither to the generation nor to the tokenizer.
         """
         if not args and kwargs.get("inputs") is not None:
             # the name that transformers has for it

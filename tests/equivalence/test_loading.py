@@ -5,7 +5,7 @@ from textwrap import dedent
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nnsight_dsl import LanguageModel
 from tests import models
@@ -248,3 +248,53 @@ def test_llama_by_eager_attention(tmp_path: Path) -> None:
     with model.trace(LONG):
         output = model.model.layers[2].self_attn.output.save()
     assert_same(output, seen["model.layers.2.self_attn"][0])
+
+
+def _words(side: str, *, pads: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of the file's own, since the shared one is not to be changed."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=models.tokenizer().backend_tokenizer,
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        padding_side=side,
+        **({"pad_token": "[PAD]"} if pads else {}),
+    )
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_the_tokenizer_that_is_loaded_pads_left_for_a_causal_model(
+    tmp_path: Path, dispatch: bool
+) -> None:
+    new_gpt2().save_pretrained(tmp_path)
+    _words("right", pads=False).save_pretrained(tmp_path)
+    model = LanguageModel(tmp_path, dispatch=dispatch)
+    assert model.tokenizer.padding_side == "left"
+    assert model.tokenizer.pad_token == "[EOS]"
+    batch = model.tokenizer([SHORT, LONG], padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    with model.trace(batch):
+        logits = model.lm_head.output[0, -1].save()
+    assert_near(logits, models.logits_of(GPT2, SHORT)[0, -1])
+
+
+def test_the_tokenizer_that_is_loaded_with_an_encoder_pads_as_it_says(tmp_path: Path) -> None:
+    models.new_bert().save_pretrained(tmp_path)
+    _words("right").save_pretrained(tmp_path)
+    model = LanguageModel(tmp_path, automodel="AutoModelForMaskedLM")
+    assert model.tokenizer.padding_side == "right"
+    assert model.tokenizer.pad_token == "[PAD]"
+
+
+def test_a_tokenizer_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
+    new_gpt2().save_pretrained(tmp_path)
+    given = _words("right", pads=False)
+    for model in (
+        LanguageModel(new_gpt2(), tokenizer=given),
+        LanguageModel(tmp_path, tokenizer=given),
+    ):
+        assert model.tokenizer is given
+        with model.trace([SHORT, LONG]):
+            logits = model.lm_head.output[0, -1].save()
+        assert_near(logits, models.logits_of(GPT2, SHORT)[0, -1])
+    assert given.padding_side == "right"
+    assert given.pad_token is None

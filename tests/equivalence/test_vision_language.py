@@ -296,3 +296,28 @@ def test_a_trace_of_an_image_is_not_held_up_by_validation(
     with model.trace(inputs, validate=True):
         logits = model.output.logits.save()
     assert_same(logits, module(**inputs).logits)
+
+
+def test_images_are_given_to_the_trace_and_texts_to_its_invokes() -> None:
+    kind = KINDS[0]
+    model = _wrapped(kind)
+    first, second = kind.inputs(FIRST, 1), kind.inputs(SECOND, 2)
+    images = torch.cat([first["pixel_values"], second["pixel_values"]])
+    with model.trace(pixel_values=images) as tracer:
+        with tracer.invoke(FIRST):
+            one = model.lm_head.output[:, -1].save()
+        with tracer.invoke(SECOND):
+            other = model.lm_head.output[:, -1].save()
+    assert_near(one, _bare(kind)(**first).logits[:, -1])
+    assert_near(other, _bare(kind)(**second).logits[:, -1])
+
+
+def test_tokens_beside_an_input_without_any_are_refused() -> None:
+    kind = KINDS[0]
+    model = _wrapped(kind)
+    with pytest.raises(BatchingError, match="one invoke has tokens and another one has none"):
+        with model.trace() as tracer:
+            with tracer.invoke(**kind.inputs(FIRST, 1)):
+                one = model.lm_head.output.save()
+            with tracer.invoke(pixel_values=kind.inputs(SECOND, 2)["pixel_values"]):
+                other = model.lm_head.output.save()

@@ -176,6 +176,13 @@ def test_attention_weights_that_are_none_say_why(gpt2):
     assert "write model.set_attn_implementation('eager')" in caught.value.__notes__[0]
 
 
+def test_a_generation_that_comes_to_the_end_of_the_positions_says_so(gpt2):
+    with pytest.raises(IndexError) as caught:
+        with gpt2.generate([[3] * 62], max_new_tokens=6, min_new_tokens=6) as tracer:
+            tokens = tracer.result.save()
+    assert "positions at config.max_position_embeddings" in caught.value.__notes__[0]
+
+
 def test_attention_weights_are_there_under_eager():
     model = LanguageModel(models.new_gpt2(), tokenizer=models.tokenizer())
     model.set_attn_implementation("eager")
