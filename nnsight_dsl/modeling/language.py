@@ -233,6 +233,12 @@ class LanguageModel(NNsight):
                 "of the vocabulary, and positions at config.max_position_embeddings; give a "
                 "shorter prompt, or fewer new tokens"
             )
+        elif isinstance(error, ValueError) and "input_ids or inputs_embeds" in text:
+            if self._has_encoder():
+                error.add_note(
+                    "the decoder of this model makes no tokens out of the prompt's: give "
+                    "decoder_input_ids= or labels= along with it"
+                )
         elif isinstance(error, RuntimeError) and "device-side assert" in text:
             error.add_note(
                 "an index was out of range on the GPU, where ids are not looked at before a run; "

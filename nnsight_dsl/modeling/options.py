@@ -169,7 +169,9 @@ class Options:
     def _advice(self, key: str) -> str:
         if key in _FOR_PROCESSORS:
             return "give what the model's processor returns, model.trace(**processor(...))"
-        known = {*self.forward.names, *self.generation, *self.texts, *self.own, *_FOR_ALL_MODELS}
+        known = {*self.forward.names, *self.generation, *self.texts, *self.own}
+        if self.forward.is_open:
+            known |= _FOR_ALL_MODELS
         near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.6)
         if near:
             return f"did you mean {' or '.join(map(repr, near))}?"

@@ -93,6 +93,12 @@ def all_given(
             else:
                 _check_encoding(one.args[0], made)
                 made = known.kept_of(made)
+            has_ids = "input_ids" in made or "input_ids" in rest
+            if has_ids and main != "input_ids" and "input_ids" not in known.forward:
+                raise InputError(
+                    f"token ids were given, and {type(known.module).__name__} takes {main} in "
+                    f"their place; give {main}="
+                )
             given.append(Given({**made, **rest}, frozenset(made) - rest.keys()))
     if for_texts and not any(one.made for one in given):
         refuse_idle(for_texts)

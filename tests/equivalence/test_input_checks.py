@@ -393,3 +393,23 @@ def test_padding_among_ids_is_masked_by_generate_as_without_invokes(gpt2: Langua
         with tracer.invoke(LONG):
             pass
     assert torch.equal(first[:, -4:], alone[:, -4:])
+
+
+def test_a_keyword_is_not_its_own_suggestion() -> None:
+    class Closed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(len(WORDS), 4)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            embedded: torch.Tensor = self.embed(input_ids)
+            return embedded
+
+    model = LanguageModel(Closed(), tokenizer=models.tokenizer())
+    with pytest.raises(InputError) as caught:
+        with model.trace(SHORT, output_attentions=True):
+            model.embed.output.save()
+    assert str(caught.value).count("'output_attentions'") == 1
+    with model.trace(SHORT):
+        embedded = model.embed.output.save()
+    assert embedded.shape == (1, 2, 4)

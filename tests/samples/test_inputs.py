@@ -170,3 +170,56 @@ def test_a_number_is_no_prompt(gpt2):
     with pytest.raises(InputError, match=r"the input is the int 12345; token ids are a list, \["):
         with gpt2.trace(12345):
             gpt2.lm_head.output.save()
+
+
+def test_a_text_for_a_model_of_sound_is_refused():
+    model = LanguageModel(
+        new_whisper(transformers.WhisperForConditionalGeneration), tokenizer=models.tokenizer()
+    )
+    for prompt in (SHORT, token_ids(SHORT), {"input_ids": token_ids(SHORT)}):
+        with pytest.raises(InputError, match="takes input_features in their place; give input_feat"):
+            with model.trace(prompt):
+                model.proj_out.output.save()
+
+
+def test_an_encoder_decoder_without_tokens_for_its_decoder_says_so():
+    model = LanguageModel(models.new_t5(), tokenizer=models.tokenizer())
+    with pytest.raises(ValueError) as caught:
+        with model.trace(SHORT):
+            model.lm_head.output.save()
+    assert "give decoder_input_ids= or labels=" in caught.value.__notes__[0]
+
+
+def test_encoder_outputs_stand_for_the_prompt():
+    module = models.new_t5()
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    encoded = module.encoder(token_ids(LONG))
+    start = [[PAD, 4]]
+    expected = module(encoder_outputs=encoded, decoder_input_ids=torch.tensor(start)).logits
+    with model.trace(encoder_outputs=encoded, decoder_input_ids=start):
+        logits = model.lm_head.output.save()
+    assert_same(logits, expected)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    with model.generate(encoder_outputs=encoded, **options) as tracer:
+        tokens = tracer.result.save()
+    assert torch.equal(tokens, module.generate(encoder_outputs=encoded, **options))
+
+
+def test_a_tensor_by_position_is_the_models_main_argument():
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    module = transformers.ViTForImageClassification(config).eval()
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = module(images).logits
+    with model.trace(images):
+        logits = model.output.logits.save()
+    assert_same(logits, expected)
+    with model.trace() as tracer:
+        with tracer.invoke(images[:1]):
+            first = model.output.logits.save()
+        with tracer.invoke(pixel_values=images[1:]):
+            others = model.output.logits.save()
+    assert_near(torch.cat([first, others]), expected)
