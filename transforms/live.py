@@ -140,8 +140,17 @@ def _surroundings(frame: FrameType, found: FoundStatement) -> Any:
         flags=future_flags(code),
         rebound=rebound_beside(found.original, found.enclosing)
         & {*code.co_cellvars, *code.co_freevars},
+        is_last=is_function and _is_last(found),
         rewrites_asserts=is_rewritten_by_pytest(code),
     )
+
+
+def _is_last(found: FoundStatement) -> bool:
+    from .source.unsupported import is_last_of
+
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    innermost = [one for one in found.enclosing if isinstance(one, (*functions, ast.ClassDef))][-1:]
+    return any(isinstance(one, functions) and is_last_of(one, found.original) for one in innermost)
 
 
 def _class_of(enclosing: tuple[ast.AST, ...]) -> str | None:

@@ -43,6 +43,7 @@ def write_recipe(node: ast.With | ast.FunctionDef, item: int | None, around: Sur
             "class_name": around.class_name,
             "first_argument": around.first_argument,
             "rebound": sorted(around.rebound),
+            "is_last": around.is_last,
             "flags": around.flags,
         }
     )
@@ -94,5 +95,6 @@ def parse_recipe(recipe: str) -> tuple[ast.With | ast.FunctionDef, int | None, S
         first_argument=values["first_argument"],
         rebound=frozenset(values["rebound"]),
         flags=values["flags"],
+        is_last=values["is_last"],
     )
     return node, values["item"], around

@@ -169,8 +169,13 @@ def _parsed(program: Program) -> ast.Module | None:
 def _is_certain(file: File, finding: Finding) -> bool:
     if not finding.raises:
         return False
-    conditions = file.tree.conditions(finding.node, file.blocks[0].node)
-    return conditions.always and not conditions.is_handled
+    block = file.blocks[0]
+    conditions = file.tree.conditions(finding.node, block.node)
+    # what stands behind an early return is not sure to be come to
+    returns = any(
+        isinstance(node, ast.Return) and node.lineno < finding.node.lineno for node in block.nodes()
+    )
+    return conditions.always and not conditions.is_handled and not returns
 
 
 def _is_suppressed(file: File, finding: Finding, code: str) -> bool:

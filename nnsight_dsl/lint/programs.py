@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 from nnsight_dsl.transforms.errors import UnsupportedSyntaxError
 from nnsight_dsl.transforms.program import Program
 
@@ -13,8 +15,10 @@ def program_of(file: File, block: Block) -> Program | None:
     """Lower an outermost block; None where it cannot be."""
     from nnsight_dsl.transforms.source.pipeline import lower_block, lower_function
     from nnsight_dsl.transforms.source.surroundings import Surroundings
+    from nnsight_dsl.transforms.source.unsupported import is_last_of
 
-    around = Surroundings(file.source.file, file.source.lines, is_function=True)
+    is_last = isinstance(block.node, ast.With) and is_last_of(block.function(), block.node)
+    around = Surroundings(file.source.file, file.source.lines, is_function=True, is_last=is_last)
     try:
         if block.call is None:
             return lower_function(block.node, around)  # type: ignore[arg-type]

@@ -724,6 +724,33 @@ LANGUAGE = (
         "found",
     ),
     _placed(
+        "return without a value, at the end of a function",
+        LOWERED,
+        """
+        seen = []
+        def place(most):
+            if most > 0:
+                with model.trace(x):
+                    h = layers[1].output
+                    try:
+                        seen.append(h * 1)
+                        for i in range(3):
+                            if h.sum() < most:
+                                return
+                    finally:
+                        log.append("finally")
+                    seen.append(layers[2].output * 1)
+            else:
+                with model.trace(x):
+                    seen.append(layers[3].output * 1)
+                    return None
+        place(1e9)
+        place(1e-9)
+        place(0)
+        """,
+        "seen",
+    ),
+    _placed(
         "return out of an @intervene function",
         CARRIED,
         """
@@ -946,6 +973,12 @@ def _refusal(
 
 REFUSALS = (
     _refusal("return", f"h = {ACCESS}\nreturn h", "return it after the block", alone=False),
+    _refusal(
+        "return before other statements",
+        f"if {ACCESS} is not None:\n    return",
+        "put the rest of the block under an 'if'",
+        alone=False,
+    ),
     _refusal("break", f"if {ACCESS} is None:\n    break", "leave the loop after", alone=False),
     _refusal("continue", f"if {ACCESS} is None:\n    continue", "leave the loop", alone=False),
     _refusal("yield", f"yield {ACCESS}", "yield it after the block"),

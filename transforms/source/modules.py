@@ -49,6 +49,7 @@ from ..program import Program
 from .pipeline import lower_block
 from .scopes import nonlocals_in
 from .surroundings import Surroundings, future_flags
+from .unsupported import is_last_of
 
 _Node = TypeVar("_Node", bound=ast.AST)
 
@@ -134,6 +135,7 @@ class _Rewriter(ast.NodeTransformer):
             scope.first_argument,
             self._rebound(node) & scope.locals if scope.is_function else frozenset(),
             self._flags,
+            is_last=scope.is_function and is_last_of(self._enclosing[-1], node),
         )
         try:
             program = lower_block(node, item, around)

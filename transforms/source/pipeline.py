@@ -89,9 +89,11 @@ def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
         origins.keep(rest, origins.span_of(statement))
         body = [rest]
         user_body = [ast.copy_location(ast.With(node.items[item + 1 :], node.body), node)]
-    refuse_unsupported(user_body, around.filename, around.lines)
+    refuse_unsupported(user_body, around.filename, around.lines, is_last=around.is_last)
     span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
     unit = _unit("block", body, user_body, span, origins, text, around)
+    if around.is_last and "return" in text:
+        unit.function = _visited(unit.function, Returns(origins))
     return _program(unit, origins, around, write_recipe(node, item, around))
 
 

@@ -21,6 +21,7 @@ class Surroundings:
         class_name: class that the code stands in, for the mangling of private names.
         flags: the `__future__` features of the file, as `compile` takes them.
         rebound: names that a function beside the block may rebind while the block runs.
+        is_last: whether the block is the last statement of the enclosing function.
         rewrites_asserts: whether pytest has rewritten the asserts around, for this process.
         first_argument: first argument of the enclosing function, for `super()`.
     """
@@ -34,6 +35,7 @@ class Surroundings:
     first_argument: str | None = None
     rebound: frozenset[str] = frozenset()
     flags: int = 0
+    is_last: bool = False
     rewrites_asserts: bool = False
 
 

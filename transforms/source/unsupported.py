@@ -19,8 +19,11 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.
 
 
 class _Refusals(ast.NodeVisitor):
-    def __init__(self, filename: str, lines: Sequence[str], *, may_return: bool) -> None:
+    def __init__(
+        self, filename: str, lines: Sequence[str], *, may_return: bool, is_last: bool
+    ) -> None:
         self._may_return = may_return
+        self._is_last = is_last
         self._filename = filename
         self._lines = lines
         self._loops = 0
@@ -74,7 +77,16 @@ class _Refusals(ast.NodeVisitor):
         if self._may_return:
             self.generic_visit(node)
             return
-        self._refuse(node, "'return'", "save the value in the block and return it after the block")
+        if not returns_nothing(node):
+            remedy = "save the value in the block and return it after the block"
+            self._refuse(node, "'return'", remedy)
+        if not self._is_last:
+            self._refuse(
+                node,
+                "'return'",
+                "put the rest of the block under an 'if'; a 'return' without a value may stand in "
+                "a trace that is the last statement of its function",
+            )
 
     def visit_Break(self, node: ast.Break) -> None:
         self._leave_loop(node, "'break'")
@@ -151,11 +163,12 @@ class _Refusals(ast.NodeVisitor):
         """The body of an invoke is a block of its own, which no loop around it can be left from."""
         for item in node.items:
             self.visit(item.context_expr)
-        outer = self._loops, self._step_blocks
+        outer = self._loops, self._step_blocks, self._may_return, self._is_last
         self._loops = self._step_blocks = 0
+        self._may_return = self._is_last = False
         for child in node.body:
             self.visit(child)
-        self._loops, self._step_blocks = outer
+        self._loops, self._step_blocks, self._may_return, self._is_last = outer
 
 
 def is_step_block(node: ast.With) -> bool:
@@ -183,14 +196,63 @@ def is_steps(node: ast.expr) -> bool:
     )
 
 
+def returns_nothing(node: ast.Return) -> bool:
+    """Tell whether a `return` has no value, or None."""
+    return node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None)
+
+
+def is_last_of(function: ast.AST, statement: ast.With) -> bool:
+    """Tell whether nothing of a function runs after one of its statements.
+
+    Of what stands around the statement only the exits of `with`, and `finally`, may run.
+    """
+    todo: list[ast.AST] = [function]
+    while todo:
+        node = todo.pop()
+        if node is statement:
+            return True
+        parts: tuple[list[ast.AST], ...]
+        match node:
+            case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body):
+                parts = (body[-1:],) if node is function else ()  # type: ignore[assignment]
+            case ast.With(body=body) | ast.AsyncWith(body=body) | ast.match_case(body=body):
+                parts = (body[-1:],)  # type: ignore[assignment]
+            case ast.ExceptHandler(body=body):
+                parts = (body[-1:],)  # type: ignore[assignment]
+            case ast.If(body=body, orelse=orelse):
+                parts = (body[-1:], orelse[-1:])  # type: ignore[assignment]
+            case ast.Match(cases=cases):
+                parts = (cases,)  # type: ignore[assignment]
+            case ast.Try(body=body, orelse=orelse, handlers=handlers):
+                # what follows in `else` is left out by a `return`
+                own = orelse[-1:] if orelse else body[-1:]
+                parts = (own, handlers)  # type: ignore[assignment]
+            case _:
+                parts = ()
+        todo.extend(child for part in parts for child in part)
+    return False
+
+
 def refuse_unsupported(
-    body: Sequence[ast.stmt], filename: str, lines: Sequence[str], *, may_return: bool = False
+    body: Sequence[ast.stmt],
+    filename: str,
+    lines: Sequence[str],
+    *,
+    may_return: bool = False,
+    is_last: bool = False,
 ) -> None:
     """Check the statements of a block, or of a function that is to be lowered.
+
+    Args:
+        body: the statements.
+        filename: file that they stand in.
+        lines: its lines.
+        may_return: whether they are those of a function, which returns values.
+        is_last: whether they are those of a block that is the last statement of its function.
 
     Raises:
         UnsupportedSyntaxError: at the first construct that cannot be lowered.
     """
-    refusals = _Refusals(filename, lines, may_return=may_return)
+    refusals = _Refusals(filename, lines, may_return=may_return, is_last=is_last)
     for statement in body:
         refusals.visit(statement)

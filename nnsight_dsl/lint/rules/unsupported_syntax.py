@@ -30,10 +30,10 @@ import ast
 from collections.abc import Iterator
 
 from nnsight_dsl.transforms.errors import UnsupportedSyntaxError
-from nnsight_dsl.transforms.source.unsupported import refuse_unsupported
+from nnsight_dsl.transforms.source.unsupported import is_last_of, refuse_unsupported
 
 from ..analysis import File
-from ..blocks import INTERVENTION, is_intervene
+from ..blocks import INTERVENTION, Block, is_intervene
 from ..diagnostics import ERROR, Finding
 
 CODE = "NNS801"
@@ -46,7 +46,11 @@ def check(file: File) -> Iterator[Finding]:
     for block in file.blocks:
         try:
             refuse_unsupported(
-                block.body, file.source.file, lines, may_return=block.kind == INTERVENTION
+                block.body,
+                file.source.file,
+                lines,
+                may_return=block.kind == INTERVENTION,
+                is_last=_is_last(block),
             )
         except UnsupportedSyntaxError as error:
             line = error.lineno or block.node.lineno
@@ -61,3 +65,11 @@ def check(file: File) -> Iterator[Finding]:
                 "an intervention that is an 'async def' cannot be lowered; write 'def', and await "
                 "before or after it",
             )
+
+
+def _is_last(block: Block) -> bool:
+    return (
+        block.parent is None
+        and isinstance(block.node, ast.With)
+        and is_last_of(block.function(), block.node)
+    )

@@ -9,7 +9,8 @@ becomes:
     yield ("end", model.lm_head.output)
 
 A machine comes to its end with a request, not by leaving its generator, so that its names can
-still be looked at. In a block there is nothing to return from, and `return` is refused.
+still be looked at. In a block `return` has no value, and the block is the last statement of its
+function, so that its end is the function's; any other is refused.
 """
 
 from __future__ import annotations
