@@ -41,7 +41,7 @@ from .serving import Serving
 from .steps import Steps
 from .taps import Tap, is_container, is_usual_call
 from .tracebacks import clean
-from .views import OfferCut, Views
+from .views import Frozen, OfferCut
 
 
 class Watcher(Protocol):
@@ -458,6 +458,8 @@ class Driver(Serving):
                 with suppress(Exception):
                     machine.close()
         self.shared = {}
+        # offers that an error has cut short name their taps
+        self.frozen = None
         # taps name their driver: without them it goes as soon as nobody needs it
         self._taps.clear()
 
@@ -557,10 +559,10 @@ class Driver(Serving):
         """Return how an offer is cut for a machine, None if it sees all of it."""
         if machine.rows is None or offer.is_whole:
             return None
-        views, may_copy = None, not self.is_read_only
+        frozen, may_copy = None, not self.is_read_only
         if may_copy and torch.is_grad_enabled():
-            views = self.views = self.views or Views()
-        return OfferCut(machine.rows, self.factor, offer, views, may_copy=may_copy)
+            frozen = self.frozen = self.frozen or Frozen()
+        return OfferCut(machine.rows, self.factor, offer, frozen, may_copy=may_copy)
 
     def park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
@@ -39,18 +38,12 @@ from .record import Record
 from .steps import StepSpec, steps_of
 from .tracebacks import clean, original
 from .values import with_element
+from .views import find_whole
 
 GRAD = "grad"
 
-_views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _backward = torch.Tensor.backward
 _set_multithreading = torch._C._set_multithreading_enabled
-
-
-def note_view(view: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> None:
-    """Remember of which tensor some rows were handed to a block."""
-    if whole.requires_grad and view is not whole:
-        _views[view] = (whole, start, length)
 
 
 class _Target:
@@ -225,12 +218,12 @@ class Backward:
         return False, None
 
     def _located(self, tensor: torch.Tensor) -> _Target:
-        if self._is_in_graph(tensor):
-            return _Target(tensor, None)
-        noted = _views.get(tensor)
+        noted = find_whole(tensor)
         if noted is not None and self._is_in_graph(noted[0]):
             whole, start, length = noted
             return _Target(whole, lambda grad: grad.narrow(0, start, length))
+        if self._is_in_graph(tensor):
+            return _Target(tensor, None)
         base = tensor._base
         if base is not None and self._is_in_graph(base):
             size, strides, offset = tensor.size(), tensor.stride(), tensor.storage_offset()

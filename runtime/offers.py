@@ -16,13 +16,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from .errors import StaleEditError, WriteError
-from .gradients import note_view
 from .locations import Place, name_of
 from .machine import Machine
 from .rows import Cut, Rows, leaves_of, narrow, widen
 from .tracebacks import traceback_at
 from .values import misfit, port_value, with_port_value
-from .views import Joined, OfferCut, separated
+from .views import OfferCut, separated
 
 if TYPE_CHECKING:
     from .taps import Tap
@@ -82,11 +81,7 @@ def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> 
     cut.whole.clear()
     value = port_value(offer.value, port)
     seen = narrow(value, cut)
-    if isinstance(seen, torch.Tensor):
-        span = cut.span(value) if seen is not value else None
-        if span is not None:
-            note_view(seen, value, *span)
-    else:
+    if not isinstance(seen, torch.Tensor):
         leaves = leaves_of(seen)
         offer.handed = [*offer.handed, (cut, port, seen, leaves)]
     return seen
@@ -215,7 +210,7 @@ class Writes:
     """
 
     suspects: Sequence[Suspect] = ()
-    watched: Sequence[_Watched | Joined] = ()
+    watched: Sequence[_Watched] = ()
 
     def put(
         self,
@@ -258,10 +253,6 @@ class Writes:
         """Look whether a machine edits a tensor that has no rows, until it stops to wait."""
         if not tensor.is_inference():
             self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
-
-    def watch_joined(self, joined: Sequence[Joined]) -> None:
-        """Look for edits of views of which the model goes on with a copy."""
-        self.watched = [*self.watched, *joined]
 
     def begin(self) -> None:
         """Take note of the edits that the model has made while no block ran."""

@@ -75,10 +75,6 @@ class Cut:
         """Return a view of rows, to be handed to a block."""
         return tensor.narrow(0, start, length)
 
-    def pieces(self, tensor: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
-        """Return views of the rows that stay as they are beside replaced ones."""
-        return [tensor.narrow(0, start, stop - start)] if start < stop else []
-
 
 def narrow(value: Any, cut: Cut) -> Any:
     """Return the part of a value that belongs to some rows; tensors become views."""
@@ -210,16 +206,21 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
             f"the value written is {describe(part)}, the rows it replaces are {describe(mine)}; "
             "make it fit, since the other rows of the batch keep theirs"
         )
-    before = cut.pieces(whole, 0, start)
-    after = cut.pieces(whole, start + count, whole.shape[0])
-    return torch.cat([*before, part, *after])
+    after = whole.shape[0] - start - count
+    pieces = [whole.narrow(0, 0, start), part, whole.narrow(0, start + count, after)]
+    return torch.cat([piece for piece in pieces if piece.shape[0]])
 
 
 def _is_same_view(part: torch.Tensor, mine: torch.Tensor) -> bool:
+    if part.requires_grad or mine.requires_grad:
+        # a detached one is not the same
+        is_of_same = part._base is not None and part._base is mine._base
+    else:
+        is_of_same = part.untyped_storage()._cdata == mine.untyped_storage()._cdata
     return (
-        part._base is not None
-        and part._base is mine._base
+        is_of_same
         and part.shape == mine.shape
+        and part.dtype == mine.dtype
         and part.stride() == mine.stride()
         and part.storage_offset() == mine.storage_offset()
     )

@@ -30,7 +30,7 @@ from .tracebacks import clean, original
 
 if TYPE_CHECKING:
     from .taps import Tap
-    from .views import Views
+    from .views import Frozen
 
 _order = attrgetter("order")
 _Tensor = torch.Tensor
@@ -50,7 +50,7 @@ class Serving:
         ready: machines that go on once the one that runs has stopped, with their answers.
         is_direct: whether a machine that sees all rows is handed values just as they are.
         counts: rows of each input in a batch of several.
-        views: the rows that blocks were handed under autograd, once there are any.
+        frozen: the rows that blocks were handed of tensors without a gradient, under autograd.
         own_calls: how many calls of modules that blocks make themselves are under way.
         has_ended: whether the model has returned.
     """
@@ -64,7 +64,7 @@ class Serving:
     has_ended: bool
     writes: Writes
     ready: Sequence[tuple[Machine, Any]]
-    views: Views | None = None
+    frozen: Frozen | None = None
     _offer: Offer | None
     _taps: dict[int, Tap]
 
@@ -116,8 +116,8 @@ class Serving:
                 if offer.handed:
                     take_edits(offer)
                     offer.handed = _NOTHING
-            if self.views is not None:
-                self._settle(offer)
+            if self.frozen is not None:
+                self.frozen.settle(offer)
         finally:
             self._offer = outer
         return offer.value
@@ -271,16 +271,9 @@ class Serving:
             take_edits(own)
             # what was handed names the offer
             own.handed = _NOTHING
-        if self.views is not None:
-            self._settle(own)
+        if self.frozen is not None:
+            self.frozen.settle(own)
         return own.value
-
-    def _settle(self, offer: Offer) -> None:
-        """Let the model go on with the views that blocks keep of an offer that is over."""
-        if self.views is not None:
-            joined = self.views.settle(offer)
-            if joined:
-                self.writes.watch_joined(joined)
 
     def begin_carrying(self, machine: Machine) -> None:
         """Carry a machine from here on: its answer is of a type that may run a user's code."""

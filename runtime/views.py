@@ -1,15 +1,20 @@
-"""Views: the rows that invokes are handed of a tensor, and how they stay part of the model.
+"""Views: the rows that invokes are handed of a tensor, and what their gradients are.
 
     h = model.transformer.h[3].output          # in each of two invokes: its rows
     h.retain_grad()
     torch.autograd.grad(loss, h)
     h.requires_grad_(True)                     # under frozen parameters
 
-Under autograd a view of some rows is no ancestor of what the model computes from the whole tensor,
-so none of these would find a gradient. Where a block keeps such a view, the model therefore goes on
-with a tensor that is put together of the views and of the rows that nobody was handed. That is done
-when all blocks have had the value, so that what they edit in place meanwhile is in it. What they
-edit later is copied into it as soon as the block stops to wait.
+Autograd knows such a view as something that is computed from the whole tensor, and as no ancestor
+of what the model makes of it. Nor can it be made one: the model may have used the tensor before, as
+in a residual stream, and may hold it elsewhere. So a view is noted with the tensor that it is a
+part of, and its gradient is that part of the tensor's, wherever it is asked for:
+`torch.autograd.grad`, `torch.autograd.backward` (which `Tensor.backward` calls), `retain_grad` and
+`register_hook` are replaced, from the first noted view on, by functions that look for it. For all
+other tensors they do what they did.
+
+Under frozen parameters there is no gradient of the tensor. Where a block asks for one of its rows,
+the tensor becomes, in place, one that is made of them.
 
 Rows share no memory. A tensor of one row that is expanded over the batch, or one whose rows overlap
 in another way, is copied before an invoke is handed a part of it.
@@ -17,154 +22,187 @@ in another way, is copied before an invoke is handed a part of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.weak import TensorWeakRef
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from .rows import Cut, Rows, is_state, share_memory, with_fields
 
 if TYPE_CHECKING:
-    from .machine import Machine
     from .offers import Offer
 
-
-class _Whole:
-    """A tensor that is being offered, and the views of it that invokes were handed."""
-
-    __slots__ = ("offer", "parts", "tensor")
-
-    def __init__(self, offer: Offer, tensor: torch.Tensor) -> None:
-        self.offer = offer
-        self.tensor = tensor
-        self.parts: dict[int, torch.Tensor] = {}
-
-    def pieces(self, start: int, stop: int) -> list[torch.Tensor]:
-        """Return the rows from start to stop: views that were handed out, and views of the rest."""
-        found = []
-        for first in sorted(self.parts):
-            part = self.parts[first]
-            after = first + part.shape[0]
-            if start <= first and after <= stop:
-                if start < first:
-                    found.append(self.tensor.narrow(0, start, first - start))
-                found.append(part)
-                start = after
-        if start < stop:
-            found.append(self.tensor.narrow(0, start, stop - start))
-        return found
-
-    def forget_unused(self) -> None:
-        """Keep the views that somebody can still ask for a gradient."""
-        for first in list(self.parts):
-            part = self.parts[first]
-            if part.retains_grad or part._backward_hooks:
-                continue
-            reference = TensorWeakRef(part)
-            del self.parts[first], part
-            kept = reference()
-            if kept is not None:
-                self.parts[first] = kept
+_views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_retained: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_grad = torch.autograd.grad
+_backward = torch.autograd.backward
+_retain_grad = torch.Tensor.retain_grad
+_register_hook = torch.Tensor.register_hook
 
 
-class Joined:
-    """A tensor that was put together of views, for as long as a block may still edit one."""
-
-    __slots__ = ("_joined", "_parts", "_version", "_whole")
-
-    def __init__(
-        self, whole: torch.Tensor, parts: Mapping[int, torch.Tensor], joined: torch.Tensor
-    ) -> None:
-        self._whole = TensorWeakRef(whole)
-        self._joined = TensorWeakRef(joined)
-        self._parts = {first: TensorWeakRef(part) for first, part in parts.items()}
-        self._version = whole._version
-
-    def begin(self) -> bool:
-        """Take note of the edits that the model has made; return whether there can be others."""
-        whole = self._whole()
-        if whole is None or self._joined() is None:
-            return False
-        self._version = whole._version
-        return True
-
-    def look(self, machine: Machine) -> bool:
-        """Copy what a machine has edited; return whether there can be other edits."""
-        whole, joined = self._whole(), self._joined()
-        if whole is None or joined is None:
-            return False
-        if whole._version == self._version:
-            return True
-        self._version = whole._version
-        if machine.rows is None:
-            # it may have edited any row
-            joined.copy_(whole)
-        for first, reference in self._parts.items():
-            part = reference()
-            if part is not None:
-                joined.narrow(0, first, part.shape[0]).copy_(part)
-        return True
+def find_whole(view: torch.Tensor) -> tuple[torch.Tensor, int, int] | None:
+    """Return of which tensor some rows were handed to a block, and which rows."""
+    found: tuple[torch.Tensor, int, int] | None = _views.get(view)
+    return found
 
 
-class Views:
-    """The views of tensors that are being offered."""
+def _note(view: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> None:
+    if torch.autograd.grad is not grad:
+        _install()
+    _views[view] = (whole, start, length)
+
+
+def _install() -> None:
+    """Replace the functions by which gradients are asked for."""
+    torch.autograd.grad = grad
+    torch.autograd.backward = backward
+    torch.Tensor.retain_grad = retain_grad
+    torch.Tensor.register_hook = register_hook
+
+
+@functools.wraps(_grad)
+def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Compute gradients, as before; those of noted views out of those of whole tensors."""
+    names = list(inputs) if isinstance(inputs, Mapping) else None
+    if names is not None:
+        asked = [inputs[name] for name in names]
+    else:
+        is_many = isinstance(inputs, (list, tuple)) and not hasattr(inputs, "_fields")
+        asked = list(inputs) if is_many else [inputs]
+    noted = [find_whole(one) if isinstance(one, torch.Tensor) else None for one in asked]
+    handles: list[Any] = []
+    try:
+        _put_hooks(handles)
+        if not any(noted):
+            return _grad(outputs, inputs, *args, **kwargs)
+        wholes = [
+            one if found is None else found[0] for one, found in zip(asked, noted, strict=True)
+        ]
+        gradients = _grad(outputs, wholes, *args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # one gradient for each of a batch of outputs
+    axis = 1 if kwargs.get("is_grads_batched") or args[5:6] == (True,) else 0
+    parts = tuple(
+        one if found is None or one is None else one.narrow(axis, found[1], found[2])
+        for one, found in zip(gradients, noted, strict=True)
+    )
+    return parts if names is None else dict(zip(names, parts, strict=True))
+
+
+@functools.wraps(_backward)
+def backward(*args: Any, **kwargs: Any) -> Any:
+    """Compute gradients, as before, and keep those of noted views that are to be retained."""
+    handles: list[Any] = []
+    try:
+        _put_hooks(handles)
+        return _backward(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@functools.wraps(_retain_grad)
+def retain_grad(self: torch.Tensor) -> None:
+    """Keep the gradient of a tensor, as before; of a noted view, from the next pass on."""
+    _retain_grad(self)
+    found = find_whole(self)
+    if found is not None:
+        _retained[self] = found
+
+
+@functools.wraps(_register_hook)
+def register_hook(self: torch.Tensor, hook: Callable[[torch.Tensor], Any]) -> Any:
+    """Call a hook with the gradient of a tensor, as before, or with that of a noted view."""
+    found = find_whole(self)
+    if found is None:
+        return _register_hook(self, hook)
+    whole, start, length = found
+
+    def on_part(gradient: torch.Tensor) -> torch.Tensor | None:
+        new = hook(gradient.narrow(0, start, length))
+        if new is None:
+            return None
+        changed = gradient.clone()
+        changed.narrow(0, start, length).copy_(new)
+        return changed
+
+    return _register_hook(whole, on_part)
+
+
+def _put_hooks(handles: list[Any]) -> None:
+    """Let a backward pass set the gradients of noted views that are to be retained.
+
+    The hooks are put on for the pass only: an edit in place moves a retained gradient to what the
+    tensor is after it, and a hook stays.
+    """
+    if not _retained:
+        return
+    for view, (whole, start, length) in list(_retained.items()):
+        if whole.requires_grad:
+            keep = functools.partial(_keep, TensorWeakRef(view), view.grad, start, length)
+            handles.append(_register_hook(whole, keep))
+
+
+def _keep(
+    view: TensorWeakRef,
+    before: torch.Tensor | None,
+    start: int,
+    length: int,
+    gradient: torch.Tensor,
+) -> None:
+    kept = view()
+    if kept is not None:
+        # autograd itself has kept what came from the view alone, as a loss of it
+        part = gradient.narrow(0, start, length)
+        kept.grad = part.clone() if before is None else before + part
+
+
+class Frozen:
+    """Views of tensors without a gradient, of which a block may ask for one while they are offered.
+
+    They are views of a copy that autograd takes for another tensor, in the same memory.
+    """
 
     def __init__(self) -> None:
-        self._wholes: list[_Whole] = []
+        self._parts: list[tuple[Offer, torch.Tensor, int, torch.Tensor]] = []
 
     def part(self, offer: Offer, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-        """Return a view of some rows: the same one whenever it is asked for."""
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            return tensor.narrow(0, start, length)
-        whole = self._find(tensor)
-        if whole is None:
-            whole = _Whole(offer, tensor)
-            self._wholes.append(whole)
-        part = whole.parts.get(start)
-        if part is None:
-            part = whole.parts[start] = tensor.narrow(0, start, length)
+        """Return a view of some rows."""
+        for _, whole, first, part in self._parts:
+            if whole is tensor and first == start:
+                return part
+        part = tensor.detach().narrow(0, start, length)
+        self._parts.append((offer, tensor, start, part))
         return part
 
-    def pieces(self, tensor: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
-        """Return rows of a tensor, as the views that were handed out where there are any."""
-        whole = self._find(tensor)
-        if whole is not None:
-            return whole.pieces(start, stop)
-        return [tensor.narrow(0, start, stop - start)] if start < stop else []
-
-    def settle(self, offer: Offer) -> list[Joined]:
-        """Let the model go on with the views that are kept, once an offer is over."""
-        mine = [one for one in self._wholes if one.offer is offer]
-        self._wholes = [one for one in self._wholes if one.offer is not offer]
-        joined: dict[int, tuple[_Whole, torch.Tensor]] = {}
-        for whole in mine:
-            whole.forget_unused()
-            if any(part.requires_grad for part in whole.parts.values()):
-                tensor = torch.cat(whole.pieces(0, whole.tensor.shape[0]))
-                joined[id(whole.tensor)] = whole, tensor
-        if not joined:
-            return []
-        # another value may have been written in the place of some of them
-        found: dict[int, Joined] = {}
-
-        def in_place(leaf: Any) -> Any:
-            if id(leaf) not in joined:
-                return leaf
-            whole, tensor = joined[id(leaf)]
-            found[id(leaf)] = Joined(whole.tensor, whole.parts, tensor)
-            return tensor
-
-        offer.value = with_leaves(offer.value, in_place)
-        return list(found.values())
-
-    def _find(self, tensor: torch.Tensor) -> _Whole | None:
-        return next((one for one in self._wholes if one.tensor is tensor), None)
+    def settle(self, offer: Offer) -> None:
+        """Make the tensors of an offer that is over of those of their rows that need a gradient."""
+        mine = [one for one in self._parts if one[0] is offer]
+        self._parts = [one for one in self._parts if one[0] is not offer]
+        wholes = {id(whole): whole for _, whole, _, part in mine if part.requires_grad}
+        for whole in wholes.values():
+            parts = {
+                first: part for _, of, first, part in mine if of is whole and part.requires_grad
+            }
+            pieces, done = [], 0
+            for first in sorted(parts):
+                pieces.append(whole.detach().narrow(0, done, first - done))
+                pieces.append(parts[first])
+                done = first + parts[first].shape[0]
+            pieces.append(whole.detach().narrow(0, done, whole.shape[0] - done))
+            made = torch.cat(pieces)
+            # the values are what they were, so what autograd has saved still holds
+            with torch.autograd._unsafe_preserve_version_counter(whole):
+                whole.copy_(made)
 
 
 def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a value with other leaves in its containers, itself where none is another."""
+    """Return a value with other tensors in its containers, itself where none is another."""
     if isinstance(value, torch.Tensor):
         return change(value)
     is_changed = False
@@ -187,8 +225,8 @@ def separated(value: Any, cut: OfferCut) -> Any:
         return value
     copies: dict[int, torch.Tensor] = {}
 
-    def copied(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.is_contiguous():
+    def copied(leaf: torch.Tensor) -> torch.Tensor:
+        if not leaf.ndim or leaf.is_contiguous():
             return leaf
         if cut.span(leaf) is None or not share_memory(leaf):
             return leaf
@@ -204,24 +242,24 @@ class OfferCut(Cut):
 
     Attributes:
         whole: the tensors without rows that a value was found to have.
-        may_copy: whether a copy of a tensor may take its place in the model.
+        may_copy: whether another tensor may take the place of one in the model.
     """
 
-    __slots__ = ("_module", "_offer", "_views", "may_copy", "whole")
+    __slots__ = ("_frozen", "_module", "_offer", "may_copy", "whole")
 
     def __init__(
         self,
         rows: Rows,
         factor: int,
         offer: Offer,
-        views: Views | None,
+        frozen: Frozen | None,
         *,
         may_copy: bool,
     ) -> None:
         super().__init__(rows, factor)
         self.may_copy = may_copy
         self._offer = offer
-        self._views = views
+        self._frozen = frozen
         self._module = offer.tap.place._module
         self.whole: list[torch.Tensor] = []
 
@@ -235,12 +273,11 @@ class OfferCut(Cut):
 
     def part(self, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
         """Return a view of rows, to be handed to a block."""
-        if self._views is None:
+        if tensor.requires_grad:
+            part = tensor.narrow(0, start, length)
+            _note(part, tensor, start, length)
+            return part
+        can_have_gradient = tensor.is_floating_point() or tensor.is_complex()
+        if self._frozen is None or not can_have_gradient:
             return tensor.narrow(0, start, length)
-        return self._views.part(self._offer, tensor, start, length)
-
-    def pieces(self, tensor: torch.Tensor, start: int, stop: int) -> list[torch.Tensor]:
-        """Return views of the rows that stay as they are beside replaced ones."""
-        if self._views is None:
-            return super().pieces(tensor, start, stop)
-        return self._views.pieces(tensor, start, stop)
+        return self._frozen.part(self._offer, tensor, start, length)

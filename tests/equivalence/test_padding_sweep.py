@@ -7,6 +7,7 @@ with a rule of their own and some of the others.
 """
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,7 +96,9 @@ def _own(value: torch.Tensor, module: Any, prompt: str, *, left: bool) -> torch.
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     assert one.shape == other.shape
-    return float((one - other).abs().nan_to_num(0, 0, 0).max())
+    # what is minus infinity in both is the same; what is no number in one of them is not
+    distances = torch.where(one == other, 0.0, (one - other).abs())
+    return float(distances.nan_to_num(math.inf).max())
 
 
 def _traced(model: LanguageModel, module: Any) -> list[torch.Tensor]:
@@ -239,3 +242,52 @@ def test_unequal_prompts_generate_what_they_generate_alone_or_are_refused(
             assert _is_wrong_or_fails(lambda: _generated_far(_generated_plainly(module), module))
             return
         assert _generated_far(outputs, module) < NEAR
+
+
+BEAMS = {
+    "max_new_tokens": 3,
+    "min_new_tokens": 3,
+    "do_sample": False,
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+}
+EQUAL = ("the cat ran under a tree", "a red dog flew over ten")
+
+
+def test_rows_of_one_length_get_what_they_get_alone(kind: tuple[str, str]) -> None:
+    module: Any = _as_exact_as_can_be(shrunk.small_model(*kind))
+    model = LanguageModel(module, tokenizer=tokenizer())
+    with torch.no_grad():
+        torch.manual_seed(0)
+        with model.trace() as tracer:
+            with tracer.invoke(EQUAL[0], **_decoded(module, EQUAL[0])):
+                first = _first(model.output).save()
+            with tracer.invoke(EQUAL[1], **_decoded(module, EQUAL[1])):
+                second = _first(model.output).save()
+        for value, prompt in zip((first, second), EQUAL, strict=True):
+            assert _distance(value, _alone(module, prompt)) < NEAR
+
+
+def test_beams_of_rows_of_one_length_are_those_of_each_alone(kind: tuple[str, str]) -> None:
+    if kind[0] == "base":
+        return
+    module: Any = _as_exact_as_can_be(shrunk.small_model(*kind))
+    if not getattr(module, "can_generate", bool)() or kind in shrunk.NOT_GENERATING:
+        return
+    if module.config.model_type in {*padding.GENERATES_ALONE, "reformer", "xlstm"}:
+        return  # refused, generates nothing at all, has no beams
+    model = LanguageModel(module, tokenizer=tokenizer())
+    with torch.no_grad():
+        torch.manual_seed(0)
+        with model.generate(**BEAMS) as tracer:
+            with tracer.invoke(EQUAL[0]):
+                first = tracer.result.save()
+            with tracer.invoke(EQUAL[1]):
+                second = tracer.result.save()
+        for output, prompt in zip((first, second), EQUAL, strict=True):
+            torch.manual_seed(0)
+            alone = module.generate(**encoded(prompt), **BEAMS)
+            assert output.sequences.tolist() == alone.sequences.tolist()
+            assert _distance(output.sequences_scores, alone.sequences_scores) < NEAR

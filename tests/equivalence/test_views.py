@@ -234,6 +234,129 @@ def test_views_in_a_checkpointed_part(location: str) -> None:
     assert_near(found[-2:], torch.autograd.grad(expected, wanted))
 
 
+class Residual(nn.Module):
+    """Uses a value before a layer has it, in the layer, and after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.step, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.same = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        before = h.exp()
+        inside = self.step(h)
+        self.same(h)
+        return self.last(inside * before + h)
+
+
+def _is_its_gradient_alone(found: torch.Tensor, net: Residual, x: torch.Tensor) -> None:
+    h = net.first(x).detach().requires_grad_()
+    net.last(net.step(h) * h.exp() + h).pow(2).sum().backward()
+    assert_near(found, h.grad)
+
+
+@pytest.mark.parametrize("how", ["grad", "retained", "hook", "backward"])
+@pytest.mark.parametrize("where", ["first.output", "step.input", "same.output"])
+def test_a_gradient_is_that_of_all_that_was_made_of_a_value(where: str, how: str) -> None:
+    net = Residual()
+    model = Batched(net)
+    seen: list[torch.Tensor] = []
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            pass
+        with tracer.invoke(SECOND):
+            if where == "first.output":
+                h = model.first.output.save()
+            elif where == "step.input":
+                h = model.step.input.save()
+            else:
+                h = model.same.output.save()
+            if how == "hook":
+                h.register_hook(seen.append)
+            elif how == "retained":
+                h.retain_grad()
+            loss = model.last.output.pow(2).sum().save()
+            if how == "backward":
+                with loss.backward():
+                    seen.append(h.grad)
+    if how == "grad":
+        seen.extend(torch.autograd.grad(loss, h))
+    elif how != "backward":
+        loss.backward()
+    if how == "retained":
+        seen.append(h.grad)
+    assert len(seen) == 1
+    _is_its_gradient_alone(seen[0], net, SECOND)
+
+
+def test_a_hook_on_a_view_changes_its_rows_only() -> None:
+    net = Residual()
+    model = Batched(net)
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            h = model.first.output
+            h.register_hook(torch.zeros_like)
+            first = model.last.output.sum().save()
+        with tracer.invoke(SECOND):
+            second = model.last.output.sum().save()
+    bias = net.first.bias
+    (found,) = torch.autograd.grad(first + second, bias)
+    assert_near(found, torch.autograd.grad(net(SECOND).sum(), bias)[0])
+
+
+def test_a_loss_of_a_view_itself_is_part_of_its_gradient(model: Batched) -> None:
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            h = model.first.output.save()
+            h.retain_grad()
+            loss = (model.last.output.pow(2).sum() + h.pow(2).sum()).save()
+        with tracer.invoke(SECOND):
+            pass
+    net = model._module
+    alone = net.first(FIRST).detach().requires_grad_()
+    (net.last(_only(net.step(alone))).pow(2).sum() + alone.pow(2).sum()).backward()
+    assert_near(torch.autograd.grad(loss, h, retain_graph=True)[0], alone.grad)
+    h.grad = None
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert_near(h.grad, alone.grad * 2)
+
+
+def test_a_retained_gradient_is_that_of_what_an_edit_in_place_has_made(model: Batched) -> None:
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            h = model.first.output.save()
+            h.retain_grad()
+            h *= 3
+            model.last.output.pow(2).sum().backward()
+        with tracer.invoke(SECOND):
+            pass
+    net = model._module
+    alone = (net.first(FIRST) * 3).detach().requires_grad_()
+    net.last(_only(net.step(alone))).pow(2).sum().backward()
+    assert_near(h.grad, alone.grad)
+
+
+def test_gradients_of_other_tensors_are_what_they_were(model: Batched) -> None:
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            h = model.first.output.save()
+            loss = model.last.output.sum().save()
+        with tracer.invoke(SECOND):
+            pass
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.retain_grad()
+    y.register_hook(lambda gradient: gradient * 5)
+    y.sum().backward()
+    assert x.grad.tolist() == [10, 10]
+    assert y.grad.tolist() == [5, 5]
+    named = torch.autograd.grad(loss, {"h": h}, retain_graph=True)
+    assert_same(named["h"], torch.autograd.grad(loss, [h])[0])
+
+
 # an edit in place, later
 
 
