@@ -124,7 +124,7 @@ KINDS: Mapping[str, _Made] = {
     "swept": _ROW,
     "swept_in_training": (lambda: Stack().train(), NNsight, _row),
     "operations": (lambda: Net().eval(), NNsight, _x),
-    "fast_layers": (lambda: Encoder().eval(), NNsight, _wide),
+    "fast_layers": (lambda: Encoder().eval().requires_grad_(False), NNsight, _wide),
     "captured": _GPT2,
     "cached": _GPT2,
     "checkpointed": (lambda: Checkpointed().eval(), NNsight, _x),
