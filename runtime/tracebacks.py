@@ -56,8 +56,16 @@ def users_traceback(traceback: TracebackType | None) -> TracebackType | None:
         traceback = traceback.tb_next
     result: TracebackType | None = None
     for entry in reversed(kept):
-        result = TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+        result = TracebackType(result, entry.tb_frame, entry.tb_lasti, line_of(entry))
     return result
+
+
+def line_of(entry: TracebackType) -> int:
+    """Return the line of a traceback's first entry.
+
+    The instructions by which a function begins have none, and an interrupt may come among them.
+    """
+    return entry.tb_lineno or entry.tb_frame.f_code.co_firstlineno
 
 
 def clean(error: BaseException) -> None:

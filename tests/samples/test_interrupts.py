@@ -155,6 +155,19 @@ def test_the_next_run_finishes_what_one_left_that_was_interrupted_twice(monkeypa
     assert [type(one) for one in model._module] == [nn.Linear] * 3
 
 
+def test_an_interrupt_among_the_instructions_without_a_line_comes_out():
+    def function():
+        raise KeyboardInterrupt
+
+    # as a function looks that is interrupted while it begins
+    function.__code__ = function.__code__.replace(co_linetable=b"")
+    model = stack()
+    with model._module[1].register_forward_hook(lambda *_: function()):
+        with pytest.raises(KeyboardInterrupt):
+            with model.trace(X):
+                out = model[2].output.save()
+
+
 _SCAN = """
 import signal
 import sys

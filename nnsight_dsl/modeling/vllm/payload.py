@@ -30,7 +30,7 @@ from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot, EngineValu
 from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
 from nnsight_dsl.runtime.errors import InterventionError
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.runtime.tracebacks import line_of, traceback_at
 from nnsight_dsl.source import Source, SourceOperation
 from nnsight_dsl.tracer import Tracer
 from nnsight_dsl.transforms.bytecode.globals import global_names
@@ -414,7 +414,7 @@ def _frames_of(traceback: TracebackType | None) -> list[tuple[str, int, str]]:
     found = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        found.append((code.co_filename, traceback.tb_lineno, code.co_name))
+        found.append((code.co_filename, line_of(traceback), code.co_name))
         traceback = traceback.tb_next
     return found
 
@@ -424,5 +424,5 @@ def _rebuilt(frames: Sequence[tuple[str, int, str]]) -> TracebackType | None:
     for frame in reversed(frames):
         one = traceback_at(*frame)
         if one is not None:
-            traceback = TracebackType(traceback, one.tb_frame, one.tb_lasti, one.tb_lineno)
+            traceback = TracebackType(traceback, one.tb_frame, one.tb_lasti, line_of(one))
     return traceback
