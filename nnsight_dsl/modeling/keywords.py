@@ -90,6 +90,15 @@ def named_parameters(function: Any) -> frozenset[str]:
     return frozenset(one.name for one in parameters if one.kind in _NAMED and one.name != "self")
 
 
+def takes_any(function: Any) -> bool:
+    """Tell whether a function has `**kwargs`."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(one.kind is _Kind.VAR_KEYWORD for one in parameters)
+
+
 def words_of(function: Any) -> frozenset[str]:
     """Return the parameters of a function and the strings in it that could be names."""
     code = getattr(inspect.unwrap(function), "__code__", None)

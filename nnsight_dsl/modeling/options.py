@@ -20,7 +20,7 @@ from torch import nn
 
 from nnsight_dsl.modeling.batching import TOKENS
 from nnsight_dsl.modeling.inputs import without_extras
-from nnsight_dsl.modeling.keywords import Keywords, is_used, named_parameters, words_of
+from nnsight_dsl.modeling.keywords import Keywords, is_used, named_parameters, takes_any, words_of
 from nnsight_dsl.runtime.errors import InputError
 
 _FOR_ALL_MODELS = frozenset({"return_dict", "output_attentions", "output_hidden_states"})
@@ -48,7 +48,8 @@ _OTHER_NAMES = {
 }
 """What arguments of other libraries' generation are called in transformers."""
 
-_FOR_PROCESSORS = ("audio", "image", "images", "raw_speech", "video", "videos")
+FOR_PROCESSORS = ("audio", "image", "images", "raw_speech", "video", "videos")
+"""Keywords of processors, which make arguments of a model of images and of sound."""
 
 _IGNORED = frozenset({"return_tensors"})
 """Options of a tokenizer that change nothing here: tensors are made in any case."""
@@ -167,7 +168,7 @@ class Options:
         raise InputError(f"{key!r} was given, and {unknown} such a keyword; {self._advice(key)}")
 
     def _advice(self, key: str) -> str:
-        if key in _FOR_PROCESSORS:
+        if key in FOR_PROCESSORS:
             return "give what the model's processor returns, model.trace(**processor(...))"
         known = {*self.forward.names, *self.generation, *self.texts, *self.own}
         if self.forward.is_open:
@@ -182,7 +183,18 @@ def text_keywords(tokenizer: Any) -> frozenset[str]:
     """Return the options that a tokenizer has for texts."""
     if tokenizer is None:
         return frozenset()
-    return named_parameters(type(tokenizer).__call__) - _NOT_FOR_USERS
+    return _text_keywords(type(tokenizer).__call__)
+
+
+@cache
+def _text_keywords(call: Any) -> frozenset[str]:
+    names = named_parameters(call)
+    if takes_any(call):
+        # a processor, or a class around a tokenizer, passes them on
+        from transformers import PreTrainedTokenizerBase
+
+        names |= named_parameters(PreTrainedTokenizerBase.__call__)
+    return names - _NOT_FOR_USERS
 
 
 def chat_keywords(tokenizer: Any) -> frozenset[str]:

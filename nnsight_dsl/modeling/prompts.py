@@ -7,12 +7,19 @@ makes a text of it, which ends where the model's answer begins.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from nnsight_dsl.modeling.inputs import as_list, blaming, brief, form_of, without_extras
-from nnsight_dsl.modeling.options import Options, chat_keywords, refuse_idle, text_keywords
+from nnsight_dsl.modeling.options import (
+    FOR_PROCESSORS,
+    Options,
+    chat_keywords,
+    refuse_idle,
+    text_keywords,
+)
 from nnsight_dsl.runtime.errors import InputError, TokenizerNotFoundError
 from nnsight_dsl.tracer import Input
 
@@ -167,10 +174,13 @@ def _encoded(
 def _encoded_texts(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a tokenizer makes of a text, or of several."""
     is_one = isinstance(value, str)
+    known = text_keywords(tokenizer)
+    if "images" in known:
+        # a processor's first parameter is not the text
+        tokenizer = partial(_processed, tokenizer)
     if not options:
         plain: Mapping[str, Any] = tokenizer([value] if is_one else list(value))
         return plain
-    known = text_keywords(tokenizer)
     for key in options:
         if key not in known:
             raise InputError(
@@ -189,6 +199,14 @@ def _encoded_texts(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> Ma
     }
     found: Mapping[str, Any] = tokenizer([value] if is_one else list(value), **given)
     return found
+
+
+def _processed(processor: Any, texts: list[str], **options: Any) -> Any:
+    """Return what a processor makes of texts, and of the images or the sound along with them."""
+    has_more = any(options.get(key) is not None for key in FOR_PROCESSORS)
+    if has_more:
+        options["return_tensors"] = "pt"
+    return processor(text=texts, **options)
 
 
 def _encoded_chats(

@@ -180,3 +180,6 @@ def test_a_tokenizer_of_the_users_own_is_given_one_text_at_a_time() -> None:
     with model.trace(SHORT):
         alone = model.output.logits[:, -1].save()
     assert_near(together, alone)
+    with model.trace(LONG, truncation=True, max_length=3):
+        cut = model.output.logits.save()
+    assert cut.shape[1] == 3

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from nnsight_dsl import BatchingError, LanguageModel
@@ -321,3 +323,37 @@ def test_tokens_beside_an_input_without_any_are_refused() -> None:
                 one = model.lm_head.output.save()
             with tracer.invoke(pixel_values=kind.inputs(SECOND, 2)["pixel_values"]):
                 other = model.lm_head.output.save()
+
+
+def test_a_processor_makes_the_arguments_of_texts_and_images() -> None:
+    pytest.importorskip("PIL")
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=type(models.tokenizer().backend_tokenizer).from_str(
+            models.tokenizer().backend_tokenizer.to_str()
+        ),
+        pad_token="[PAD]",
+        eos_token="[EOS]",
+        unk_token="[UNK]",
+        additional_special_tokens=[IMAGE],
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
+        ),
+        tokenizer=words,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )
+    kind = KINDS[0]
+    model = LanguageModel(kind.new(), tokenizer=processor)
+    text = f"{IMAGE_START} {IMAGE} {IMAGE_END} the cat"
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    given = processor(text=[text], images=[image], return_tensors="pt")
+    with model.trace(text, images=[image]):
+        logits = model.lm_head.output.save()
+    assert_same(logits, _bare(kind)(**given).logits)
+    with model.trace(LONG):
+        logits = model.lm_head.output.save()
+    assert_near(logits, _bare(kind)(**encoded(LONG)).logits)
