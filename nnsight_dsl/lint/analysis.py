@@ -52,6 +52,13 @@ class File:
             self.blocks = [block for block in self.blocks if self._is_ours(block)]
         self._structures: dict[ModelKey, Structure | None] = {}
 
+    def line(self, node: ast.expr | ast.stmt) -> str:
+        """Return the number of a node's line for a message; in a notebook, with its cell's."""
+        if self.source.cells is None:
+            return str(node.lineno)
+        cell, line = self.source.cells[node.lineno - 1]
+        return f"{line} of cell {cell}"
+
     def all_blocks(self) -> Iterator[Block]:
         """Iterate over all blocks, the inner ones too."""
         for block in self.blocks:

@@ -36,12 +36,14 @@ from .rules import (
     access_after_result,
     access_out_of_order,
     child_after_parent,
+    edited_copy,
     gradient_outside_backward,
     input_after_output,
     nested_invoke,
     rebinding_without_effect,
     saved_value_edited,
     steps_out_of_order,
+    unsaved_value,
     value_beside_invokes,
     value_in_backward,
     value_in_skipped_module,
@@ -64,6 +66,7 @@ _WARNING = (
     access_out_of_order,
     saved_value_edited,
     rebinding_without_effect,
+    edited_copy,
     gradient_outside_backward,
 )
 _MODEL = "model"
@@ -113,12 +116,16 @@ def check(
         code, finding = min(certain, key=lambda one: (one[1].node.lineno, one[1].node.col_offset))
         return _error(program, code, finding)
     for module in _WARNING:
-        if all_leave and module is rebinding_without_effect:
+        if all_leave and module in (rebinding_without_effect, edited_copy):
             # what stands behind the block, and may read the name, is not seen from here
             continue
         for finding in module.check(file):
             if not _is_suppressed(file, finding, module.CODE):
                 certain.append((module.CODE, finding))
+    if not all_leave:
+        for finding in unsaved_value.check_at_entry(file, value_of):
+            if not _is_suppressed(file, finding, unsaved_value.CODE):
+                certain.append((unsaved_value.CODE, finding))
     for code, finding in certain:
         place = (program.filename, finding.node.lineno, code)
         if place not in _warned:

@@ -12,7 +12,7 @@ from .engine import Structures
 from .fixes import fixed
 from .many import lint_files
 from .report import FORMATS
-from .settings import Settings, SettingsError, settings_for
+from .settings import Settings, SettingsError, known_codes, settings_for
 from .sources import files_in
 
 CLEAN, FOUND, UNUSABLE = 0, 1, 2
@@ -75,14 +75,15 @@ def _settings(given: argparse.Namespace) -> Settings:
             raise SettingsError(f"{path} does not exist; give files or folders")
     settings = settings_for(given.paths)
     if given.select:
-        settings = replace(settings, select=_codes(given.select))
+        settings = replace(settings, select=_codes(given.select, "--select"))
     if given.ignore:
-        settings = replace(settings, ignore=(*settings.ignore, *_codes(given.ignore)))
+        settings = replace(settings, ignore=(*settings.ignore, *_codes(given.ignore, "--ignore")))
     return settings
 
 
-def _codes(text: str) -> tuple[str, ...]:
-    return tuple(code.strip().upper() for code in text.split(",") if code.strip())
+def _codes(text: str, option: str) -> tuple[str, ...]:
+    codes = tuple(code.strip().upper() for code in text.split(",") if code.strip())
+    return tuple(known_codes(codes, option))
 
 
 def structures_of(models: Sequence[str]) -> Structures | None:

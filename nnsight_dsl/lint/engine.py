@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 
 from nnsight_dsl.transforms.blocks_text import may_hold_blocks
 
 from .analysis import File
 from .diagnostics import Diagnostic, Finding, in_order
+from .fixes import can_be_fixed
 from .knowledge import Structure
 from .rules import BY_CODE, RULES, Rule, unreadable_file
 from .settings import Settings
@@ -35,6 +37,8 @@ def lint(
     except UnreadableError as error:
         found, broken = [], [error]
         source = Source(file, content.decode(errors="replace").splitlines())
+    if any(finding.fix for _, finding in found) and not can_be_fixed(source, content):
+        found = [(rule, replace(finding, fix=())) for rule, finding in found]
     diagnostics = [
         _diagnostic(source, rule, finding)
         for rule, finding in found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .diagnostics import Diagnostic, Insertion
-from .sources import UnreadableError, source_of
+from .sources import Source, UnreadableError, source_of
 
 
 def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes:
@@ -30,6 +30,11 @@ def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes
     for one in insertions:
         content = _inserted(content, starts[one.line - 1] + one.column, one)
     return content
+
+
+def can_be_fixed(source: Source, content: bytes) -> bool:
+    """Tell whether `fixed` changes a file: a notebook or one that is not in UTF-8 it does not."""
+    return source.cells is None and _line_starts(content, source.lines) is not None
 
 
 def _line_starts(content: bytes, lines: Sequence[str]) -> list[int] | None:

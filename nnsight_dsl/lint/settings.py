@@ -21,6 +21,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePath
 from typing import Any
 
+from .rules import BY_CODE
+
 
 class SettingsError(Exception):
     """The settings cannot be read; the command line reports it."""
@@ -84,6 +86,21 @@ def settings_for(paths: Sequence[Path]) -> Settings:
     return Settings()
 
 
+def known_codes(codes: Sequence[str], where: str) -> Sequence[str]:
+    """Return codes that each are a rule's, or the beginning of one.
+
+    Raises:
+        SettingsError: one of them is not, and so would say nothing about any file.
+    """
+    for one in codes:
+        if not one or not any(code.startswith(one) for code in BY_CODE):
+            raise SettingsError(
+                f"{where} has {one!r}, with which no rule's code begins; 'nnsight-dsl rule all' "
+                "lists them"
+            )
+    return codes
+
+
 def _settings(table: Any, file: Path) -> Settings:
     known = {"select", "ignore", "exclude", "model", "per-file-ignores"}
     unknown = sorted(set(table) - known) if isinstance(table, dict) else ["tool.nnsight-dsl"]
@@ -95,6 +112,10 @@ def _settings(table: Any, file: Path) -> Settings:
     per_file = table.get("per-file-ignores", {})
     if not isinstance(per_file, dict):
         raise SettingsError(f"{file}: per-file-ignores is no table; write patterns and codes")
+    for key in ("select", "ignore"):
+        known_codes(_codes(table, key, file), f"{file}: {key!r}")
+    for pattern in per_file:
+        known_codes(_codes(per_file, pattern, file), f"{file}: {pattern!r}")
     return Settings(
         select=_codes(table, "select", file) or ("NNS",),
         ignore=_codes(table, "ignore", file),

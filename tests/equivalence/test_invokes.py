@@ -438,7 +438,7 @@ def test_an_edit_of_a_clone_after_a_replacement_is_nobodys_business(gpt2: Langua
         with tracer.invoke(FIRST):
             old = gpt2.transformer.h[0].output.clone()
             given = gpt2.transformer.h[1].ln_1.input
-            old[:] = 0
+            old[:] = 0  # noqa: NNS305
             first = gpt2.output.logits.save()
         with tracer.invoke(SECOND):
             gpt2.transformer.h[0].output = gpt2.transformer.h[0].output ** 2

@@ -331,3 +331,64 @@ def test_generations_record_one_step(model):
         logits = model.lm_head.output.save()
     structure = at_run._structures[model._module]
     assert len(structure.modules["lm_head"].visits) == 1
+
+
+EDITED_COPY = (
+    "with model.trace(PROMPT):\n"
+    "    hidden = model.transformer.h[1].output.clone()\n"
+    "    hidden[:] = 0\n"
+    "    logits = model.lm_head.output.save()\n"
+)
+
+
+def test_an_edit_of_a_copy_that_nothing_reads_warns(model):
+    with pytest.warns(LintWarning, match=r"^NNS305: 'hidden' is a copy"):
+        run(EDITED_COPY, model=model, PROMPT=PROMPT)
+    run(
+        EDITED_COPY.replace("= 0", "= 0\n    model.transformer.h[1].output = hidden"),
+        model=model,
+        PROMPT=PROMPT,
+    )
+
+
+REBOUND = "with model.trace(PROMPT):\n    kept = model.transformer.h[1].output.sum()\n"
+ADDED = "with model.trace(PROMPT):\n    kept += model.transformer.h[1].output.sum()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [(REBOUND, None), (REBOUND, 0), (REBOUND, torch.zeros(2)), (ADDED, 0), (ADDED, 0.5)],
+)
+def test_a_name_from_around_the_block_that_keeps_its_value_warns(model, text, before):
+    with pytest.warns(LintWarning, match=r"^NNS301: 'kept' .* keeps the value from before"):
+        names = run(text, model=model, PROMPT=PROMPT, kept=before)
+    assert names["kept"] is before
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (REBOUND, {}),
+        (REBOUND.replace(".sum()", ".sum().save()"), {"kept": 0}),
+        (REBOUND + "    out = (kept * 2).save()\n", {"kept": 0}),
+        (REBOUND.replace("kept", "input"), {}),
+        (REBOUND.replace("kept", "_"), {"_": 0}),
+        (REBOUND + "    kept.save()\n", {"kept": 0}),
+        (REBOUND + "    other = kept\n    other.save()\n", {"kept": 0}),
+        (ADDED.replace(".sum()", ".sum().detach()"), {"kept": torch.zeros(())}),
+    ],
+)
+def test_a_name_from_around_the_block_that_is_needed_or_kept_is_no_finding(model, text, names):
+    run(text, model=model, PROMPT=PROMPT, **names)
+
+
+def test_names_that_a_session_takes_from_a_trace_are_no_finding(model):
+    text = (
+        "kept = 0\n"
+        "with model.session():\n"
+        "    with model.trace(PROMPT):\n"
+        "        kept = model.transformer.h[1].output.sum()\n"
+        "    with model.trace(PROMPT):\n"
+        "        out = (model.lm_head.output * kept).save()\n"
+    )
+    run(text, model=model, PROMPT=PROMPT)

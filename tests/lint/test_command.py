@@ -173,6 +173,32 @@ def test_rules_are_chosen_on_the_command_line(command, folder, arguments, count)
     assert len(json.loads(out)) == count
 
 
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+@pytest.mark.parametrize("code", ["NNS999", "NNS1,E501", "F", "NNS1020", "sNNS"])
+def test_a_code_that_no_rule_has_is_refused(command, folder, option, code):
+    (folder / "wrong.py").write_text(WRONG)
+    status, out, err = command("lint", ".", option, code)
+    assert (status, out) == (2, "")
+    unknown = code.rpartition(",")[2].upper()
+    assert err.startswith(f"nnsight-dsl lint: {option} has {unknown!r}, with which no rule's code")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        'select = ["NNS999"]',
+        'ignore = ["NNS102", "E501"]',
+        '[tool.nnsight-dsl.per-file-ignores]\n"wrong.py" = ["NNS12"]',
+    ],
+)
+def test_a_code_in_the_settings_that_no_rule_has_is_refused(command, folder, settings):
+    (folder / "pyproject.toml").write_text(f"[tool.nnsight-dsl]\n{settings}\n")
+    (folder / "wrong.py").write_text(WRONG)
+    status, out, err = command("lint", ".")
+    assert (status, out) == (2, "")
+    assert "with which no rule's code begins" in err
+
+
 def notebook(*cells: str) -> str:
     made = [{"cell_type": "code", "source": cell.splitlines(True)} for cell in cells]
     text = {"cell_type": "markdown", "source": ["# Title\n", "print 'no code'"]}
@@ -196,6 +222,40 @@ def test_a_value_of_one_cell_is_used_in_another(command, folder):
     _, out, _ = command("lint", "--format", "json", "a.ipynb")
     (found,) = json.loads(out)
     assert (found["code"], found["cell"], found["line"]) == ("NNS301", 1, 2)
+
+
+def test_a_message_names_the_line_of_its_cell(command, folder):
+    (folder / "a.ipynb").write_text(notebook("import torch\n\n\n", WRONG))
+    _, out, _ = command("lint", "--format", "json", "a.ipynb")
+    (found,) = json.loads(out)
+    assert (found["cell"], found["line"]) == (2, 3)
+    assert "returned (line 2 of cell 2)" in found["message"]
+
+
+NOT_UTF_8 = """\
+# -*- coding: latin-1 -*-
+with model.trace("é"):
+    h = model.a.output
+print(h)
+"""
+    "# -*- coding: latin-1 -*-\nwith model.trace('\xe9'):\n    h = model.a.output\nprint(h)\n"
+)
+
+
+@pytest.mark.parametrize("kind", ["notebook", "latin-1"])
+def test_nothing_is_called_fixable_in_a_file_that_is_left_alone(command, folder, kind):
+    if kind == "notebook":
+        path = folder / "a.ipynb"
+        path.write_text(notebook("with model.trace('a'):\n    h = model.a.output\nprint(h)"))
+    else:
+        path = folder / "a.py"
+        path.write_bytes(NOT_UTF_8.encode("latin-1"))
+    before = path.read_bytes()
+    _, out, _ = command("lint", "--format", "json", str(path))
+    assert [(one["code"], one["fixable"]) for one in json.loads(out)] == [("NNS301", False)]
+    _, text, _ = command("lint", "--fix", str(path))
+    assert text.rstrip().endswith("1 finding")
+    assert path.read_bytes() == before
 
 
 def test_a_cell_that_is_no_python_leaves_the_others(command, folder):

@@ -42,8 +42,8 @@ def check(file: File) -> Iterator[Finding]:
                     yield Finding(
                         access.node,
                         f"{access.location} is asked for after the result of the run (line "
-                        f"{end.node.lineno}), and comes before it; move this access up, or put it "
-                        "in an invoke of its own",
+                        f"{file.line(end.node)}), and comes before it; move this access up, or "
+                        "put it in an invoke of its own",
                         raises="GenerationEndedError" if is_stepped else "OutOfOrderError",
                     )
                     break

@@ -43,8 +43,8 @@ def check(file: File) -> Iterator[Finding]:
                 yield Finding(
                     second.node,
                     f"{second.location} has already passed: the model computes it before "
-                    f"{first.location} of line {first.node.lineno}; move this access up, or put it "
-                    "in an invoke of its own",
+                    f"{first.location} of line {file.line(first.node)}; move this access up, or "
+                    "put it in an invoke of its own",
                 )
 
 

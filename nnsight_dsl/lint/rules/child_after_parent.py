@@ -40,7 +40,7 @@ def check(file: File) -> Iterator[Finding]:
                 yield Finding(
                     second.node,
                     f"{second.location} can no longer come, since {first.place} has already "
-                    f"returned (line {first.node.lineno}); move this access before that line, or "
-                    "put it in an invoke of its own",
+                    f"returned (line {file.line(first.node)}); move this access before that line, "
+                    "or put it in an invoke of its own",
                     raises="OutOfOrderError",
                 )

@@ -38,7 +38,7 @@ def check(file: File) -> Iterator[Finding]:
                 yield Finding(
                     second.node,
                     f"{second.location} has already passed: the output of line "
-                    f"{first.node.lineno} comes after it; move this access up, before that line, "
-                    "or put it in an invoke of its own",
+                    f"{file.line(first.node)} comes after it; move this access up, before that "
+                    "line, or put it in an invoke of its own",
                     raises="OutOfOrderError",
                 )

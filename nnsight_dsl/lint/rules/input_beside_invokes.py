@@ -38,7 +38,7 @@ def check(file: File) -> Iterator[Finding]:
                 yield Finding(
                     block.call,
                     "this trace has an input of its own, and the invoke of line "
-                    f"{invoke.node.lineno} has one; give the input to an invoke instead: 'with "
+                    f"{file.line(invoke.node)} has one; give the input to an invoke instead: 'with "
                     "model.trace() as tracer:'",
                 )
                 break

@@ -77,12 +77,12 @@ def _is_without_effect(
         if isinstance(below, ast.Name) and below.id == name and isinstance(below.ctx, ast.Load):
             if end_of(below) > behind or function_of(machine, below) is not function:
                 return False
-        elif _may_look(below, name):
+        elif may_look(below, name):
             return False
     return True
 
 
-def _may_look(node: ast.AST, name: str) -> bool:
+def may_look(node: ast.AST, name: str) -> bool:
     """Tell whether a node may read a name without spelling it as one."""
     if isinstance(node, (ast.Global, ast.Nonlocal)):
         return name in node.names

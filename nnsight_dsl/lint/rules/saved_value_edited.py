@@ -52,8 +52,8 @@ def check(file: File) -> Iterator[Finding]:
                     end = end_of(saved.node)
                     yield Finding(
                         saved.node,
-                        f"the edit in place of line {edit.node.lineno} changes this value after "
-                        "it was saved; save a copy: .clone().save()",
+                        f"the edit in place of line {file.line(edit.node)} changes this value "
+                        "after it was saved; save a copy: .clone().save()",
                         fix=(Insertion(end[0], end[1], ".clone()"),),
                     )
                     break

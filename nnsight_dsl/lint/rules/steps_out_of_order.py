@@ -54,7 +54,7 @@ def check(file: File) -> Iterator[Finding]:
                     yield Finding(
                         later.header,
                         f"step {later.first} is over when this loop begins: the loop of line "
-                        f"{earlier.node.lineno} has waited for step {earlier.last}; loop over "
+                        f"{file.line(earlier.node)} has waited for step {earlier.last}; loop over "
                         "steps in the order in which the generation takes them",
                         raises="OutOfOrderError",
                     )

@@ -19,8 +19,11 @@ Right:
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import builtins
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
+from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.source.plain import is_known_expression
 from nnsight_dsl.transforms.source.scopes import first_use
 
@@ -28,9 +31,12 @@ from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding, Insertion
 from ..values import called_name
+from .rebinding_without_effect import may_look
 
 CODE = "NNS301"
 SEVERITY = ERROR
+
+_Binding: TypeAlias = ast.Assign | ast.AugAssign
 
 _KEEPING = frozenset({"save", "cache"})
 
@@ -40,7 +46,10 @@ def check(file: File) -> Iterator[Finding]:
     for block in file.blocks:
         if block.kind not in ("trace", "generate", "session"):
             continue
-        assigned = _assigned(block)
+        assigned: dict[str, list[_Binding]] = {**_assigned(block)}
+        for name, additions in _accumulated(block).items():
+            if _starts_from_constants(block, name):
+                assigned[name] = additions
         if not assigned:
             continue
         kept = _kept(block)
@@ -48,20 +57,58 @@ def check(file: File) -> Iterator[Finding]:
         following = list(file.tree.following(block.node)) if assigned else []
         for name, statements in assigned.items():
             if _is_used(file, name, following):
-                yield _finding(name, statements)
+                yield _finding(name, statements, is_bound=_is_bound_before(block, name))
 
 
-def _finding(name: str, statements: list[ast.Assign]) -> Finding:
+def check_at_entry(file: File, value_of: Callable[[str], Any]) -> Iterator[Finding]:
+    """Look for names around a block that it binds again, and neither saves nor reads.
+
+    All that such a statement can be for is the name's value after the block.
+
+    Args:
+        file: the block that is entered.
+        value_of: returns what a name stands for around the block, or `MISSING`.
+    """
+    for block in file.blocks:
+        if block.kind not in ("trace", "generate"):
+            continue
+        assigned: dict[str, list[_Binding]] = {**_assigned(block)}
+        for name, additions in _accumulated(block).items():
+            # of all else, as of a list or a tensor, `+=` changes the object around the block
+            if type(value_of(name)) in _IMMUTABLE:
+                assigned[name] = additions
+        kept = _kept(block) if assigned else set()
+        for name, statements in assigned.items():
+            value = value_of(name)
+            if name in kept or name.startswith("_") or value is MISSING:
+                continue
+            if value is getattr(builtins, name, MISSING) or _may_be_read(block, name):
+                continue
+            yield _finding(name, statements, is_bound=True, is_used=False)
+
+
+_IMMUTABLE = (bool, int, float, complex, str)
+
+
+def _finding(
+    name: str, statements: list[_Binding], *, is_bound: bool, is_used: bool = True
+) -> Finding:
     last = statements[-1]
+    remedy = "write .save() where it is assigned"
     fix: tuple[Insertion, ...] = ()
-    if len(statements) == 1:
-        fix = _saved(last.value)
-    return Finding(
-        last.targets[0],
-        f"{name!r} is used after the block, and was not saved in it, so it does not leave the "
-        "block; write .save() where it is assigned",
-        fix=fix,
-    )
+    if isinstance(last, ast.AugAssign):
+        node: ast.expr = last.target
+        addition = ast.unparse(ast.BinOp(ast.Name(name, ast.Load()), last.op, last.value))
+        remedy = f"write {name} = ({addition}).save()"
+    else:
+        node = last.targets[0]
+        if len(statements) == 1:
+            fix = _saved(last.value)
+    seen = f"{name!r} is used after the block, and was not saved in it"
+    if not is_used:
+        seen = f"{name!r} is bound in the block, which neither saves nor reads it"
+    outcome = "keeps the value from before the block" if is_bound else "does not leave the block"
+    return Finding(node, f"{seen}, so it {outcome}; {remedy}", fix=fix)
 
 
 def _saved(value: ast.expr) -> tuple[Insertion, ...]:
@@ -72,9 +119,70 @@ def _saved(value: ast.expr) -> tuple[Insertion, ...]:
     return start, Insertion(end.line, end.column, ").save()")
 
 
-def _assigned(block: Block) -> dict[str, list[ast.Assign]]:
+def _accumulated(block: Block) -> dict[str, list[_Binding]]:
+    """Return the names that are bound by nothing but `+=` and its like, with known values."""
+    found: dict[str, list[_Binding]] = {}
+    targets: set[ast.Name] = set()
+    for node in block.tree.walk(block.node):
+        if not isinstance(node, ast.AugAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if is_known_expression(node.value):
+            found.setdefault(node.target.id, []).append(node)
+            targets.add(node.target)
+    otherwise = set(_bound_otherwise(block, targets))
+    return {name: nodes for name, nodes in found.items() if name not in otherwise}
+
+
+def _bindings_around(block: Block, name: str) -> list[ast.Name]:
+    """Return where the function that a block stands in binds a name, outside of the block."""
+    inside = set(block.tree.walk(block.node))
+    return [
+        node
+        for node in block.tree.walk(block.function())
+        if isinstance(node, ast.Name)
+        and node.id == name
+        and not isinstance(node.ctx, ast.Load)
+        and node not in inside
+    ]
+
+
+def _is_bound_before(block: Block, name: str) -> bool:
+    line = block.node.lineno
+    return any(node.lineno < line for node in _bindings_around(block, name))
+
+
+def _starts_from_constants(block: Block, name: str) -> bool:
+    """Tell whether a name holds numbers or texts around a block, which `+=` cannot change."""
+    function = block.function()
+    around = _bindings_around(block, name)
+    constants = {
+        node.targets[0]
+        for node in block.tree.walk(function)
+        if isinstance(node, ast.Assign)
+        and len(node.targets) == 1
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, _IMMUTABLE)
+    }
+    if not around or not constants.issuperset(around):
+        return False
+    return not any(
+        (isinstance(node, ast.arg) and node.arg == name) or may_look(node, name)
+        for node in block.tree.walk(function)
+    )
+
+
+def _may_be_read(block: Block, name: str) -> bool:
+    """Tell whether anything in a block may read a name, but `+=` of the name itself."""
+    return any(
+        (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
+        or may_look(node, name)
+        for node in block.tree.walk(block.node)
+    )
+
+
+def _assigned(block: Block) -> dict[str, list[_Binding]]:
     """Return the names that are bound by nothing but assignments of known values."""
-    assigned: dict[str, list[ast.Assign]] = {}
+    assigned: dict[str, list[_Binding]] = {}
     plain_targets: set[ast.Name] = set()
     for node in block.tree.walk(block.node):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:

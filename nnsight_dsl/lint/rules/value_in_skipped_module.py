@@ -40,8 +40,8 @@ def check(file: File) -> Iterator[Finding]:
                 seen.add(second.number)
                 yield Finding(
                     second.node,
-                    f"{second.location} is never computed, since line {first.node.lineno} skips "
-                    f"{first.place}; ask for it in a run that does not skip {first.place}",
+                    f"{second.location} is never computed, since line {file.line(first.node)} "
+                    f"skips {first.place}; ask for it in a run that does not skip {first.place}",
                     raises="NotCalledError",
                 )
 

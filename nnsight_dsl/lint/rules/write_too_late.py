@@ -37,7 +37,7 @@ def check(file: File) -> Iterator[Finding]:
     """Look for edits of held values behind accesses that come after their last use."""
     for machine in file.machines():
         for node in machine.block.nodes():
-            name = _edited(node)
+            name = edited(node)
             read = None if name is None else read_of(machine, name)
             if name is None or read is None or not isinstance(node, ast.stmt):
                 continue
@@ -49,12 +49,12 @@ def check(file: File) -> Iterator[Finding]:
                 yield Finding(
                     node,
                     f"everything that uses {read.location} has run when this edits it, since line "
-                    f"{passed[0].node.lineno} waits for {passed[0].location}; edit it before that "
-                    "line",
+                    f"{file.line(passed[0].node)} waits for {passed[0].location}; edit it before "
+                    "that line",
                 )
 
 
-def _edited(node: ast.AST) -> ast.Name | None:
+def edited(node: ast.AST) -> ast.Name | None:
     """Return the name whose tensor a statement edits in place."""
     target: ast.expr | None = None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:

@@ -41,3 +41,23 @@ def keep(value):
 with model.trace("the cat"):
     hidden = keep(model.transformer.h[1].output)
 print(hidden.shape)
+
+# %% an edit of a tensor from outside of the block
+totals = torch.zeros(2, 16)
+with model.trace("the cat"):
+    totals += model.transformer.h[1].mlp.output[0].detach()
+assert totals.any()
+
+# %% a list from outside of the block
+found = []
+with model.trace("the cat"):
+    found += [model.transformer.h[1].mlp.output]
+assert len(found) == 1
+
+# %% a sum that is used in the block only
+count = 0
+with model.trace("the cat"):
+    count += model.transformer.h[1].mlp.output.shape[0]
+    kept = (model.lm_head.output * count).save()
+count = 3
+assert kept.shape and count

@@ -16,3 +16,10 @@ with model.trace() as tracer:
     with tracer.invoke("a dog"):
         other = model.lm_head.output[:, -1].save()
 difference = logits - other
+
+# %% misleads
+sums = 0
+for prompt in ("the cat", "a dog"):
+    with model.trace(prompt):
+        sums += model.transformer.h[1].mlp.output.sum()  #> NNS301 9
+assert sums == 0, "the name has the value that it had before"
