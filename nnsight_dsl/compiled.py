@@ -53,6 +53,8 @@ def run(block: Any, program: Program, names: dict[str, Any] | None = None) -> di
         # what `names_around` returns for the frame of a function, without one of its own
         is_function = frame.f_code.co_flags & CO_OPTIMIZED
         around = frame.f_locals if is_function else names_around(frame)
+        if type(around) is not dict:
+            around = {**around}
         found = block._finished(program, frame.f_globals, around, frame)
     left: dict[str | None, Any]
     left, failure = found

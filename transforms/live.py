@@ -214,6 +214,11 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
     if any(stop.f_code is inner.code for inner in program.all_programs()):
         debugger.set_next(frame)
         frame.f_trace = debugger.trace_dispatch
+        # From CPython 3.12 on a trace function prepares the code of the frames that are running when
+        # it is set. Where the debugger was started in a block that runs on a greenlet of its own,
+        # this frame was not among them.
+        sys.settrace(None)
+        sys.settrace(trace)
 
 
 _PYTHONS = (FunctionType, MethodType)
@@ -232,7 +237,9 @@ def names_around(frame: FrameType) -> Mapping[str, Any]:
     """
     code, outer = frame.f_code, frame.f_back
     if code.co_flags & CO_OPTIMIZED or not code.co_freevars or outer is None:
-        return frame.f_locals
+        names = frame.f_locals
+        # from PEP 667 (Python 3.13) on it is a view of the frame, which changes with it
+        return names if type(names) is dict else {**names}
     enclosing = outer.f_locals
     free = {name: enclosing[name] for name in code.co_freevars if name in enclosing}
     return {**free, **frame.f_locals}

@@ -105,6 +105,9 @@ def program(tmp_path: Path) -> Path:
 
 def debugged(program: Path, commands: str, *, at_breakpoint: bool = False) -> tuple[list[int], str]:
     """Drive pdb with commands; return the lines that it stopped at, and what it printed."""
+    if at_breakpoint and sys.version_info >= (3, 13):
+        # there `breakpoint()` stops at its own line, and before it at the one behind it
+        commands = f"next\n{commands}"
     out = io.StringIO()
     debugger = pdb.Pdb(stdin=io.StringIO(commands), stdout=out, nosigint=True, readrc=False)
     debugger.use_rawinput = False
@@ -122,6 +125,8 @@ def debugged(program: Path, commands: str, *, at_breakpoint: bool = False) -> tu
         sys.breakpointhook = before
         sys.settrace(trace)
     stops = re.findall(rf"> {re.escape(str(program))}\((\d+)\)", out.getvalue())
+    if at_breakpoint and sys.version_info >= (3, 13):
+        del stops[0]
     return [int(stop) for stop in stops], out.getvalue()
 
 
@@ -140,7 +145,8 @@ def test_pdbs_next_goes_on_behind_the_block(program: Path) -> None:
 
 def test_pdbs_next_goes_on_behind_a_block_it_was_stopped_in(program: Path) -> None:
     program.write_text(program.read_text().replace("    e = 5", "    breakpoint()"))
-    stops, _ = debugged(program, "next\n" * 3 + "quit\n", at_breakpoint=True)
+    # the third one goes on into the frames that have called the program: no quitting there
+    stops, _ = debugged(program, "next\n" * 3 + "continue\n", at_breakpoint=True)
     assert stops[-1] == 9
 
 

@@ -238,8 +238,6 @@ with model.trace("é"):
     h = model.a.output
 print(h)
 """
-    "# -*- coding: latin-1 -*-\nwith model.trace('\xe9'):\n    h = model.a.output\nprint(h)\n"
-)
 
 
 @pytest.mark.parametrize("kind", ["notebook", "latin-1"])
