@@ -214,9 +214,9 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
     if any(stop.f_code is inner.code for inner in program.all_programs()):
         debugger.set_next(frame)
         frame.f_trace = debugger.trace_dispatch
-        # From CPython 3.12 on a trace function prepares the code of the frames that are running when
-        # it is set. Where the debugger was started in a block that runs on a greenlet of its own,
-        # this frame was not among them.
+        # From CPython 3.12 on, setting a trace function prepares the code of the frames that are
+        # running. Where the debugger was started in a block that runs on a greenlet of its own, this
+        # frame was not among them.
         sys.settrace(None)
         sys.settrace(trace)
 
