@@ -365,6 +365,12 @@ class Envoy(Ports):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        ports = [name for name in PORTS if name in cls.__dict__ and not is_of_library(cls)]
+        if ports:
+            raise TypeError(
+                f"{ports[0]!r} of {cls.__name__} is a port of every wrapper; give the attribute "
+                "another name"
+            )
         if "__init__" in cls.__dict__ and not is_of_library(cls):
             cls.__init__ = _keeping_attributes(cls.__init__)  # type: ignore[method-assign]
 

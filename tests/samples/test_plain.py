@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import CONFIG, NNsight, OutOfOrderError
+from nnsight_dsl import CONFIG, CarriedCallError, NNsight, OutOfOrderError
 
 
 class Reads(nn.Module):
@@ -483,3 +483,50 @@ def test_what_a_property_raises_is_shown():
     with pytest.raises(AttributeError, match="no_such_thing"):
         with model.trace(X):
             model.hidden  # noqa: B018
+
+
+# what is impossible
+
+
+class Unseen(nn.Module):
+    """Returns a tensor at first, and later an object that reads a module that may have passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(3, 3)
+        self.hold = Hold()
+        self.take = Take()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared(self.take(self.hold(self.shared(x))))
+
+
+def test_a_module_that_may_have_passed_unseen_is_refused_and_never_another_visit(monkeypatch):
+    net = Unseen()
+    model = NNsight(net)
+
+    def read(self: Held, other: float) -> torch.Tensor:
+        return model.shared.output + other
+
+    monkeypatch.setattr(Held, "__add__", read)
+    # a program of its own, since it is carried from the refusal on
+    text = "def enter():\n    with model.trace(X):\n        (model.hold.output + 1).save()\n"
+    enter = run(text, model=model)["enter"]
+    monkeypatch.setattr(Hold, "plainly", True)
+    for _ in range(3):
+        enter()
+    monkeypatch.setattr(Hold, "plainly", False)
+    with pytest.raises(CarriedCallError, match=r"shared .* not watched .*; name shared in"):
+        enter()
+    # the first visit has passed: what is refused above is no later one, and now says so
+    with pytest.raises(OutOfOrderError, match=r"shared\.output has already passed"):
+        enter()
+
+
+def test_a_subclass_cannot_redefine_a_port():
+    with pytest.raises(TypeError, match=r"'output' of Wrong is a port of every wrapper; .*another"):
+
+        class Wrong(NNsight):
+            @property
+            def output(self) -> int:
+                return 3
