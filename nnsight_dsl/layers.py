@@ -216,7 +216,10 @@ class _LayerRun:
     @property
     def keeps_shape(self) -> bool:
         """Whether the layer returns what has the shape of its input."""
-        return self.after is not None and self.after.shape == self.before.shape
+        if self.after is None or self.after.is_nested or self.before.is_nested:
+            # nested tensors, as torch's encoders make of padded rows, have no shape
+            return False
+        return bool(self.after.shape == self.before.shape)
 
     def report(self) -> LayerReport:
         """Follow the residual stream through the layer, and look whether the sum holds."""

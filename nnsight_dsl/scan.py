@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.offload import is_offloaded, leave_out_loading
 from nnsight_dsl.rehearsal import lend
 from nnsight_dsl.runtime.ambient import restore_state, state_outside
-from nnsight_dsl.runtime.record import Record
+from nnsight_dsl.runtime.record import Record, item_before, restore_item
 from nnsight_dsl.runtime.signals import WaitingSignals, begins_fake_run
 from nnsight_dsl.runtime.stopping import StopPoints
 
@@ -80,6 +80,13 @@ def faked(module: nn.Module) -> Callable[..., Any]:
             def fake_leaf(leaf: Any) -> Any:
                 return fake(leaf, is_placed=True) if isinstance(leaf, torch.Tensor) else leaf
 
+            for one in module.modules():
+                if isinstance(one, nn.TransformerEncoder) and "use_nested_tensor" in one.__dict__:
+                    # a fake tensor tells no lengths of rows
+                    attributes = one.__dict__
+                    before = item_before(attributes, "use_nested_tensor")
+                    record.append((restore_item, attributes, "use_nested_tensor", before))
+                    attributes["use_nested_tensor"] = False
             lend(module, lambda tensor: fake(tensor, is_placed=not is_moved), record)
             args, kwargs = pytree.tree_map(fake_leaf, (args, kwargs))
             return module(*args, **kwargs)

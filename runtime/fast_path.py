@@ -31,7 +31,7 @@ COMPILED = "_compiled_call_impl"
 _ACTIVATION = "activation_relu_or_gelu"
 """What an encoder layer's activation is, 0 for one that has no fast path."""
 
-_dynamo: Any = torch._C._dynamo.eval_frame
+_dynamo: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
 
 
 def keep_from_compiling(function: Any) -> Any:

@@ -338,6 +338,10 @@ class _ForkTap(Tap):
             args, kwargs = self.driver.widened((key_of(self.place), INPUTS), (args, kwargs))
         return super().visit(call, module, args, kwargs)
 
+    def is_awaited(self) -> bool:
+        """Have the module called: rows part here."""
+        return True
+
     def _offered(self, output: Any) -> Any:
         # wherever that is: where transformers captures outputs, it is in the midst of the call
         if self.index == 0:

@@ -211,6 +211,18 @@ def test_what_is_asked_for_too_late_says_why(net: Classifier) -> None:
             hidden = model.encoder.layers[0].linear1.output
 
 
+def test_a_scan_has_the_shapes_of_a_dense_run(net: Classifier) -> None:
+    model = NNsight(net)
+    for _ in range(2):
+        with model.scan(X):
+            outside = model.head.output.shape
+        assert outside == (2, 3, 3)
+        with model.scan(X):
+            inside = model.encoder.layers[1].linear1.output.shape
+        assert inside == (2, 3, 16)
+    assert net.encoder.use_nested_tensor
+
+
 # compiled modules
 
 
