@@ -32,6 +32,7 @@ from nnsight_dsl.runtime.errors import (
 from nnsight_dsl.runtime.instruments import Log, Served
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine, current_machine
+from nnsight_dsl.runtime.operations import OperationPlace
 from nnsight_dsl.runtime.rows import Rows
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.runtime.steps import StepSpec
@@ -280,18 +281,18 @@ class Tracer(Block, Place):
         machine.saved.add(cache)
         return cache
 
-    def _places_of(self, modules: Any) -> list[Envoy]:
-        """Return the envoys that a cache is to be kept of."""
+    def _places_of(self, modules: Any) -> list[Place]:
+        """Return the envoys and operations that a cache is to be kept of."""
         is_one = isinstance(modules, (str, nn.Module)) or not isinstance(modules, Iterable)
         if isinstance(modules, Envoy):
             is_one = not isinstance(modules._module, (nn.ModuleList, nn.ModuleDict))
         given: list[Any] = [modules] if is_one else list(modules)
-        found = []
+        found: list[Place] = []
         for one in given:
             envoy: Any = self._model.get(one) if isinstance(one, str) else one
             if isinstance(one, nn.Module):
                 envoy = self._model._mirror_of(one)
-            if not isinstance(envoy, Envoy):
+            if not isinstance(envoy, (Envoy, OperationPlace)):
                 raise InputError(
                     f"modules= has {type(one).__name__} {one!r:.80}, which is no module of this "
                     "model; give paths ('transformer.h.0') or envoys (model.transformer.h[0])"

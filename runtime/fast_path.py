@@ -14,9 +14,9 @@ decides.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -53,10 +53,12 @@ def keep_from_compiling(function: Any) -> Any:
     return function
 
 
-def is_compiler_used() -> bool:
-    """Tell whether anything has been compiled in this process, so that a forward may be."""
-    known = sys.modules.get(_DYNAMO)
-    return known is not None and bool(known.cached_backends)
+def has_compiled_function(module: nn.Module) -> bool:
+    """Tell whether a module has a compiled function among its attributes."""
+    return any(
+        isinstance(value, FunctionType) and "_torchdynamo_orig_callable" in vars(value)
+        for value in vars(module).values()
+    )
 
 
 def is_compiled_around(module: Any) -> bool:

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 
 from nnsight_dsl import errors
-from nnsight_dsl.runtime.fast_path import is_compiler_used, passes_over_parts
+from nnsight_dsl.runtime.fast_path import has_compiled_function, passes_over_parts
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.transforms.parsing import one_at_a_time
@@ -208,10 +208,10 @@ class OrderWatcher:
     def for_first_run(model: Place) -> OrderWatcher | None:
         """Return a watcher where the order of a model is not known yet."""
         module: nn.Module = model._module
-        # to see all modules called, a run would leave what is compiled
-        if module in _structures or module in _without_order or is_compiler_used():
+        if module in _structures or module in _without_order:
             return None
-        if any(passes_over_parts(one) for one in module.modules()):
+        # to see all modules called, a run would leave what is compiled
+        if any(passes_over_parts(one) or has_compiled_function(one) for one in module.modules()):
             _without_order.add(module)
             return None
         return OrderWatcher(model)
