@@ -215,8 +215,8 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
         debugger.set_next(frame)
         frame.f_trace = debugger.trace_dispatch
         # From CPython 3.12 on, setting a trace function prepares the code of the frames that are
-        # running. Where the debugger was started in a block that runs on a greenlet of its own, this
-        # frame was not among them.
+        # running. Where the debugger was started in a block that runs on a greenlet, this frame was
+        # not among them.
         sys.settrace(None)
         sys.settrace(trace)
 
