@@ -28,6 +28,7 @@ from nnsight_dsl.errors import (
     WriteShapeError,
 )
 from nnsight_dsl.runtime.errors import RunEnded
+from tests.differential.worlds import observing
 
 FILENAME = "<what plain hooks make of it>"
 _MOST_CLOSING_REQUESTS = 100
@@ -153,6 +154,7 @@ class Run:
             BaseException: what a block or the model has raised.
         """
         result = None
+        observing.append(self)
         try:
             for module in [*self.root.modules()]:
                 self._visits_of(module)
@@ -167,6 +169,7 @@ class Run:
         except BaseException as error:
             self.failure = self.failure or self._explained(error)
         finally:
+            observing.pop()
             self._close()
         if self.failure is not None:
             raise self.failure
@@ -242,15 +245,25 @@ class Run:
         found = self._visits.get(id(module))
         if found is None:
             found = self._visits[id(module)] = _Visits(module)
-            before = module.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-            after = module.register_forward_hook(self._after)
+            hook = self._unless_observed(self.before)
+            before = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+            after = module.register_forward_hook(self._unless_observed(self.after))
             self._handles += [before, after]
         return found
+
+    def _unless_observed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """Leave modules out whose call is patched: the patch itself shows what passes."""
+
+        def called(module: nn.Module, *values: Any) -> Any:
+            is_observed = getattr(type(module).__call__, "is_observed", False)
+            return None if is_observed else hook(module, *values)
+
+        return called
 
     def _is_here(self) -> bool:
         return getcurrent() is self._home and not self._is_quiet
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._is_here():
             return None
         visits = self._visits_of(module)
@@ -269,7 +282,7 @@ class Run:
             self._is_quiet += 1
         return given
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         visits = self._visits_of(module)
         if visits.skipped and self._is_quiet:
             self._is_quiet -= 1
@@ -277,7 +290,7 @@ class Run:
                 output = self._widen(output, value, machine)
             visits.skipped = []
         if not self._is_here():
-            return None
+            return output
         index = visits.running.pop()
         output = self._serve(_Offer(module, "output", index, output))
         if self.cache is not None:

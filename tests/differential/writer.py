@@ -11,11 +11,6 @@ from tests.differential.programs import BLOCKS, FUNCTIONS, LAYERS, SEEN, TENSOR,
 from tests.differential.worlds import EVENTS, KINDS, LANGUAGE, OPERATIONS
 from tests.language.random_blocks import Writer
 
-OPEN: dict[str, str | None] = {
-    "setter": "a property with a setter, of a subclass of a wrapper, sets an attribute instead",
-}
-"""What random programs leave out for now, each with its reason; None for what they do not."""
-
 _USUAL_KINDS = ("linear", "nested", "pair")
 _NOT_FOR_LANGUAGE = {"another dtype", "more rows", "training"}
 _SEEN_IN_A_SKIP = {"a failing hook", "an interrupt", "training"}
@@ -126,11 +121,7 @@ class BlockWriter(Writer):
         if self._below(4):
             return super()._simple()
         is_first = self.has_accessors and self.place(self._at) == "layers[0]"
-        if (
-            is_first
-            and OPEN["setter"] is None
-            and not (self._written or self.is_tuple(self._at) or self._below(3))
-        ):
+        if is_first and not (self._written or self.is_tuple(self._at) or self._below(3)):
             return str(self._choose("model.first = model.first * 2", "model.first[:] = 0"))
         if self._operations and self._below(3) == 0 and not (self._loops or self._scope):
             return self._source()
@@ -240,7 +231,9 @@ class BlockWriter(Writer):
     def _special(self) -> str:
         if self._loops or self._scope:
             return "t = model.output"
-        text = self._choose("skip", "skip", "stop", "result", "output", "call", "probe", "accessor")
+        text = self._choose(
+            "skip", "skip", "stop", "result", "output", "call", "probe", "accessor", "interrupt"
+        )
         last = len(self._kinds) - 1
         if text == "skip":
             self._at = min(self._at + 1, last)
@@ -251,6 +244,8 @@ class BlockWriter(Writer):
             return f"{place}.skip({value})\nt = {place}.output"
         if text == "stop":
             return f"if {self.number(0)} > 0.5:\n    tracer.stop()"
+        if text == "interrupt":
+            return f"if {self.number(0)} > 3:\n    raise KeyboardInterrupt('in the block')"
         if text == "result":
             return "c = tracer.result" if self._is_last() else "pass"
         if text == "output":
