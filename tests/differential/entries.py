@@ -362,7 +362,8 @@ class Plain(Side):
             if part.prompt is not None and total > 1:
                 rows = (number, 1)
                 number += 1
-            code = compiled(part.body, part.told, part.fetched)
+            in_block = program.entry != "carried"
+            code = compiled(part.body, part.told, part.fetched, in_block=in_block)
             run.add(Machine(code, names_of_block(run, saved, around), rows))
         failing = None
         try:

@@ -23,7 +23,8 @@ _PORTS = ("output", "input", "inputs")
 class _Rewritten(ast.NodeTransformer):
     """Writes calls for what plain Python cannot do: saving, elements of ports, shared names."""
 
-    def __init__(self, told: Sequence[str], fetched: Sequence[str]) -> None:
+    def __init__(self, told: Sequence[str], fetched: Sequence[str], *, in_block: bool) -> None:
+        self._in_block = in_block
         self._told = told
         self._fetched = fetched
 
@@ -56,7 +57,7 @@ class _Rewritten(ast.NodeTransformer):
                 )
                 after.append(ast.Expr(told))
         targets = [found for target in node.targets if (found := _element_of_port(target))]
-        if targets and len(node.targets) == 1:
+        if self._in_block and targets and len(node.targets) == 1:
             port, path = targets[0]
             call = self._called("_set_element", node.value, port.value, ast.Constant(port.attr))
             call.args.extend(path)
@@ -66,7 +67,7 @@ class _Rewritten(ast.NodeTransformer):
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         self.generic_visit(node)
         found = _element_of_port(node.target)
-        if found is None:
+        if found is None or not self._in_block:
             return node
         port, path = found
         read = ast.Attribute(port.value, port.attr, ast.Load())
@@ -156,15 +157,19 @@ def _element_of_port(node: ast.expr) -> tuple[ast.Attribute, list[ast.expr]] | N
     return None
 
 
-def compiled(text: str, told: Sequence[str] = (), fetched: Sequence[str] = ()) -> CodeType:
+def compiled(
+    text: str, told: Sequence[str] = (), fetched: Sequence[str] = (), *, in_block: bool = True
+) -> CodeType:
     """Compile the statements of a block.
 
     Args:
         text: the statements.
         told: names that later blocks wait for.
         fetched: names of earlier blocks that this one waits for.
+        in_block: whether they are lowered, and not a function's that a block calls: only there is
+            an element of a tuple replaced.
     """
-    tree = _Rewritten(told, fetched).visit(ast.parse(text))
+    tree = _Rewritten(told, fetched, in_block=in_block).visit(ast.parse(text))
     for node in ast.walk(tree):
         if isinstance(node, (ast.stmt, ast.expr)) and not hasattr(node, "lineno"):
             node.lineno = 0
