@@ -133,11 +133,19 @@ class Fixtures:
                 remove_tap(module)
                 if tap.inside is not None:
                     tap.inside.finish()
-                tap.__dict__.clear()
+                # in this order: an interrupt in between leaves a tap that can still be asked
                 _set_up(tap, self.places[number], module, above)
+                for name in tap.__dict__.keys() - _SET_UP:
+                    del tap.__dict__[name]
                 now = type(module)
                 self._all[number] = tap, module, now, tapped_class(module, now), above
         self.user = None
+
+
+_SET_UP = frozenset(
+    {"above", "can_refuse", "driver", "index", "is_common", "module", "place", "waiting"}
+)
+"""What a tap has before and after each run."""
 
 
 def _set_up(tap: Tap, place: Place, module: nn.Module, above: Sequence[Tap]) -> None:
