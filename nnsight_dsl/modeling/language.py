@@ -365,16 +365,17 @@ class LanguageModel(NNsight):
         """
         if arguments.get("past_key_values") is None:
             return
+        is_unclear = batching.is_padded(prompts)
         for one, own in zip(given, sequences, strict=True):
-            is_made = "attention_mask" in one.made
-            if is_made and all(bool(row.all()) for row in own["attention_mask"]):
+            if "attention_mask" in one.made:
+                is_unclear |= not all(bool(row.all()) for row in own["attention_mask"])
                 del own["attention_mask"]
-            elif is_made or (batching.is_padded(prompts) and "attention_mask" not in own):
-                raise BatchingError(
-                    "prompts of unequal length follow the tokens of past_key_values, and nothing "
-                    "says which of those are padding; give attention_mask= for the cached and the "
-                    "new tokens with prompts of one length, or trace them one by one"
-                )
+        if is_unclear:
+            raise BatchingError(
+                "prompts of unequal length follow the tokens of past_key_values, and nothing says "
+                "which of those are padding; give attention_mask= for the cached and the new "
+                "tokens with prompts of one length, or trace them one by one"
+            )
 
     def _set_padding(self, kwargs: dict[str, Any]) -> None:
         """Say what a generation fills finished rows with, which transformers warns of otherwise."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from nnsight_dsl import InputError, LanguageModel
+from nnsight_dsl import BatchingError, InputError, LanguageModel
 from tests import models
 from tests.models import EOS, GPT2, LONG, PAD, SHORT, WORDS, assert_near, assert_same, token_ids
 
@@ -223,3 +223,31 @@ def test_a_tensor_by_position_is_the_models_main_argument():
         with tracer.invoke(pixel_values=images[1:]):
             others = model.output.logits.save()
     assert_near(torch.cat([first, others]), expected)
+
+
+@pytest.mark.parametrize("kind", [GPT2, models.LLAMA], ids=lambda kind: kind.name)
+def test_a_mask_of_the_user_covers_cached_and_new_tokens(kind):
+    model = models.wrapped(kind)
+    batch = padded(SHORT, LONG)
+    with model.trace(batch, use_cache=True):
+        cache = model.output.past_key_values.save()
+    new = token_ids("a dog", "the mat")
+    mask = torch.cat([batch["attention_mask"], torch.ones(2, 2).long()], 1)
+    with model.trace(new, past_key_values=cache, attention_mask=mask):
+        logits = model.lm_head.output.save()
+    assert_near(logits[:1], models.logits_of(kind, f"{SHORT} a dog")[:, -2:])
+    assert_near(logits[1:], models.logits_of(kind, f"{LONG} the mat")[:, -2:])
+
+
+def test_prompts_of_unequal_length_after_a_cache_are_refused(gpt2):
+    with gpt2.trace([SHORT, "a dog"], use_cache=True):
+        cache = gpt2.output.past_key_values.save()
+    with pytest.raises(BatchingError, match="nothing says which of those are padding"):
+        with gpt2.trace(["the", "red dog"], past_key_values=cache):
+            gpt2.lm_head.output.save()
+    with pytest.raises(BatchingError, match="nothing says which of those are padding"):
+        with gpt2.trace(["the", "red"], past_key_values=cache, padding="max_length", max_length=4):
+            gpt2.lm_head.output.save()
+    with gpt2.trace(["the", "red"], past_key_values=cache):
+        logits = gpt2.lm_head.output.save()
+    assert_near(logits[:1], models.logits_of(GPT2, f"{SHORT} the")[:, -1:])
