@@ -23,6 +23,7 @@ in another way, is copied before an invoke is handed a part of it.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -96,14 +97,39 @@ def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
 
 @functools.wraps(_backward)
 def backward(*args: Any, **kwargs: Any) -> Any:
-    """Compute gradients, as before, and keep those of noted views that are to be retained."""
+    """Compute gradients, as before, and keep those of noted views that are asked for."""
     handles: list[Any] = []
+    wholes: list[torch.Tensor] = []
     try:
         _put_hooks(handles)
+        inputs = kwargs.get("inputs")
+        if inputs is not None:
+            kwargs["inputs"] = _with_wholes(inputs, wholes, handles)
         return _backward(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
+        for whole in wholes:
+            whole.grad = None
+
+
+def _with_wholes(inputs: Any, wholes: list[torch.Tensor], handles: list[Any]) -> Any:
+    """Return the inputs of a backward pass with whole tensors in the place of noted views."""
+    asked = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if isinstance(inputs, Mapping):
+        asked = list(inputs.values())
+    noted = [find_whole(one) if isinstance(one, torch.Tensor) else None for one in asked]
+    if not any(noted):
+        return inputs
+    for number, found in enumerate(noted):
+        if found is None:
+            continue
+        if asked[number] not in _retained:
+            _keep_once(asked[number], found, handles)
+        asked[number] = found[0]
+        if not found[0].is_leaf and not found[0].retains_grad:
+            wholes.append(found[0])
+    return asked
 
 
 @functools.wraps(_retain_grad)
@@ -142,10 +168,21 @@ def _put_hooks(handles: list[Any]) -> None:
     """
     if not _retained:
         return
-    for view, (whole, start, length) in list(_retained.items()):
-        if whole.requires_grad:
-            keep = functools.partial(_keep, TensorWeakRef(view), view.grad, start, length)
-            handles.append(_register_hook(whole, keep))
+    for view, found in list(_retained.items()):
+        _keep_once(view, found, handles)
+
+
+def _keep_once(
+    view: torch.Tensor, found: tuple[torch.Tensor, int, int], handles: list[Any]
+) -> None:
+    whole, start, length = found
+    if whole.requires_grad:
+        with warnings.catch_warnings():
+            # one that is not retained is warned of where it has none yet
+            warnings.simplefilter("ignore", UserWarning)
+            before = view.grad
+        keep = functools.partial(_keep, TensorWeakRef(view), before, start, length)
+        handles.append(_register_hook(whole, keep))
 
 
 def _keep(

@@ -82,6 +82,11 @@ GENERATES_ALONE: Mapping[str, str] = {
 }
 """By model type, why it generates from one prompt only."""
 
+EAGER: Mapping[str, str] = {
+    "hrm_text": "makes no number of a place that sees padding only, with eager attention",
+}
+"""By model type, why padding shows with `attn_implementation="eager"`."""
+
 _NOT_TEXT = ("vision", "visual", "image", "audio", "speech")
 
 
@@ -163,6 +168,8 @@ def refusal(module: nn.Module, forward: Keywords, *, left: bool, generates: bool
     reasons |= MIXES_ON_THE_LEFT if left else MIXES_ON_THE_RIGHT
     if generates:
         reasons |= GENERATES_UNPADDED
+    if getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager":
+        reasons |= EAGER
     for one in sorted(types & reasons.keys()):
         return reasons[one]
     takes_mask = "attention_mask" in forward

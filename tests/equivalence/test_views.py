@@ -324,6 +324,23 @@ def test_a_loss_of_a_view_itself_is_part_of_its_gradient(model: Batched) -> None
     assert_near(h.grad, alone.grad * 2)
 
 
+def test_a_view_among_the_inputs_of_a_backward_pass(model: Batched) -> None:
+    with model.trace() as tracer:
+        with tracer.invoke(FIRST):
+            h = model.first.output.save()
+            loss = model.last.output.pow(2).sum().save()
+        with tracer.invoke(SECOND):
+            pass
+    net = model._module
+    loss.backward(inputs=[h, net.last.bias], retain_graph=True)
+    loss.backward(inputs=h)
+    alone = net.first(FIRST).detach().requires_grad_()
+    value = net.last(_only(net.step(alone))).pow(2).sum()
+    expected = torch.autograd.grad(value, [alone, net.last.bias])
+    assert_near([h.grad, net.last.bias.grad], [expected[0] * 2, expected[1]])
+    assert net.first.bias.grad is None
+
+
 def test_a_retained_gradient_is_that_of_what_an_edit_in_place_has_made(model: Batched) -> None:
     with model.trace() as tracer:
         with tracer.invoke(FIRST):

@@ -5,6 +5,7 @@ import torch
 from transformers import BartConfig, BartForCausalLM, RobertaConfig, RobertaForCausalLM
 
 from nnsight_dsl import BatchingError, LanguageModel
+from tests import shrunk
 from tests.models import EOS, LONG, PAD, SHORT, WORDS, assert_near, encoded, tokenizer
 
 SIZES = {"vocab_size": len(WORDS), "pad_token_id": PAD, "bos_token_id": EOS, "eos_token_id": EOS}
@@ -34,5 +35,14 @@ def test_a_decoder_that_counts_positions_by_the_place_in_the_batch_is_refused() 
     )
     model = LanguageModel(BartForCausalLM(config).eval(), tokenizer=tokenizer())
     with pytest.raises(BatchingError, match="counts positions by the place in the batch"):
+        with model.trace([SHORT, LONG]):
+            logits = model.output.logits.save()
+
+
+def test_a_place_that_sees_padding_only_is_no_number_with_eager_attention() -> None:
+    module = shrunk.small_model("causal", "hrm_text")
+    module.set_attn_implementation("eager")
+    model = LanguageModel(module, tokenizer=tokenizer())
+    with pytest.raises(BatchingError, match="with eager attention"):
         with model.trace([SHORT, LONG]):
             logits = model.output.logits.save()
