@@ -83,6 +83,8 @@ class Injector:
             else:
                 hook(unraisable)
 
+        # a shell that starts a process in the background has it ignore Ctrl-C
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = lost
         sys.settrace(self._entered)
         try:
@@ -90,6 +92,7 @@ class Injector:
         finally:
             sys.settrace(before)
             sys.unraisablehook = hook
+            signal.signal(signal.SIGINT, handler)
 
     def _entered(self, frame: FrameType, event: str, arg: object) -> Any:
         code = frame.f_code
