@@ -28,7 +28,7 @@ from typing import Any
 import nnsight_dsl
 from nnsight_dsl.transforms.parsing import one_at_a_time
 
-FORMAT = 6
+FORMAT = 7
 """To be raised whenever rewritten modules change in form."""
 
 _cache_from_source = _bootstrap_external.cache_from_source

@@ -11,12 +11,17 @@ from tests.transforms.lowering import FILENAME, lower
 REFUSED = {
     "return": ("def f():\n    with t.trace(0):\n        ^return x", "'return'", "after the block"),
     "return in a loop": (
-        "def f():\n    with t.trace(0):\n        for i in y:\n            ^return",
+        "def f():\n    with t.trace(0):\n        for i in y:\n            ^return i",
         "'return'",
         "save the value in the block",
     ),
+    "return before other statements": (
+        "def f():\n    with t.trace(0):\n        if y: ^return\n    z",
+        "'return'",
+        "put the rest of the block under an 'if'",
+    ),
     "return in finally": (
-        "def f():\n    with t.trace(0):\n        try: x\n        finally: ^return",
+        "def f():\n    with t.trace(0):\n        try: x\n        finally: ^return x",
         "'return'",
         "return it after the block",
     ),

@@ -46,6 +46,7 @@ from .passes.writes import Writes
 from .plain import plain_of
 from .scopes import Names, mangled, names_of
 from .surroundings import Surroundings
+from .swaps import keep_order_of_stores
 from .unsupported import INNER_BLOCKS, refuse_unsupported
 
 _FACTORY = "_nns_factory"
@@ -80,16 +81,19 @@ def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
     Raises:
         UnsupportedSyntaxError: the block holds a construct that no program can express.
     """
+    is_alone = item + 1 == len(node.items)
+    user_body: list[ast.stmt] = list(node.body)
+    if not is_alone:
+        user_body = [ast.copy_location(ast.With(node.items[item + 1 :], node.body), node)]
+    # before libcst, which does not know all that is refused
+    refuse_unsupported(user_body, around.filename, around.lines, is_last=around.is_last)
     outer, origins, text = _parsed(node, around)
     statement = cst.ensure_type(outer, cst.With)
     body = emit.statements_of(statement.body)
-    user_body: list[ast.stmt] = list(node.body)
-    if item + 1 < len(node.items):
+    if not is_alone:
         rest = statement.with_changes(items=statement.items[item + 1 :], leading_lines=[])
         origins.keep(rest, origins.span_of(statement))
         body = [rest]
-        user_body = [ast.copy_location(ast.With(node.items[item + 1 :], node.body), node)]
-    refuse_unsupported(user_body, around.filename, around.lines, is_last=around.is_last)
     span = Span(node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
     unit = _unit("block", body, user_body, span, origins, text, around)
     if around.is_last and "return" in text:
@@ -281,6 +285,7 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -
     lowered = wrapper.module.code
     tree = ast.parse(lowered)
     relocate(tree, lowered.splitlines(), around.lines, spans, unit.origin)
+    keep_order_of_stores(tree)
     if around.rewrites_asserts:
         rewrite_asserts(tree)
     compiled = compile(tree, around.filename, "exec", flags=around.flags, dont_inherit=True)

@@ -141,6 +141,15 @@ class _Refusals(ast.NodeVisitor):
             "save the value in the block and assign the name after the block",
         )
 
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if isinstance(node.target, ast.Name) and not node.simple:
+            self._refuse(
+                node,
+                f"an annotation of '({node.target.id})'",
+                "write the name without parentheses",
+            )
+        self.generic_visit(node)
+
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if any(alias.name == "*" for alias in node.names):
             self._refuse(node, "'import *'", "import the names that the block uses")
