@@ -20,6 +20,7 @@ import ctypes
 import operator
 import struct
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -158,6 +159,15 @@ def _class_of(enclosing: tuple[ast.AST, ...]) -> str | None:
     return classes[-1] if classes else None
 
 
+_one_skips = threading.RLock() if sys.version_info[:2] == (3, 12) else None
+"""Held from `begin` to `end`, while one instruction of a frame is traced.
+
+CPython 3.12 changes a code object for all threads when one of them starts or stops tracing; where
+another one is in its trace function at that time, the process crashes. Before 3.12 tracing is a
+thread's own, and 3.13 does not crash.
+"""
+
+
 class BodySkip:
     """Keeps the body of one block from running; the trace function of another tool survives it.
 
@@ -181,6 +191,8 @@ class BodySkip:
             raise AssertionError("a block is entered that has been left")
         if self._thread_trace is not None and not isinstance(self._thread_trace, _PYTHONS):
             sys._getframe().f_trace = None
+        if _one_skips is not None:
+            _one_skips.acquire()
         frame.f_trace = _raising
         frame.f_trace_opcodes = True
         sys.settrace(_no_trace)
@@ -193,9 +205,14 @@ class BodySkip:
         """
         frame, self._frame = self._frame, None
         if frame is not None:
-            frame.f_trace = self._local
-            frame.f_trace_opcodes = False
-            sys.settrace(self._thread_trace)
+            try:
+                frame.f_trace = self._local
+                frame.f_trace_opcodes = False
+                sys.settrace(self._thread_trace)
+            finally:
+                # an interrupt may have come before it was taken
+                if _one_skips is not None and _one_skips._is_owned():  # type: ignore[attr-defined]
+                    _one_skips.release()
         return error is None or type(error) is BodySkipped
 
 
