@@ -186,6 +186,11 @@ with model.trace("the cat sat") as tracer:
 with model.scan("the cat sat"):
     shape = model.transformer.h[1].output.shape
 """,
+    "source": """
+with model.trace("the cat sat"):
+    h = model.transformer.h[0].mlp.source.self_c_fc_0.output
+    out = model.transformer.h[1].output.save()
+""",
     "an error of the block": """
 try:
     with model.trace("the cat sat"):
