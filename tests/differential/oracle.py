@@ -25,6 +25,7 @@ from nnsight_dsl.errors import (
     NotRunningError,
     OutOfOrderError,
     SharedNameError,
+    WriteError,
     WriteShapeError,
 )
 from nnsight_dsl.runtime.errors import RunEnded
@@ -527,14 +528,22 @@ class Run:
             return part
         if isinstance(whole, torch.Tensor):
             span = self._span(whole, machine)
-            if span is None:
-                return whole
+            if span is None or _form(part) != _form(whole[span]):
+                raise WriteError("this does not fit the rows")
             return torch.cat([whole[: span.start], part, whole[span.stop :]])
+        if type(part) is not type(whole):
+            raise WriteError("this is of another structure")
         if type(whole) in (tuple, list):
+            if len(part) != len(whole):
+                raise WriteError("this is of another length")
             pairs = zip(whole, part, strict=True)
             return type(whole)(self._widen(one, other, machine) for one, other in pairs)
         if type(whole) is dict:
+            if part.keys() != whole.keys():
+                raise WriteError("this has other keys")
             return {key: self._widen(one, part[key], machine) for key, one in whole.items()}
+        if part != whole:
+            raise WriteError("this is not of the invoke's rows")
         return part
 
 
