@@ -196,24 +196,20 @@ class Saved:
 
     def __init__(self) -> None:
         self._by_id: dict[int, Any] = {}
-        self._named: dict[str, Any] = {}
 
     def save(self, value: Any) -> Any:
         self._by_id[id(value)] = value
         return value
 
-    def named(self, name: str, value: Any) -> Any:
-        self._named[name] = value
-        return value
-
     def leaving(self, names: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
         """Return the names that leave a block: those bound to a saved object at its end."""
         found = {}
+        named = names["_own"]
         for name, value in names.items():
             if name in outer and outer[name] is value:
                 continue
             if isinstance(value, _SCALARS):
-                is_saved = name in self._named and self._named[name] is value
+                is_saved = name in named and named[name] is value
             else:
                 is_saved = id(value) in self._by_id
             if is_saved:
@@ -224,6 +220,12 @@ class Saved:
 def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a block finds: the names around it, and what was rewritten to calls."""
 
+    own: dict[str, Any] = {}
+
+    def assigned(name: str, value: Any) -> Any:
+        own[name] = value
+        return value
+
     def set_element(value: Any, mirror: Any, port: str, *path: Any) -> None:
         container = getattr(mirror, port)
         new = _with_element(container, path, value)
@@ -233,7 +235,8 @@ def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str
     return {
         **names,
         "save": saved.save,
-        "_named": saved.named,
+        "_named": assigned,
+        "_own": own,
         "_set_element": set_element,
         "_augmented": _augmented,
         "_tell": lambda name, value: run.ask(("tell", name, value)),

@@ -282,12 +282,15 @@ def _patched(call: Any, kind: type) -> Any:
         run = observing[-1] if observing else None
         if run is not None:
             args, kwargs = run.before(self, args, kwargs) or (args, kwargs)
+            run.observed.append(self)
         out = call(self, *args, **kwargs)
         if self.__class__ is kind:
             out = _last(out, lambda x: x * 2)
-        return out if run is None else run.after(self, args, out)
+        if run is None:
+            return out
+        run.observed.pop()
+        return run.after(self, args, out)
 
-    changed.is_observed = True  # type: ignore[attr-defined]
     return changed
 
 
