@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nnsight_dsl.modeling.inputs import Rows, brief, id_rows
+from nnsight_dsl.modeling.inputs import Rows, blaming, brief, id_rows
 from nnsight_dsl.modeling.positions import counted
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 
@@ -136,6 +136,11 @@ def padded(
     lengths = [[row.shape[0] for row in prompt] for prompt in prompts]
     longest = max(map(max, lengths))
     pads = is_padded(prompts)
+    if pads and any(row.ndim > 1 for one in inputs for row in one.get("input_ids", ())):
+        raise BatchingError(
+            "input_ids has a different number of choices for another row, and one batch has the "
+            "same number for all; trace them one by one"
+        )
     keys = set().union(*inputs)
     if pads:
         keys.add("attention_mask")
@@ -148,7 +153,7 @@ def padded(
             if not fits and (pads or len(inputs) > 1):
                 raise BatchingError(
                     f"{key} has not one item for each token of its prompt, so nothing says how to "
-                    "pad it; trace the prompts one by one, or give it to the trace"
+                    "pad it; trace the prompts one by one"
                 )
             rows.extend(own)
         if pads:
@@ -216,6 +221,31 @@ def padded_for_decoder(
     return merged
 
 
+def make_labels_of_rows(inputs: Sequence[dict[str, Any]]) -> None:
+    """Make a tensor of the labels of each input, with one item for each row.
+
+    Raises:
+        BatchingError: only some inputs have labels.
+        InputError: no tensor can be made of them.
+    """
+    for number, one in enumerate(inputs):
+        value = one.get("labels")
+        if value is None:
+            raise BatchingError(
+                "labels is given to some invokes and not to others, and a loss is one of all rows; "
+                "give it to each invoke, or trace them one by one"
+            )
+        with blaming(number):
+            try:
+                tensor = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"labels is {brief(value)}, of which no tensor can be made ({error}); give a "
+                    "tensor, or a list with one item for each row"
+                ) from error
+        one["labels"] = tensor if tensor.ndim else tensor[None]
+
+
 def joined(
     inputs: Sequence[Mapping[str, Any]], counts: Sequence[int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -248,7 +278,9 @@ def joined(
         else:
             raise BatchingError(
                 f"{key} is {_brief(given[0])} for one invoke and {_brief(given[-1])} for another, "
-                "and one batch has one; give it to the trace, or trace them one by one"
+                "and one batch has one; "
+                + ("" if key in INPUTS else "give it to the trace, or ")
+                + "trace them one by one"
             )
         lengths = [len(v) if v is not None and _are_rows([v]) else 0 for v in values]
         if sum(lengths) == sum(counts) and lengths != list(counts) and len(inputs) > 1:
@@ -302,10 +334,17 @@ def _are_rows(values: Iterable[Any]) -> bool:
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
         return one is other
-    return bool(one is other or one == other)
+    try:
+        return bool(one is other or one == other)
+    except (RuntimeError, ValueError):
+        # of tensors or arrays, which have no one answer
+        return False
 
 
 def _brief(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        # an output of transformers is one, whose repr has its tensors
+        return f"of type {type(value).__qualname__}"
     return repr(value)

@@ -14,8 +14,12 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling import positions
-from nnsight_dsl.modeling.inputs import Rows, blaming
+from nnsight_dsl.modeling.inputs import Rows, blaming, wrong_axes
 from nnsight_dsl.runtime.errors import InputError
+
+_OF_CHOICES = ("MultipleChoice", "DoubleHeads")
+_OF_ROWS = ("SequenceClassification", "MultipleChoice", "NextSentencePrediction")
+"""Parts of the names of transformers' classes whose labels are of rows, and not of tokens."""
 
 _MASKS = {"input_ids": "attention_mask", "inputs_embeds": "attention_mask"}
 _MASKS["decoder_input_ids"] = "decoder_attention_mask"
@@ -50,6 +54,8 @@ def check(
                     rows = one.get(key)
                     if rows is None:
                         continue
+                    if key != "inputs_embeds" and rows[0].ndim > 1 and not takes_choices(module):
+                        raise wrong_axes(key, (len(rows), *rows[0].shape))
                     if count is not None and key != "inputs_embeds":
                         _check_range(key, rows, count, name)
                     _check_mask(key, rows, mask, one.get(mask))
@@ -60,6 +66,21 @@ def check(
                             "positions; give a shorter prompt"
                             + (f", or truncation=True, max_length={limit}" if is_traced else "")
                         )
+
+
+def takes_choices(module: nn.Module) -> bool:
+    """Tell whether a model may take ids of shape [rows, choices, tokens]."""
+    cls = type(module)
+    return not cls.__module__.startswith("transformers.") or _is_named(cls, _OF_CHOICES)
+
+
+def has_labels_of_rows(module: nn.Module) -> bool:
+    """Tell whether the labels of a model are those of rows, as of a classifier of texts."""
+    return _is_named(type(module), _OF_ROWS)
+
+
+def _is_named(cls: type, words: tuple[str, ...]) -> bool:
+    return any(word in one.__name__ for one in cls.__mro__ for word in words)
 
 
 def _check_range(key: str, rows: Rows, count: int, name: str) -> None:

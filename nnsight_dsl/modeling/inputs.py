@@ -141,7 +141,8 @@ def id_rows(key: str, value: Any) -> Rows:
 
     Args:
         key: name of the argument, as `"input_ids"`.
-        value: a tensor or an array of one or two axes, a list of ints, or a list of rows.
+        value: a tensor or an array of one or two axes, or of three for a model of choices, a list
+            of ints, or a list of rows.
 
     Raises:
         InputError: these are no token ids.
@@ -149,13 +150,10 @@ def id_rows(key: str, value: Any) -> Rows:
     value = as_list(value)
     if not isinstance(value, (list, tuple)):
         tensor = _tensor_of(key, value)
-        if tensor.ndim not in (1, 2):
-            raise InputError(
-                f"{key} is a tensor of shape {tuple(tensor.shape)}; token ids are [tokens] or "
-                "[rows, tokens], and embeddings are given as inputs_embeds="
-            )
+        if tensor.ndim not in (1, 2, 3):
+            raise wrong_axes(key, tensor.shape)
         tensor = _as_indices(key, tensor)
-        rows = list(tensor) if tensor.ndim == 2 else [tensor]
+        rows = list(tensor) if tensor.ndim > 1 else [tensor]
     elif not value:
         raise InputError(f"{key} is an empty list; give at least one token")
     elif _are_numbers(value):
@@ -182,6 +180,14 @@ def id_rows(key: str, value: Any) -> Rows:
         if not row.shape[0]:
             raise InputError(f"row {number} of {key} has no tokens; give at least one")
     return rows
+
+
+def wrong_axes(key: str, shape: Sequence[int]) -> InputError:
+    """Return the error for ids of another number of axes than a model takes."""
+    return InputError(
+        f"{key} is a tensor of shape {tuple(shape)}; token ids are [tokens] or [rows, tokens], and "
+        "embeddings are given as inputs_embeds="
+    )
 
 
 def without_extras(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -253,8 +253,14 @@ class LanguageModel(NNsight):
         if options:
             for_texts, options = known.parted(options)
         given = all_given(inputs, known, for_texts, self._main_input())
-        for_decoder = batching.DECODED if self._has_encoder() else ()
+        for_decoder = list(batching.DECODED) if self._has_encoder() else []
         for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
+        if any(one.get("labels") is not None for one in given) and checks.has_labels_of_rows(
+            self._inner()
+        ):
+            for_decoder = [key for key in for_decoder if key != "labels"]
+            for_prompt = [key for key in for_prompt if key != "labels"]
+            batching.make_labels_of_rows(given)
         sequences = [_rows_in(number, one, for_prompt) for number, one in enumerate(given)]
         decoded = [_rows_in(number, one, for_decoder) for number, one in enumerate(given)]
         prompts = [batching.find_prompt(one) for one in sequences]
@@ -508,6 +514,8 @@ class LanguageModel(NNsight):
         return getattr(self.tokenizer, "padding_side", "right") == "left"
 
     def _pad_id(self) -> int:
+        """Return an id to pad with, of which the model has an embedding; it is never looked at."""
+        count = checks.count_embeddings(self._inner())
         config = getattr(self._module, "config", None)
         text_config = getattr(config, "text_config", None)
         for owner in (self.tokenizer, config, text_config):
@@ -515,7 +523,7 @@ class LanguageModel(NNsight):
                 found = getattr(owner, name, None)
                 if isinstance(found, list) and found:
                     found = found[0]
-                if isinstance(found, int):
+                if isinstance(found, int) and found >= 0 and (count is None or found < count):
                     return found
         return 0
 

@@ -251,3 +251,94 @@ def test_prompts_of_unequal_length_after_a_cache_are_refused(gpt2):
     with gpt2.trace(["the", "red"], past_key_values=cache):
         logits = gpt2.lm_head.output.save()
     assert_near(logits[:1], models.logits_of(GPT2, f"{SHORT} the")[:, -1:])
+
+
+SMALL = {
+    "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "num_labels": 3, "initializer_range": 0.4,
+}  # fmt: skip
+
+
+def new_bert(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return kind(transformers.BertConfig(**SMALL)).eval()
+
+
+def test_ids_of_choices_have_three_axes(gpt2):
+    module = new_bert(transformers.BertForMultipleChoice)
+    model = LanguageModel(module)
+    ids = torch.arange(12).reshape(2, 3, 2) % len(WORDS)
+    expected = module(ids, labels=torch.tensor([0, 2]))
+    with model.trace(ids, labels=torch.tensor([0, 2])):
+        output = model.output.save()
+    assert_same(output.logits, expected.logits)
+    assert_same(output.loss, expected.loss)
+    with model.trace() as tracer:
+        with tracer.invoke(ids[:1]):
+            model.output.logits.save()
+        with tracer.invoke(ids[1:]):
+            logits = model.output.logits.save()
+    assert_near(logits, expected.logits[1:])
+    with pytest.raises(BatchingError, match="a different number of choices"):
+        with model.trace() as tracer:
+            with tracer.invoke(ids[:1]):
+                model.output.logits.save()
+            with tracer.invoke(ids[1:, :2]):
+                model.output.logits.save()
+    with pytest.raises(InputError, match=r"shape \(2, 3, 2\); token ids are"):
+        with gpt2.trace(ids):
+            gpt2.output.save()
+
+
+@pytest.mark.parametrize("labels", [[2, 1], torch.tensor([2, 1])], ids=["list", "tensor"])
+def test_labels_of_a_classifier_are_of_rows(labels):
+    module = new_bert(transformers.BertForSequenceClassification)
+    model = LanguageModel(module, tokenizer=models.tokenizer())
+    alone = [
+        module(token_ids(text), labels=torch.as_tensor(one)[None]).loss
+        for text, one in zip([SHORT, LONG], labels, strict=True)
+    ]
+    with model.trace([SHORT, LONG], labels=labels):
+        loss = model.output.loss.save()
+    assert_near(loss, sum(alone) / 2)
+    with model.trace() as tracer:
+        with tracer.invoke(SHORT, labels=labels[:1]):
+            model.output.logits.save()
+        with tracer.invoke(LONG, labels=labels[1:]):
+            loss = model.output.loss.save()
+    assert_near(loss, sum(alone) / 2)
+    with pytest.raises(BatchingError, match="labels is given to some invokes"):
+        with model.trace() as tracer:
+            with tracer.invoke(SHORT, labels=labels[:1]):
+                model.output.logits.save()
+            with tracer.invoke(LONG):
+                model.output.logits.save()
+
+
+@pytest.mark.parametrize("padding", [None, -1, len(WORDS)])
+def test_padding_has_an_embedding_whatever_the_model_and_its_tokenizer_say(padding):
+    module = models.new_gpt2()
+    module.config.pad_token_id, module.config.eos_token_id = padding, 50256
+    for tokenizer in (None, models.tokenizer()):
+        if tokenizer is not None:
+            tokenizer.add_special_tokens({"pad_token": "[NEW]"})
+        model = LanguageModel(module, tokenizer=tokenizer)
+        with model.trace() as tracer:
+            with tracer.invoke(token_ids(SHORT)):
+                short = model.lm_head.output.save()
+            with tracer.invoke(token_ids(LONG)):
+                long = model.lm_head.output.save()
+        assert_near(short[:, -2:], models.logits_of(GPT2, SHORT))
+        assert_near(long, models.logits_of(GPT2, LONG))
+
+
+def test_outputs_of_an_encoder_for_one_invoke_each_are_refused_in_words():
+    module = models.new_t5()
+    model = LanguageModel(module)
+    with pytest.raises(BatchingError, match="encoder_outputs is of type BaseModelOutput"):
+        with model.trace() as tracer:
+            for _ in range(2):
+                outputs = module.encoder(token_ids(LONG))
+                with tracer.invoke(encoder_outputs=outputs, decoder_input_ids=[[PAD]]):
+                    model.lm_head.output.save()
