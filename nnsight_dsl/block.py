@@ -19,15 +19,13 @@ from nnsight_dsl import compiled
 from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
 from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.transforms.errors import BlockUseError
-from nnsight_dsl.transforms.live import (
-    BodySkip,
-    bind_target,
-    find_block,
+from nnsight_dsl.transforms.frame_names import (
     forget_snapshot,
-    lead_debugger_on,
     names_around,
+    namespace_of,
     set_names,
 )
+from nnsight_dsl.transforms.live import BodySkip, bind_target, find_block, lead_debugger_on
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
 
@@ -79,7 +77,7 @@ class OuterNames(dict[str, Any]):
     """What the names of a frame stood for, and a way to ask what they stand for now."""
 
     def __init__(self, frame: FrameType) -> None:
-        super().__init__(frame.f_locals)
+        super().__init__(namespace_of(frame))
         self._frame = frame
 
     def now(self, name: str) -> Any:
@@ -88,7 +86,7 @@ class OuterNames(dict[str, Any]):
         Raises:
             NameError: it is not bound.
         """
-        namespace = self._frame.f_locals
+        namespace = namespace_of(self._frame)
         if name not in namespace:
             raise NameError(f"name {name!r} is not bound in the enclosing function", name=name)
         return namespace[name]

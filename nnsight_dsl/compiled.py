@@ -7,7 +7,7 @@ from inspect import CO_OPTIMIZED
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.runtime.tracebacks import released
-from nnsight_dsl.transforms.live import names_around
+from nnsight_dsl.transforms.frame_names import names_around
 from nnsight_dsl.transforms.stored import load_programs as programs
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from nnsight_dsl.transforms.program import Program, Running
 from nnsight_dsl.transforms.requests import Request
 
 from .ambient import Ambient
+from .carriers import new_carrier
 from .errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
 from .known import is_known
 from .rows import Rows
@@ -263,7 +264,7 @@ class Machine:
             self._ambient = Ambient()
             self._calls = []
             self.send = None
-        carrier = greenlet(function)
+        carrier = new_carrier(function)
         carrier.gr_context = self.context
         self._calls.append(carrier)
         return self._carried(False, *args)
@@ -322,7 +323,7 @@ class Machine:
             # one that was made and not begun, as an interrupt leaves it, is false too
             if not self._carrier:
                 resume = self._running.throw if is_error else self._running.send
-                self._carrier = greenlet(resume)
+                self._carrier = new_carrier(resume)
                 self._carrier.gr_context = self.context
                 is_error = False
             carrier = self._carrier

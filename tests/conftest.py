@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokenizer threads warn when a test starts a subprocess by forking.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# The models here are too small for more; torch reads this when it is first imported. Processes
-# that share the tests have a processor each.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# The models here are too small for more, and threads that wait for each other on a busy machine
+# take many times as long. torch reads this when it is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, and no failure for a machine that is busy.
 settings.register_profile(

@@ -10,25 +10,22 @@ to the frame that stands there:
   an error at the instruction after the entry, the one that would bind the `as` target. It is
   the last one that only the `with` statement's own handler covers (a body may begin with `try`),
   and that handler swallows the exception. `bind_target` binds the target in its place.
-- `set_names` rebinds names of the frame after the run.
+- `set_names` (see `frame_names.py`) rebinds names of the frame after the run.
 """
 
 from __future__ import annotations
 
 import ast
-import ctypes
-import operator
 import struct
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import BlockNotFoundError, BlockUseError
+from .frame_names import local_names, names_around, namespace_of, set_names, unbind_hidden
 from .parsing import one_at_a_time
 from .same_code import is_entry
 
@@ -111,14 +108,6 @@ def _find_statement(frame: FrameType) -> FoundStatement:
     )
 
 
-# before PEP 667 (Python 3.13) `f_locals` is a copy, which this call writes back
-_write_back: Any = None
-if sys.version_info < (3, 13):
-    _write_back = ctypes.pythonapi.PyFrame_LocalsToFast
-    _write_back.argtypes = [ctypes.py_object, ctypes.c_int]
-    _write_back.restype = None
-
-
 def _surroundings(frame: FrameType, found: FoundStatement) -> Any:
     from .asserts import is_rewritten_by_pytest
     from .source.scopes import rebound_beside
@@ -126,15 +115,15 @@ def _surroundings(frame: FrameType, found: FoundStatement) -> Any:
 
     code = frame.f_code
     is_function = bool(code.co_flags & CO_OPTIMIZED)
-    known = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
-    if not is_function and frame.f_locals is not frame.f_globals:
+    known = local_names(code)
+    if not is_function and namespace_of(frame) is not frame.f_globals:
         # a class body or exec: any name may be local, and what is not is looked up at the start
-        known = tuple({one.id for one in ast.walk(found.node) if isinstance(one, ast.Name)})
+        known = frozenset(one.id for one in ast.walk(found.node) if isinstance(one, ast.Name))
     return Surroundings(
         filename=code.co_filename,
         lines=found.lines,
         name=code.co_name,
-        locals=frozenset(known),
+        locals=known,
         is_function=is_function,
         class_name=_class_of(found.enclosing),
         first_argument=code.co_varnames[0] if code.co_argcount else None,
@@ -208,6 +197,7 @@ class BodySkip:
             try:
                 frame.f_trace = self._local
                 frame.f_trace_opcodes = False
+                unbind_hidden(frame)
                 sys.settrace(self._thread_trace)
             finally:
                 # an interrupt may have come before it was taken
@@ -246,35 +236,6 @@ def _no_trace(frame: FrameType, event: str, arg: object) -> None:
     return None
 
 
-def names_around(frame: FrameType) -> Mapping[str, Any]:
-    """Return what the names of a frame stand for, those of an enclosing function too.
-
-    In the frame of a class body the names that it has from an enclosing function are missing; they
-    are found in the frame of that function, which is running the class body.
-    """
-    code, outer = frame.f_code, frame.f_back
-    if code.co_flags & CO_OPTIMIZED or not code.co_freevars or outer is None:
-        names = frame.f_locals
-        # from PEP 667 (Python 3.13) on it is a view of the frame, which changes with it
-        return names if type(names) is dict else {**names}
-    enclosing = outer.f_locals
-    free = {name: enclosing[name] for name in code.co_freevars if name in enclosing}
-    return {**free, **frame.f_locals}
-
-
-def forget_snapshot(frame: FrameType) -> None:
-    """Let a frame forget the copy of its names that looking at them has made.
-
-    Before PEP 667 (Python 3.13) the copy stays with the frame, and keeps the values of names that
-    the user deletes afterwards. It is left alone where somebody else holds it, too.
-    """
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
-        snapshot = frame.f_locals
-        # the frame, the name above and the argument of getrefcount
-        if sys.getrefcount(snapshot) <= 3:
-            snapshot.clear()
-
-
 def bind_target(frame: FrameType, offset: int, value: object) -> None:
     """Bind the `as` target of a block, as the `with` statement at an offset would have."""
     entry = _programs.get((id(frame.f_code), offset))
@@ -287,50 +248,8 @@ def bind_target(frame: FrameType, offset: int, value: object) -> None:
         assign = ast.Assign([target], ast.copy_location(ast.Name(name, ast.Load()), target))
         tree = ast.Module([ast.copy_location(assign, target)], [])
         code = one_at_a_time(compile)(tree, frame.f_code.co_filename, "exec")
-        before = {**frame.f_locals}
+        before = {**names_around(frame)}
         namespace = {**before, name: value}
         exec(code, frame.f_globals, namespace)
         del namespace[name]
         set_names(frame, {key: new for key, new in namespace.items() if before.get(key) is not new})
-
-
-def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
-    """Bind names in a live frame, as if it had assigned them itself; no other name is touched."""
-    if not values:
-        return
-    code = frame.f_code
-    if not code.co_flags & CO_OPTIMIZED:
-        frame.f_locals.update(values)
-        return
-    local: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars:
-            local[name] = value
-        else:
-            # a name declared global in the function is none of its locals
-            frame.f_globals[name] = value
-    if not local:
-        return
-    if _write_back is None:
-        frame.f_locals.update(local)
-    else:
-        _write_alone(frame, local)
-
-
-def _write_alone(frame: FrameType, values: dict[str, Any]) -> None:
-    """Bind local names of a function through the copy that the frame has of them.
-
-    What is written back is all that stands in the copy, also what another thread has bound anew
-    since it was made. So for a moment nothing stands in it but the names to be written. The steps
-    are called from C, between which no other thread runs.
-    """
-    copy = frame.f_locals
-    kept = {**copy, **values}
-    steps = (
-        copy.clear,
-        partial(copy.update, values),
-        partial(_write_back, frame, 0),
-        partial(copy.update, kept),
-    )
-    call: Any = operator.call
-    deque(map(call, steps), maxlen=0)

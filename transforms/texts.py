@@ -418,7 +418,7 @@ def _loose_texts(frame: FrameType) -> Iterator[str]:
 
 def _texts_in(frame: FrameType) -> Iterator[str]:
     """List the strings that a running function has, also in a list or a dictionary."""
-    from .live import forget_snapshot
+    from .frame_names import forget_snapshot
 
     found: list[str] = []
     for value in list(frame.f_locals.values()):

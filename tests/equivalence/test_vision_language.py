@@ -326,7 +326,6 @@ def test_tokens_beside_an_input_without_any_are_refused() -> None:
 
 
 def test_a_processor_makes_the_arguments_of_texts_and_images() -> None:
-    pytest.importorskip("PIL")
     words = transformers.PreTrainedTokenizerFast(
         tokenizer_object=type(models.tokenizer().backend_tokenizer).from_str(
             models.tokenizer().backend_tokenizer.to_str()

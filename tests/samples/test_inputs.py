@@ -1,5 +1,7 @@
 """Minimised failures of inputs: what goes to the forward, and what is refused before it."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -320,7 +322,8 @@ def test_labels_of_a_classifier_are_of_rows(labels):
 def test_padding_has_an_embedding_whatever_the_model_and_its_tokenizer_say(padding):
     module = models.new_gpt2()
     module.config.pad_token_id, module.config.eos_token_id = padding, 50256
-    for tokenizer in (None, models.tokenizer()):
+    # of the test's own: it is given another token
+    for tokenizer in (None, copy.deepcopy(models.tokenizer())):
         if tokenizer is not None:
             tokenizer.add_special_tokens({"pad_token": "[NEW]"})
         model = LanguageModel(module, tokenizer=tokenizer)

@@ -45,6 +45,7 @@ from typing import TypeVar
 
 from ..blocks_text import OPENING_CALLS
 from ..errors import UnsupportedSyntaxError
+from ..frame_names import local_names
 from ..program import Program
 from .pipeline import lower_block
 from .scopes import nonlocals_in
@@ -235,9 +236,8 @@ def _function_names(code: CodeType) -> Mapping[tuple[str, int], frozenset[str]]:
         current = todo.pop()
         todo.extend(const for const in current.co_consts if isinstance(const, CodeType))
         if current.co_flags & inspect.CO_OPTIMIZED:
-            names = (*current.co_varnames, *current.co_cellvars, *current.co_freevars)
             key = (current.co_name, current.co_firstlineno)
-            found[key] = found.get(key, frozenset()) | frozenset(names)
+            found[key] = found.get(key, frozenset()) | local_names(current)
     return found
 
 

@@ -31,7 +31,7 @@ from nnsight_dsl.modeling.vllm.client import EngineTracer, Looks, Sent, prepared
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tracebacks import clean
-from nnsight_dsl.transforms.live import set_names
+from nnsight_dsl.transforms.frame_names import set_names
 from nnsight_dsl.transforms.program import Program
 
 _SESSION = (
