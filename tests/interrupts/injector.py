@@ -5,6 +5,10 @@ the way back in a loop (`RESUME`, `CALL` and `JUMP_BACKWARD`, as of 3.11 to 3.13
 two other instructions. A trace function counts these places in the frames that are of interest,
 and raises at one of them. Where the instruction after a call lies under another handler than the
 call, what is raised there would not go the way of a signal, and the place is left out.
+
+A trace function that raises is taken away by CPython, with the instrumentation of the frames that
+it sees on the stack. Frames of other greenlets it does not see, and 3.12 crashes in them if they
+still ask for instructions to be traced: so none asks any more when the interrupt comes.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class Injector:
     def __init__(self, at: int | None, is_counted: Callable[[CodeType], bool] = is_ours) -> None:
         self._at = at
         self._is_counted = cache(is_counted)
+        self._traced: dict[int, FrameType] = {}  # frames that run, in all greenlets
         self.count = 0
         self.where: str | None = None
 
@@ -91,6 +96,7 @@ class Injector:
             return function()
         finally:
             sys.settrace(before)
+            self._stop_tracing()
             sys.unraisablehook = hook
             signal.signal(signal.SIGINT, handler)
 
@@ -99,11 +105,14 @@ class Injector:
         if self.where is not None or not self._is_counted(code):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        self._traced[id(frame)] = frame
         names = _names(code)
         last = -1
 
         def at_instruction(frame: FrameType, event: str, arg: object) -> Any:
             nonlocal last
+            if event == "return":
+                self._traced.pop(id(frame), None)
             if event != "opcode":
                 return at_instruction
             now, before = frame.f_lasti, last
@@ -116,9 +125,15 @@ class Injector:
                 if self.count == self._at:
                     file = Path(code.co_filename).name
                     self.where = f"{file}:{frame.f_lineno} in {code.co_qualname}"
+                    self._stop_tracing()
                     # as Python does when a Ctrl-C has come
                     handler: Any = signal.getsignal(signal.SIGINT)
                     handler(signal.SIGINT, frame)
             return at_instruction
 
         return at_instruction
+
+    def _stop_tracing(self) -> None:
+        for frame in self._traced.values():
+            frame.f_trace_opcodes = False
+        self._traced.clear()
