@@ -47,9 +47,11 @@ from .rules import (
     value_beside_invokes,
     value_in_backward,
     value_in_skipped_module,
+    write_too_late,
 )
 from .sources import Source
 from .suppressions import suppressed_at
+from .uses import structure_with_uses
 
 _RAISING = (
     child_after_parent,
@@ -104,7 +106,7 @@ def check(
     Returns:
         What has to be raised.
     """
-    file = _file(program, model, value_of)
+    file = _file(program, model, value_of, _structures.get(model._module))
     if file is None:
         return None
     certain: list[tuple[str, Finding]] = []
@@ -126,6 +128,9 @@ def check(
         for finding in unsaved_value.check_at_entry(file, value_of):
             if not _is_suppressed(file, finding, unsaved_value.CODE):
                 certain.append((unsaved_value.CODE, finding))
+        for finding in _late_edits(file, program, model, value_of):
+            if not _is_suppressed(file, finding, write_too_late.CODE):
+                certain.append((write_too_late.CODE, finding))
     for code, finding in certain:
         place = (program.filename, finding.node.lineno, code)
         if place not in _warned:
@@ -134,8 +139,24 @@ def check(
     return None
 
 
-def _file(program: Program, model: Place, value_of: Callable[[str], Any]) -> File | None:
-    """Analyse the text of a program, with what its names stand for."""
+def _late_edits(
+    file: File, program: Program, model: Place, value_of: Callable[[str], Any]
+) -> Iterator[Finding]:
+    """Look for edits that come too late; only for them is a model recorded."""
+    structure = structure_with_uses(model._module) if write_too_late.may_find(file) else None
+    if structure is not None:
+        seen = _file(program, model, value_of, structure)
+        if seen is not None:
+            yield from write_too_late.check(seen)
+
+
+def _file(
+    program: Program,
+    model: Place,
+    value_of: Callable[[str], Any],
+    structure: Structure | None,
+) -> File | None:
+    """Analyse the text of a program, with what its names stand for and what is known of a model."""
     tree = _parsed(program)
     if tree is None:
         return None
@@ -147,7 +168,6 @@ def _file(program: Program, model: Place, value_of: Callable[[str], Any]) -> Fil
         if isinstance(value, Place) and (value is model or value._root is model):
             path = value._path.split(".") if value._path else []
             meanings[name] = _MODEL, tuple(int(one) if one.isdigit() else one for one in path)
-    structure = _structures.get(model._module)
     known: Mapping[str | None, Structure] = {} if structure is None else {_MODEL: structure}
     file = File(Source(program.filename, lines), tree, known, meanings)
     return file if len(file.blocks) == 1 else None

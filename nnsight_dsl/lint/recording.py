@@ -51,7 +51,7 @@ def recorded_config(reference: str) -> Structure:
             module: nn.Module = named[0]._from_config(config).eval()
     else:
         module = _build((transformers.AutoModelForCausalLM, reference), {})
-    return recorded(module, *_token_input(module))
+    return recorded(module, *token_input(module))
 
 
 def recorded_factory(reference: str) -> Structure:
@@ -74,7 +74,7 @@ def recorded_factory(reference: str) -> Structure:
             "of one, or a module and its arguments"
         )
     if given is None and hasattr(made, "config"):
-        given = _token_input(made)
+        given = token_input(made)
     if given is None:
         structure = Structure(_modules(made), needs_input=_needs_input(made))
     else:
@@ -82,7 +82,7 @@ def recorded_factory(reference: str) -> Structure:
     return structure
 
 
-def _token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return token ids, under the names that the model's forward has for them."""
     accepted = inspect.signature(type(module).forward).parameters
     tokens = torch.zeros((1, _TOKENS), dtype=torch.long)

@@ -2,7 +2,7 @@
 
 An edit in place reaches what is computed from the tensor afterwards. Once the block has waited for
 a module further down, the layers in between have done their work with the value as it was. This is
-known from a run of the model (`--model`).
+known from a run of the model: `--model`, and at a run's entry for the models of transformers.
 
 Wrong:
 
@@ -35,23 +35,37 @@ SEVERITY = WARNING
 
 def check(file: File) -> Iterator[Finding]:
     """Look for edits of held values behind accesses that come after their last use."""
+    for machine, node, read in _edits(file):
+        last = _last_use(file, read)
+        passed = None if last is None else _passed(file, machine, read, node)
+        if last is not None and passed is not None and passed[1] > last:
+            yield Finding(
+                node,
+                f"everything that uses {read.location} has run when this edits it, since line "
+                f"{file.line(passed[0].node)} waits for {passed[0].location}; edit it before "
+                "that line",
+            )
+
+
+def may_find(file: File) -> bool:
+    """Tell whether a file has an edit of a held value that may come too late."""
+    return any(
+        end_of(read.node) < end_of(access.node) <= (node.lineno, node.col_offset)
+        for machine, node, read in _edits(file)
+        for access in machine.accesses
+    )
+
+
+def _edits(file: File) -> Iterator[tuple[Machine, ast.stmt, Access]]:
+    """Iterate over edits in place of values that nothing else in the block reads."""
     for machine in file.machines():
         for node in machine.block.nodes():
             name = edited(node)
-            read = None if name is None else read_of(machine, name)
-            if name is None or read is None or not isinstance(node, ast.stmt):
+            if name is None or not isinstance(node, ast.stmt):
                 continue
-            last = _last_use(file, read)
-            if last is None or _is_used_elsewhere(machine, node, name):
-                continue
-            passed = _passed(file, machine, read, node)
-            if passed is not None and passed[1] > last:
-                yield Finding(
-                    node,
-                    f"everything that uses {read.location} has run when this edits it, since line "
-                    f"{file.line(passed[0].node)} waits for {passed[0].location}; edit it before "
-                    "that line",
-                )
+            read = read_of(machine, name)
+            if read is not None and not _is_used_elsewhere(machine, node, name):
+                yield machine, node, read
 
 
 def edited(node: ast.AST) -> ast.Name | None:
