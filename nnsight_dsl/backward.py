@@ -40,7 +40,7 @@ class BackwardBlock(Block):
         backward = Backward(*self._given)
         machine = Machine.start(program, user_globals, names, Saved(), INJECTED, is_plain=False)
         backward.run(machine)
-        return machine.leaving(machine.names), backward.failure
+        return machine.names, backward.failure
 
 
 def _enters_with(frame: FrameType) -> bool:

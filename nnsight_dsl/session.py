@@ -21,7 +21,7 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machine import Machine
 from nnsight_dsl.runtime.saved import Saved
 from nnsight_dsl.saving import INJECTED
-from nnsight_dsl.transforms.names import MISSING, OUTER
+from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
 
@@ -37,12 +37,7 @@ class Session(Block):
     ) -> tuple[dict[str, Any], BaseException | None]:
         machine = self._machine_of(program, user_globals, names, Saved())
         failure = self._traced(machine)
-        left = machine.leaving(machine.names)
-        for name, (value, before) in machine.left_by_failed.items():
-            # unless a later statement of the session has bound it
-            if machine.names.get(name, MISSING) is before:
-                left[name] = value
-        return left, failure
+        return machine.leaving(machine.names), failure
 
     def _run_inside(
         self,

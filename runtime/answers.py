@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.requests import Request
 
 from . import complaints
@@ -161,6 +160,7 @@ def _backward(driver: Driver, machine: Machine, request: Request) -> Any:
         kwargs = {**kwargs, "retain_graph": True}
     backward = Backward(loss, args, kwargs)
     inner = machine.inner(number)
+    inner.leaves_all = True
     # what a checkpoint computes again is no visit of the forward's
     driver.is_common = False
     driver.is_in_backward, outer = True, driver.is_in_backward
@@ -169,6 +169,7 @@ def _backward(driver: Driver, machine: Machine, request: Request) -> Any:
     finally:
         driver.is_in_backward = outer
     if backward.failure is not None:
+        machine.keep_of_failed(machine.leaving(inner.names))
         raise backward.failure
     return inner.names
 
@@ -284,10 +285,7 @@ def open_run(machine: Machine, request: Request) -> Any:
     target._outer_now = machine.outer_now
     left, failure = target._run_inside(program, machine.user_globals, names, machine.saved)
     if failure is not None:
-        # the names are not bound in the block around it, which may have an `except` for this
-        saved = machine.leaving(left).items()
-        late = {name: (value, names.get(name, MISSING)) for name, value in saved}
-        machine.left_by_failed = {**machine.left_by_failed, **late}
+        machine.keep_of_failed(machine.leaving(left))
         raise failure
     return left
 

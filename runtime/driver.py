@@ -445,8 +445,7 @@ class Driver(Serving):
                 continue
             # it waits for something, or is to go on after a barrier that others have come to
             if not machine.is_done:
-                left = machine.program.names_left(machine.running)
-                machine.names = machine.leaving(left)
+                machine.take_waiting_names()
             try:
                 machine.close()
             except BaseException as error:

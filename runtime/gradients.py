@@ -36,7 +36,7 @@ from .locations import Place, name_of
 from .machine import Machine, advanced, set_current
 from .record import Record
 from .steps import StepSpec, steps_of
-from .tracebacks import clean, original
+from .tracebacks import clean
 from .values import with_element
 from .views import find_whole
 
@@ -132,6 +132,8 @@ class Backward:
     def _close(self, machine: Machine) -> None:
         """End the machine, if it still waits, and take the hooks off the tensors."""
         try:
+            if not machine.is_done:
+                machine.take_waiting_names()
             if not machine.is_done or machine.is_cut:
                 machine.close()
         finally:
@@ -155,17 +157,11 @@ class Backward:
                 while _tensor_of(request) is None and (foreign := find_foreign(request)):
                     request = machine.call(*foreign)
             except BaseException as raised:
-                machine.is_done = True
-                machine.is_cut = machine.running.gi_frame is not None
-                if not machine.is_cut:
-                    machine.leave_context()
-                raised = original(raised)
-                clean(raised)
-                self.failure = raised
+                self.failure = machine.fail(raised)
                 raise RunAborted from None
             try:
                 if request[0] == requests.END:
-                    machine.names = machine.program.names_left(machine.running)
+                    machine.take_waiting_names()
                     machine.close()
                     return
                 waits, answer = self._handle(machine, request)

@@ -32,6 +32,7 @@ from .errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
 from .known import is_known
 from .rows import Rows
 from .saved import Saved
+from .tracebacks import clean, original
 
 if TYPE_CHECKING:
     from .fixtures import Fixtures
@@ -367,14 +368,7 @@ class Machine:
         Args:
             is_stopped: whether it ends before its last statement.
         """
-        running = self._running
-        # a builder's names are judged when the run is over: its invokes may still save them
-        if self.is_builder or self.leaves_all:
-            self.names = self.program.names_left(running)
-        elif self.saved and running.gi_frame is not None:
-            # The generator's frame gets no name here: one that is held when the generator returns
-            # keeps its locals and, from CPython 3.12 on, refers back to the frame of this call.
-            self.names = self.saved.leaving(running.gi_frame.f_locals, self.program)
+        self.take_waiting_names()
         if is_stopped:
             self.close()
             return
@@ -391,11 +385,57 @@ class Machine:
         finally:
             self.leave_context()
 
+    def fail(self, raised: BaseException) -> BaseException:
+        """End where the program has raised, with what it had saved; return what it has raised."""
+        self.is_done = True
+        raised = original(raised)
+        traceback = raised.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is self.program.code:
+                self._take_names(traceback.tb_frame.f_locals)
+            traceback = traceback.tb_next
+        # an interrupt may have come before the program was resumed, or after it had asked
+        self.is_cut = self._running.gi_frame is not None
+        if not self.is_cut:
+            self.leave_context()
+        clean(raised)
+        return raised
+
+    def take_waiting_names(self) -> None:
+        """Take the names that may leave from the program, which waits."""
+        # The generator's frame gets no name here: one that is held when the generator returns
+        # keeps its locals and, from CPython 3.12 on, refers back to the frame of this call.
+        if self._running.gi_frame is not None:
+            self._take_names(self._running.gi_frame.f_locals)
+
+    def _take_names(self, names: Mapping[str, Any]) -> None:
+        if self.left_by_failed:
+            names = {**names}
+            for name, (value, before) in self.left_by_failed.items():
+                # unless a later statement has bound it
+                if names.get(name, MISSING) is before:
+                    names[name] = value
+        # a builder's names are judged when the run is over: its invokes may still save them
+        if self.is_builder or self.leaves_all:
+            self.names = self.program.names_in(names)
+        elif self.saved:
+            self.names = self.saved.leaving(names, self.program)
+
     def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the names that may leave the block."""
         if self.leaves_all:
             return dict(names)
         return self.saved.leaving(names, self.program)
+
+    def keep_of_failed(self, left: Mapping[str, Any]) -> None:
+        """Keep what a run inside of the block had saved before it failed.
+
+        It is not bound in the block, which may have an `except` for the failure.
+        """
+        frame = self._running.gi_frame
+        names = {} if frame is None else frame.f_locals
+        late = {name: (value, names.get(name, MISSING)) for name, value in left.items()}
+        self.left_by_failed = {**self.left_by_failed, **late}
 
     def close(self) -> None:
         """End a machine that waits, so that its `finally` and `with` statements run.

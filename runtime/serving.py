@@ -26,7 +26,7 @@ from .machine import Machine
 from .offers import Offer, Writes, take_edits
 from .replays import INPUTS, OUTPUT
 from .rows import parts_of
-from .tracebacks import clean, original
+from .tracebacks import clean
 
 if TYPE_CHECKING:
     from .taps import Tap
@@ -300,18 +300,5 @@ class Serving:
 
     def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
         """A machine has raised: keep what it had saved, and leave the run."""
-        machine.is_done = True
-        raised = original(raised)
-        traceback = raised.__traceback__
-        while traceback is not None:
-            if traceback.tb_frame.f_code is machine.program.code:
-                left = machine.program.names_in(traceback.tb_frame.f_locals)
-                machine.names = left if machine.is_builder else machine.leaving(left)
-            traceback = traceback.tb_next
-        # an interrupt may have come before the program was resumed, or after it had asked
-        machine.is_cut = machine.running.gi_frame is not None
-        if not machine.is_cut:
-            machine.leave_context()
-        clean(raised)
-        self.failure = raised
+        self.failure = machine.fail(raised)
         raise RunAborted

@@ -129,13 +129,6 @@ class Program:
                 value = known.get(name, MISSING)
         return value
 
-    def names_left(self, running: Running) -> dict[str, Any]:
-        """Return what the names that the block binds stand for in a suspended generator."""
-        frame = running.gi_frame
-        if frame is None:
-            return {}
-        return self.names_in(frame.f_locals)
-
     def names_in(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
         """Return those names of a frame of this program that the block itself binds."""
         bound, left = self.bound, {}

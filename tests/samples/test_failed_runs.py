@@ -81,3 +81,57 @@ def test_what_an_invoke_saved_leaves_that_another_one_has_let_go_on() -> None:
             found = [1].save()
             barrier()
     assert found == [1]
+
+
+def test_what_a_backward_block_saved_before_it_failed_leaves_the_trace() -> None:
+    model = new_model()
+    with pytest.raises(ZeroDivisionError), model.trace(X):
+        hidden = model[0].output
+        with model.output.sum().backward():
+            grad, unsaved = hidden.grad.save(), 5
+            1 // 0
+    assert torch.equal(grad, model._module[1].weight.sum(0, keepdim=True))
+    assert "unsaved" not in locals()
+
+
+def test_what_it_saved_leaves_when_autograd_itself_fails_and_in_a_session() -> None:
+    model = new_model()
+    with pytest.raises(RuntimeError, match="of my own"), model.session():
+        with model.trace(X) as tracer:
+            hidden = model[0].output
+            outer = [tracer].save()
+            hidden.register_hook(refuse)
+            out = model.output
+            with out.sum().backward():
+                late = out.grad.save()
+                early = hidden.grad.save()
+    assert torch.equal(late, torch.ones(1, 3)) and len(outer) == 1
+    assert "early" not in locals()
+
+
+def refuse(grad: torch.Tensor) -> None:
+    raise RuntimeError("of my own")
+
+
+def test_what_a_backward_block_by_itself_saved_before_it_failed_leaves_it() -> None:
+    module = new_model()._module
+    hidden = module[0](X)
+    loss = module[1](hidden).sum()
+    with pytest.raises(ZeroDivisionError):
+        with loss.backward():
+            grad = hidden.grad.save()
+            1 // 0
+    assert torch.equal(grad, module[1].weight.sum(0, keepdim=True))
+
+
+def test_what_the_trace_binds_behind_a_failed_backward_block_is_what_leaves() -> None:
+    model = new_model()
+    with model.trace(X):
+        hidden = model[0].output
+        try:
+            with model.output.sum().backward():
+                kept, found = hidden.grad.save(), [1].save()
+                1 // 0
+        except ZeroDivisionError:
+            found = ["later"].save()
+    assert found == ["later"] and torch.equal(kept, model._module[1].weight.sum(0, keepdim=True))

@@ -77,7 +77,8 @@ def drive(program: Program, outer: dict[str, Any], frame: Mapping[str, Any]) -> 
                 request = running.throw(error)
             else:
                 request = running.send(answer)
-        return program.names_left(running)
+        frame_left = running.gi_frame
+        return {} if frame_left is None else program.names_in(frame_left.f_locals)
     finally:
         running.close()
 
