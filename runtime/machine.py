@@ -368,7 +368,8 @@ class Machine:
         Args:
             is_stopped: whether it ends before its last statement.
         """
-        self.take_waiting_names()
+        if self.saved or self.is_builder or self.leaves_all:
+            self.take_waiting_names()
         if is_stopped:
             self.close()
             return

@@ -11,16 +11,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from nnsight_dsl.errors import GradientError
+from nnsight_dsl.runtime.carriers import new_carrier
 
 
 class _Pass:
     """One backward pass and its block."""
 
     def __init__(self, body: Callable[[], None]) -> None:
-        self.block = greenlet(body)
+        self.block = new_carrier(body)
         self.block.backward_pass = self
         self.wanted: Any = None
         self.offered: Any = None

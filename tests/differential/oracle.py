@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -28,6 +28,7 @@ from nnsight_dsl.errors import (
     WriteError,
     WriteShapeError,
 )
+from nnsight_dsl.runtime.carriers import new_carrier
 from nnsight_dsl.runtime.errors import RunEnded
 from tests.differential.worlds import observing
 
@@ -70,7 +71,7 @@ class Machine:
         self.has_failed = False
         self._had_grad = True
         self._own_grad: bool | None = None
-        self._greenlet = greenlet(lambda: exec(code, names))
+        self._greenlet = new_carrier(lambda: exec(code, names))
         self._greenlet.machine = self
 
     def resume(self, answer: Any, error: BaseException | None) -> Any:
