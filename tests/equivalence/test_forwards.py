@@ -11,12 +11,14 @@ import ast
 import copy
 import inspect
 import operator
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -276,6 +278,13 @@ class _Text(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Store):
             self.counts[LOCAL] += 1
+
+    def visit_Tuple(self, node: ast.Tuple) -> None:
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Store) and sys.version_info >= (3, 13):
+            # a name that the next store overwrites is not stored any more
+            names = [one.id if isinstance(one, ast.Name) else None for one in node.elts]
+            self.counts[LOCAL] -= sum(a is not None and a == b for a, b in pairwise(names))
 
     def visit_alias(self, node: ast.alias) -> None:
         self.counts[LOCAL] += 1
