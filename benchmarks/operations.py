@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from nnsight_dsl import NNsight
-from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.operations import Inside, OperationTap
+from nnsight_dsl.runtime.driving.driver import Driver
+from nnsight_dsl.runtime.tapping.operations import Inside, OperationTap
 
 from .parts import compare
 from .results import Figure, Row, Target, median_figure

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight, install_import_hook
-from nnsight_dsl.runtime.fixtures import Fixtures
-from nnsight_dsl.runtime.machine import Machine
-from nnsight_dsl.saving import INJECTED
+from nnsight_dsl.runtime.machines.machine import Machine
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+from nnsight_dsl.tracing.saving import INJECTED
 
 from .parts import compare
 from .results import Row, median_figure

@@ -19,35 +19,35 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nnsight_dsl.transforms.held import hold_texts
+from nnsight_dsl.transforms.held_texts import hold_texts
 
 if TYPE_CHECKING:
+    from nnsight_dsl.blocks.import_hook import install_import_hook as install_import_hook
     from nnsight_dsl.config import CONFIG as CONFIG
-    from nnsight_dsl.envoy import Envoy as Envoy
-    from nnsight_dsl.import_hook import install_import_hook as install_import_hook
-    from nnsight_dsl.intervene import intervene as intervene
-    from nnsight_dsl.layers import layers_report as layers_report
+    from nnsight_dsl.envoys.envoy import Envoy as Envoy
     from nnsight_dsl.modeling.base import NNsight as NNsight
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
     from nnsight_dsl.modeling.language import TransformersModel as TransformersModel
-    from nnsight_dsl.saving import save as save
-    from nnsight_dsl.sweep import Sweep as Sweep
-    from nnsight_dsl.sweep import sweep as sweep
+    from nnsight_dsl.studies.layers import layers_report as layers_report
+    from nnsight_dsl.studies.sweep import Sweep as Sweep
+    from nnsight_dsl.studies.sweep import sweep as sweep
+    from nnsight_dsl.tracing.intervene import intervene as intervene
+    from nnsight_dsl.tracing.saving import save as save
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CONFIG": "nnsight_dsl.config",
-    "Envoy": "nnsight_dsl.envoy",
+    "Envoy": "nnsight_dsl.envoys.envoy",
     "LanguageModel": "nnsight_dsl.modeling.language",
     "NNsight": "nnsight_dsl.modeling.base",
     "TransformersModel": "nnsight_dsl.modeling.language",
-    "intervene": "nnsight_dsl.intervene",
-    "install_import_hook": "nnsight_dsl.import_hook",
-    "layers_report": "nnsight_dsl.layers",
-    "save": "nnsight_dsl.saving",
-    "Sweep": "nnsight_dsl.sweep",
-    "sweep": "nnsight_dsl.sweep",
+    "intervene": "nnsight_dsl.tracing.intervene",
+    "install_import_hook": "nnsight_dsl.blocks.import_hook",
+    "layers_report": "nnsight_dsl.studies.layers",
+    "save": "nnsight_dsl.tracing.saving",
+    "Sweep": "nnsight_dsl.studies.sweep",
+    "sweep": "nnsight_dsl.studies.sweep",
 }
 _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError EngineError "
@@ -78,13 +78,13 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """This package, in which `intervene` and `sweep` are functions, whoever imports their modules.
+    """This package, in which `intervene` and `sweep` are functions, whoever imports those modules.
 
     Python binds a module in its package when it has been imported, over what has the same name.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+        if isinstance(value, ModuleType) and name in _HOMES:
             value = getattr(value, name)
         super().__setattr__(name, value)
 

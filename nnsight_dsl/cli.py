@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return serve()
     if given.command == "run":
-        from nnsight_dsl.script import run_script
+        from nnsight_dsl.blocks.script import run_script
 
         run_script(given.script, given.arguments, as_nnsight=given.as_nnsight)
         return 0
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(place: str, *, as_mermaid: bool) -> int:
-    from nnsight_dsl.explain import explain, mermaid, programs_in
+    from nnsight_dsl.studies.explain import explain, mermaid, programs_in
 
     name, colon, number = place.rpartition(":")
     has_line = bool(colon) and number.isdigit()

@@ -26,7 +26,7 @@ _ALIASES = {
     "nnsight.modeling.base": "nnsight_dsl.modeling.base",
     "nnsight.modeling.language": "nnsight_dsl.modeling.language",
     "nnsight.intervention": None,
-    "nnsight.intervention.envoy": "nnsight_dsl.envoy",
+    "nnsight.intervention.envoy": "nnsight_dsl.envoys.envoy",
     "nnsight.intervention.tracing": None,
     "nnsight.intervention.tracing.globals": None,
     "nnsight.ndif": None,
@@ -131,7 +131,7 @@ def uninstall() -> None:
 
 
 def _mount_save() -> None:
-    from nnsight_dsl.saving import save
+    from nnsight_dsl.tracing.saving import save
 
     def save_method(self: Any) -> Any:
         return save(self)

@@ -19,6 +19,6 @@ def pytest_configure(config: Any) -> None:
     """Install the import hook for the packages that were named."""
     packages = [name for name in config.getoption("nnsight_dsl_packages").split(",") if name]
     if packages:
-        from nnsight_dsl.import_hook import install_import_hook
+        from nnsight_dsl.blocks.import_hook import install_import_hook
 
         install_import_hook(*packages)

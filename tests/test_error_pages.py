@@ -12,7 +12,7 @@ from torch import nn
 
 import nnsight_dsl
 from nnsight_dsl import Envoy, LanguageModel, NNsight, errors
-from nnsight_dsl.intervene import intervene
+from nnsight_dsl.tracing.intervene import intervene
 from tests import models
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "errors"

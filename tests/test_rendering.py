@@ -7,8 +7,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from nnsight_dsl import NNsight, layers_report
-from nnsight_dsl.explain import explain
-from nnsight_dsl.transforms.live import find_block
+from nnsight_dsl.studies.explain import explain
+from nnsight_dsl.transforms.live_frames import find_block
 from tests import models
 from tests.models import GPT2
 

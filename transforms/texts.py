@@ -6,10 +6,11 @@ name, an older cell of a notebook has a block at the same place. So every text t
 right one is a candidate, and one is taken only if it compiles to the code that runs (see
 `same_code.py`); the nearest text is never good enough.
 
-Candidates, in this order: what `linecache` holds, what this package has held (see `held.py`), what
-stands on disk or is given by the module's loader now, the argument of `python -c`, strings in the
-functions that are running (who runs a text mostly still has it), the cells of a notebook, and
-all texts that anybody has registered with `linecache`. All that is done once for each block.
+Candidates, in this order: what `linecache` holds, what this package has held (see
+`held_texts.py`), what stands on disk or is given by the module's loader now, the argument of
+`python -c`, strings in the functions that are running (who runs a text mostly still has it), the
+cells of a notebook, and all texts that anybody has registered with `linecache`. All that is done
+once for each block.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from types import CodeType, FrameType
 from typing import Any, TypeAlias, TypeVar
 
 from .asserts import is_rewritten_by_pytest, rewrite_asserts
-from .held import held_texts, hold
+from .held_texts import held_texts, hold
 from .same_code import (
     codes_in,
     entries_at,

@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
+from nnsight_dsl.transforms.prefilter import OPENING_CALLS
 
 from .accesses import Access, Machine, ModelKey, Names, Path
 from .bindings import Bindings

@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from torch import nn
 
 from nnsight_dsl import errors
-from nnsight_dsl.runtime.fast_path import has_compiled_function, passes_over_parts
 from nnsight_dsl.runtime.locations import Place, children_of
+from nnsight_dsl.runtime.tapping.torch_fast_path import has_compiled_function, passes_over_parts
 from nnsight_dsl.runtime.tracebacks import traceback_at
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program

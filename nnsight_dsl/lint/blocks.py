@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from nnsight_dsl.transforms.blocks_text import OPENING_CALLS
+from nnsight_dsl.transforms.prefilter import OPENING_CALLS
 from nnsight_dsl.transforms.source.unsupported import INNER_BLOCKS
 
 from .tree import Tree

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nnsight_dsl.transforms.blocks_text import may_hold_blocks
+from nnsight_dsl.transforms.prefilter import may_hold_blocks
 
 from .analysis import File
 from .diagnostics import Diagnostic, Finding, in_order

@@ -21,10 +21,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.runtime.locations import children_of
-from nnsight_dsl.runtime.operations import function_inside
-from nnsight_dsl.scan import faked
+from nnsight_dsl.runtime.tapping.operations import function_inside
+from nnsight_dsl.studies.scan import faked
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
 from .knowledge import Module, Structure

@@ -8,20 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from nnsight_dsl.alone import run_alone
-from nnsight_dsl.backward import install as install_backward
-from nnsight_dsl.copying import restore, state_of
-from nnsight_dsl.edit import Edit, KeptEdit
-from nnsight_dsl.envoy import Envoy
-from nnsight_dsl.fakes import PlanTracer, ScanTracer
-from nnsight_dsl.fit import Fit
-from nnsight_dsl.renaming import Renaming
+from nnsight_dsl.envoys.copying import restore, state_of
+from nnsight_dsl.envoys.envoy import Envoy
+from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.runtime.errors import BatchingError
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.turns import Family, register_modules
-from nnsight_dsl.session import Session
-from nnsight_dsl.tracer import Batch, Input, Tracer
-from nnsight_dsl.transforms.held import hold_texts
+from nnsight_dsl.studies.scan_tracers import PlanTracer, ScanTracer
+from nnsight_dsl.tracing.backward import install as install_backward
+from nnsight_dsl.tracing.edit import Edit, KeptEdit
+from nnsight_dsl.tracing.fast_path import run_alone
+from nnsight_dsl.tracing.guards import Fit
+from nnsight_dsl.tracing.session import Session
+from nnsight_dsl.tracing.tracer import Batch, Input, Tracer
+from nnsight_dsl.transforms.held_texts import hold_texts
 from nnsight_dsl.transforms.program import Program
 
 OWN_OPTIONS = (

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.envoy import Envoy
+from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.modeling import batching, checks, padding, positions
 from nnsight_dsl.modeling.base import OWN_OPTIONS, NNsight, module_of
 from nnsight_dsl.modeling.inputs import Rows, blaming
 from nnsight_dsl.modeling.keywords import either, forward_of, keywords_of
 from nnsight_dsl.modeling.options import Options
 from nnsight_dsl.modeling.prompts import Given, all_given
-from nnsight_dsl.runtime import complaints
+from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
-from nnsight_dsl.tracer import Batch, Input
+from nnsight_dsl.tracing.tracer import Batch, Input
 from nnsight_dsl.transforms import requests
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
@@ -50,7 +50,7 @@ class Generation(Place):
         """
         machine = current_machine()
         if machine is None:
-            raise towards_user(complaints.outside("generator.output"))
+            raise towards_user(messages.outside("generator.output"))
         return machine.request((requests.READ, self, "output"))
 
 
@@ -225,7 +225,7 @@ class LanguageModel(NNsight):
         return first
 
     def _explain(self, error: BaseException) -> None:
-        complaints.explain_no_weights(error)
+        messages.explain_no_weights(error)
         text = str(error)
         if isinstance(error, IndexError) and "index out of range in self" in text:
             error.add_note(

@@ -19,9 +19,9 @@ import torch
 
 import nnsight_dsl
 from nnsight_dsl import LanguageModel, NNsight
-from nnsight_dsl.cache import Cache
-from nnsight_dsl.import_hook import compile_module
-from nnsight_dsl.script import run_script
+from nnsight_dsl.blocks.import_hook import compile_module
+from nnsight_dsl.blocks.script import run_script
+from nnsight_dsl.tracing.cache import Cache
 from tests import models
 from tests.differential.mirrors import Mirror
 from tests.differential.oracle import Machine, Run

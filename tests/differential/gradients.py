@@ -14,7 +14,7 @@ import torch
 from greenlet import getcurrent
 
 from nnsight_dsl.errors import GradientError
-from nnsight_dsl.runtime.carriers import new_carrier
+from nnsight_dsl.runtime.machines.carrying import new_carrier
 
 
 class _Pass:

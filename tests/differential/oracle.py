@@ -28,8 +28,8 @@ from nnsight_dsl.errors import (
     WriteError,
     WriteShapeError,
 )
-from nnsight_dsl.runtime.carriers import new_carrier
 from nnsight_dsl.runtime.errors import RunEnded
+from nnsight_dsl.runtime.machines.carrying import new_carrier
 from tests.differential.worlds import observing
 
 FILENAME = "<what plain hooks make of it>"

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NNsight, NotRunningError, intervene
+from nnsight_dsl import NNsight, NotRunningError
+from nnsight_dsl.tracing import intervene
 from tests.models import GPT2, LONG, MIDDLE, SHORT, wrapped
 
 

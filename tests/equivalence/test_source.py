@@ -21,7 +21,7 @@ from nnsight_dsl import (
     PathError,
     WriteError,
 )
-from nnsight_dsl.runtime.operations import spot_of
+from nnsight_dsl.runtime.tapping.operations import spot_of
 
 CITY_FACTS = Path(__file__).parents[2] / "examples" / "models" / "city-facts"
 X = torch.linspace(-1, 1, 8).reshape(2, 4)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from nnsight_dsl import LanguageModel, NNsight
-from nnsight_dsl.import_hook import compile_module
+from nnsight_dsl.blocks.import_hook import compile_module
 from tests.models import LONG, new_gpt2, tokenizer
 
 _FILE = Path(__file__).with_name("runs.py")

@@ -6,7 +6,9 @@ as it is, as a script's, whose blocks are lowered from the live frame.
 
 import torch
 
-from nnsight_dsl import intervene, save, sweep
+from nnsight_dsl import save
+from nnsight_dsl.studies import sweep
+from nnsight_dsl.tracing import intervene
 
 
 def one_block(model, x):

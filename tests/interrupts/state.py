@@ -10,8 +10,8 @@ import torch
 from torch import nn, overrides
 from torch.utils import _python_dispatch as dispatch
 
-from nnsight_dsl.runtime import taps
-from nnsight_dsl.runtime.machine import current_machine
+from nnsight_dsl.runtime.machines.machine import current_machine
+from nnsight_dsl.runtime.tapping import taps
 
 _KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 

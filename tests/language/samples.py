@@ -2,7 +2,8 @@
 
 import torch
 
-from nnsight_dsl import NNsight, intervene
+from nnsight_dsl import NNsight
+from nnsight_dsl.tracing import intervene
 from tests.language.parts import Stack
 
 FACTOR = 3

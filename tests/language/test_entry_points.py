@@ -22,7 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import nnsight_dsl
-from nnsight_dsl.runtime.machine import Machine
+from nnsight_dsl.runtime.machines.machine import Machine
 from tests.language.constructs import ALL, CARRIED, MEANT, REFUSALS, REFUSED, Construct
 from tests.language.outcomes import (
     Modules,

@@ -28,12 +28,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import nnsight_dsl
-from nnsight_dsl import NNsight, compat, intervene, save
+from nnsight_dsl import NNsight, compat, save
+from nnsight_dsl.blocks.import_hook import BlockLoader
 from nnsight_dsl.errors import UnsupportedSyntaxError
-from nnsight_dsl.explain import explain, mermaid, programs_in, rows_of
-from nnsight_dsl.import_hook import BlockLoader
 from nnsight_dsl.runtime import errors as runtime_errors
-from nnsight_dsl.transforms.blocks_text import may_hold_blocks
+from nnsight_dsl.studies.explain import explain, mermaid, programs_in, rows_of
+from nnsight_dsl.tracing import intervene
+from nnsight_dsl.transforms.prefilter import may_hold_blocks
 from tests.language import parts, samples
 from tests.models import assert_same
 from tests.waiting import PATIENCE
@@ -623,7 +624,7 @@ def test_the_option_of_pytest(tmp_path: Path) -> None:
     (package / "blocks.py").write_text(BLOCK)
     (tmp_path / "test_it.py").write_text(
         "def test_it():\n    from optional import blocks\n"
-        "    from nnsight_dsl.import_hook import BlockLoader\n"
+        "    from nnsight_dsl.blocks.import_hook import BlockLoader\n"
         "    assert type(blocks.__loader__) is BlockLoader\n"
         "    assert blocks.h.shape == (2, 4)\n    assert blocks.h.shape != (1,), 'rewritten'\n"
     )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight
-from nnsight_dsl.import_hook import compile_module
+from nnsight_dsl.blocks.import_hook import compile_module
 
 
 class Plain(nn.Module):

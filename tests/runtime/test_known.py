@@ -14,8 +14,8 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from nnsight_dsl import NNsight
-from nnsight_dsl.plainness import own_names
-from nnsight_dsl.runtime.known import is_known
+from nnsight_dsl.runtime.values.known_types import is_known
+from nnsight_dsl.tracing.plainness import own_names
 from nnsight_dsl.transforms.source.plain import ATTRIBUTES
 
 X = torch.arange(4.0)[None]

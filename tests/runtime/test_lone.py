@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnsight_dsl import CONFIG, NNsight
-from nnsight_dsl.import_hook import compile_module
-from nnsight_dsl.runtime.driver import Driver
-from nnsight_dsl.runtime.fixtures import Fixtures
+from nnsight_dsl.blocks.import_hook import compile_module
+from nnsight_dsl.runtime.driving.driver import Driver
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
 from tests.waiting import PATIENCE
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight
-from nnsight_dsl.runtime.carriers import new_carrier
+from nnsight_dsl.runtime.machines.carrying import new_carrier
 
 FRAMES = 64
 """As many as torch records."""

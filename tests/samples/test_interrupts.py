@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NestedRunError, NNsight, intervene, sweep
-from nnsight_dsl.runtime.taps import taps_now
+from nnsight_dsl import NestedRunError, NNsight
+from nnsight_dsl.tracing import intervene
+from nnsight_dsl.studies import sweep
+from nnsight_dsl.runtime.tapping.taps import taps_now
 from tests.waiting import PATIENCE
 
 
@@ -146,7 +148,7 @@ def test_the_next_run_finishes_what_one_left_that_was_interrupted_twice(monkeypa
     expected = run()
     with monkeypatch.context() as patched:
         # the second Ctrl-C comes while the first is dealt with, wherever that is
-        patched.setattr("nnsight_dsl.runtime.fixtures.Fixtures.remove", interrupted)
+        patched.setattr("nnsight_dsl.runtime.tapping.kept_taps.Fixtures.remove", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert taps_now
@@ -173,7 +175,7 @@ import signal
 import sys
 import torch
 from nnsight_dsl import NNsight
-from nnsight_dsl.import_hook import compile_module
+from nnsight_dsl.blocks.import_hook import compile_module
 
 
 class Failed(BaseException):

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NNsight, errors, intervene
+from nnsight_dsl import NNsight, errors
+from nnsight_dsl.tracing import intervene
 
 X = torch.ones(1, 2)
 NET = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnsight_dsl.transforms.program import Program
+from nnsight_dsl.transforms.program_bytes import dump_programs, load_programs
 from nnsight_dsl.transforms.recipes import lower_again, parse_recipe, write_recipe
 from nnsight_dsl.transforms.source.modules import rewrite_module
 from nnsight_dsl.transforms.source.pipeline import lower_function
 from nnsight_dsl.transforms.source.surroundings import Surroundings
-from nnsight_dsl.transforms.stored import dump_programs, load_programs
 from tests.language.constructs import MEANT
 from tests.transforms.lowering import FILENAME, lower, lower_body
 from tests.transforms.test_equivalence_property import bodies

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnsight_dsl.errors import EngineError, WriteError
-from nnsight_dsl.modeling.vllm.shards import Layout, layout_of
+from nnsight_dsl.modeling.vllm.engine.shards import Layout, layout_of
 
 from .conftest import FACTS, ended, started
 from .test_batches import PROMPTS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nnsight_dsl.errors import EngineError
-from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
+from nnsight_dsl.modeling.vllm.client.effects import ANYTHING, Reach
 
 from .conftest import FACTS, ended, started
 
@@ -93,7 +93,7 @@ def test_a_block_that_writes_meets_no_blocks_and_leaves_none(caching):
 
 def reach_of_block(model, monkeypatch, run):
     """Return what is said of the block of a trace when it is sent."""
-    from nnsight_dsl.modeling.vllm.client import EngineTracer
+    from nnsight_dsl.modeling.vllm.client.client import EngineTracer
 
     told = []
     find = EngineTracer._reach_of
@@ -167,7 +167,7 @@ def test_what_a_block_can_do_is_told_from_its_text(gpt2, monkeypatch, run, expec
 
 
 def test_the_engine_holds_a_block_to_what_was_said_of_it(gpt2, monkeypatch):
-    from nnsight_dsl.modeling.vllm.client import EngineTracer
+    from nnsight_dsl.modeling.vllm.client.client import EngineTracer
 
     monkeypatch.setattr(EngineTracer, "_reach_of", lambda self, part: Reach(True, False))
     before = plain(gpt2, START)

@@ -43,9 +43,9 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TypeVar
 
-from ..blocks_text import OPENING_CALLS
 from ..errors import UnsupportedSyntaxError
 from ..frame_names import local_names
+from ..prefilter import OPENING_CALLS
 from ..program import Program
 from .pipeline import lower_block
 from .scopes import nonlocals_in
@@ -246,7 +246,7 @@ def rewrite_module(source: str, filename: str) -> tuple[ast.Module, tuple[Progra
 
     Returns:
         The module's tree with each block replaced, and the programs. The tree expects the module
-        `nnsight_dsl.compiled` under the name `_nns`, and the programs under `_nns_programs`.
+        `nnsight_dsl.blocks.support` under the name `_nns`, and the programs under `_nns_programs`.
 
     Raises:
         SyntaxError: the source is no Python.

@@ -9,7 +9,7 @@ starts from, to run no code that could touch a model value.
 The text alone cannot tell what a name stands for. So a plain block comes with what the runtime has
 to look at before it believes this: the values of names (`Plain.roots`), what is found by a path
 from them (`Plain.paths`), and names that no class of a user's may define (`Plain.named`). What the
-model hands to a block is looked at as it comes (see `nnsight_dsl.runtime.known`).
+model hands to a block is looked at as it comes (see `nnsight_dsl.runtime.values.known_types`).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from ..blocks_text import OPENING_CALLS
 from ..errors import UnsupportedSyntaxError
+from ..prefilter import OPENING_CALLS
 
 INNER_BLOCKS = frozenset({"invoke", "backward"}) | OPENING_CALLS
 """Methods that open a block inside a block."""

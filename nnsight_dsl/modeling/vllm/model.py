@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.client import EngineTracer, Requests, Sent
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Requests, Sent
+from nnsight_dsl.modeling.vllm.client.streams import Stream, StreamedRequests, StreamTracer
+from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
-from nnsight_dsl.modeling.vllm.places import EngineRoot
-from nnsight_dsl.modeling.vllm.streams import Stream, StreamedRequests, StreamTracer
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.tracer import Input
+from nnsight_dsl.tracing.tracer import Input
 
-_EXTENSION = "nnsight_dsl.modeling.vllm.worker.WorkerExtension"
+_EXTENSION = "nnsight_dsl.modeling.vllm.engine.worker.WorkerExtension"
 _SCHEDULERS = {
-    False: "nnsight_dsl.modeling.vllm.scheduling.WholePromptScheduler",
-    True: "nnsight_dsl.modeling.vllm.scheduling.WholePromptAsyncScheduler",
+    False: "nnsight_dsl.modeling.vllm.engine.scheduling.WholePromptScheduler",
+    True: "nnsight_dsl.modeling.vllm.engine.scheduling.WholePromptAsyncScheduler",
 }
 
 

@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 
-from nnsight_dsl.envoy import Envoy
-from nnsight_dsl.modeling.vllm.places import EnginePlace, EngineRoot, EngineValue
-from nnsight_dsl.modeling.vllm.reach import ANYTHING, Reach
+from nnsight_dsl.envoys.envoy import Envoy
+from nnsight_dsl.envoys.source import Source, SourceOperation
+from nnsight_dsl.modeling.vllm.client.effects import ANYTHING, Reach
+from nnsight_dsl.modeling.vllm.engine_places import EnginePlace, EngineRoot, EngineValue
 from nnsight_dsl.runtime.errors import InterventionError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tracebacks import line_of, traceback_at
-from nnsight_dsl.source import Source, SourceOperation
-from nnsight_dsl.tracer import Tracer
+from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.recipes import lower_again

@@ -4,7 +4,7 @@ A `yield` belongs to the function it stands in. Inside a lambda, a nested functi
 or a generator expression it would change what that code is, so the passes that introduce one do
 not go in there; neither do they go into an f-string, whose quotes cannot be nested before
 Python 3.12. An access in such a place is served all the same: it is carried (see
-`nnsight_dsl.runtime.machine`).
+`nnsight_dsl.runtime.machines.machine`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Envoys: the tree of a model's modules that users address."""

@@ -1,0 +1,101 @@
+"""Copies of wrappers: by `copy`, `deepcopy` and `pickle`, and those that edits are made on.
+
+A wrapper is its module, its options and what a subclass has added. The envoys below are made when
+they are asked for, and what is known of its runs is found out again; both are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nnsight_dsl.runtime.values.known_types import is_of_library
+
+if TYPE_CHECKING:
+    from nnsight_dsl.envoys.envoy import Envoy
+
+_MADE_ANEW = frozenset(
+    {"_at", "_below", "_family", "_fits", "_known_options", "_linted", "_all_modules", "_root"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """In the place of an envoy below the wrapper: its path."""
+
+    path: str
+
+
+def state_of(root: Envoy) -> dict[str, Any]:
+    """Return what another wrapper like one is made from."""
+    own = root.__dict__
+    state = {
+        name: value
+        for name, value in own.items()
+        if name not in _MADE_ANEW
+        and (name not in own["_below"] or own["_below"][name] is not value)
+    }
+    for name in _slots_of(type(root)):
+        if hasattr(root, name):
+            state[name] = getattr(root, name)
+    for name, value in state.items():
+        if getattr(value, "_root", None) is root:
+            state[name] = _At(value._path)
+    return state
+
+
+def restore(root: Envoy, state: Mapping[str, Any], **others: Any) -> None:
+    """Give a new wrapper what it is made from."""
+    slots = _slots_of(type(root))
+    own = root.__dict__
+    own.update({name: value for name, value in state.items() if name not in slots})
+    own.update(_root=root, _below={}, _at={}, **others)
+    for name, value in state.items():
+        # the envoys are found once the module is there
+        found = root.get(value.path) if isinstance(value, _At) else value
+        if name in slots:
+            object.__setattr__(root, name, found)
+        elif isinstance(value, _At):
+            own[name] = found
+
+
+def at(root: Envoy, path: str) -> Envoy:
+    """Return the envoy at a path, as a pickle names it."""
+    return root.get(path)
+
+
+def reduced(envoy: Envoy) -> tuple[Any, ...]:
+    """Return how an envoy is made again, for `copy` and `pickle`."""
+    root = envoy._root
+    if envoy is not root:
+        return at, (root, envoy._path)
+    return _made, (type(root),), state_of(root)
+
+
+def deep_copied(envoy: Envoy, memo: dict[int, Any]) -> Envoy:
+    """Return the envoy at the same place of a wrapper of a copy of the module."""
+    root = envoy._root
+    if envoy is not root:
+        copied: Envoy = copy.deepcopy(root, memo)
+        return copied.get(envoy._path)
+    new: Envoy = _made(type(root))
+    memo[id(root)] = new
+    # the module comes first: the places that other values name are looked up in it
+    state = state_of(root)
+    new.__setstate__({name: copy.deepcopy(value, memo) for name, value in state.items()})
+    return new
+
+
+def _made(kind: Any) -> Any:
+    return kind.__new__(kind)
+
+
+def _slots_of(kind: type) -> list[str]:
+    """Return the slots of a user's classes."""
+    found: list[str] = []
+    for cls in kind.__mro__:
+        slots = cls.__dict__.get("__slots__", ()) if not is_of_library(cls) else ()
+        found.extend([slots] if isinstance(slots, str) else slots)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]

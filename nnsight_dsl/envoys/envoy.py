@@ -1,0 +1,481 @@
+"""Envoys: the user-facing mirror of a model's modules.
+
+`model.transformer.h[3]` is an envoy with the same attributes as the module behind it, and three
+more, its ports: `.output`, `.input` and `.inputs`. These have values only while the model runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
+from nnsight_dsl.envoys.ports import PORTS, Ports, StepKey
+from nnsight_dsl.envoys.renaming import Renaming
+from nnsight_dsl.envoys.source import Source
+from nnsight_dsl.modeling.offload import execution_device
+from nnsight_dsl.runtime.errors import NotRunningError, PathError
+from nnsight_dsl.runtime.locations import Place, children_of
+from nnsight_dsl.runtime.machines.machine import current_machine
+from nnsight_dsl.runtime.tracebacks import towards_user
+from nnsight_dsl.runtime.values.known_types import (
+    NOT_THERE,
+    class_attribute,
+    is_computed_by_user,
+    is_of_library,
+)
+from nnsight_dsl.transforms import requests
+
+_CHANGING = frozenset(
+    "apply bfloat16 cpu cuda double eval float half mtia requires_grad_ share_memory to to_empty "
+    "train type xpu".split()
+)
+"""Methods of a module that change it and return it."""
+_WALKING = frozenset("children get_submodule modules named_children named_modules".split())
+"""Methods of a module that lead to other modules."""
+
+_IN_INIT = "_in_init"
+_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
+
+
+_Error = TypeVar("_Error", bound=Exception)
+
+_NO_ALIASES = Renaming({}, nn.Identity(), object)
+
+
+class Envoy(Ports):
+    """The mirror of one module.
+
+    What is no port, no submodule and no method here is the module's own: `layer.weight`,
+    `layer.training`, `layer.parameters()`. A method that changes the module and returns it, as
+    `layer.half()` or `layer.eval()`, returns the envoy. In a block, `named_modules()` and its like
+    walk over envoys, whose values can be read.
+
+    A submodule that is named like a port or a method here is reached by its name in brackets:
+    `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
+    `layer.output` is the layer's own output.
+
+    A subclass may have attributes of its own: its properties, slots and other descriptors, class
+    attributes, and what its `__init__` sets. They belong to the wrapper. Any other attribute that
+    is set belongs to the module, and a module that is set becomes a submodule.
+    """
+
+    _parent: Envoy | None
+
+    def __init__(self, module: nn.Module, key: str, parent: Envoy | None) -> None:
+        self._module = module
+        self._key = key
+        self._parent = parent
+        self._path = key if parent is None or not parent._path else f"{parent._path}.{key}"
+        self._root: Envoy = self if parent is None else parent._root
+        self._below: dict[str, Envoy] = {}
+        self._at: dict[int, tuple[Envoy, dict[str, Any], str, nn.Module]] = {}
+
+    # the tree
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_module" not in self.__dict__:
+            raise AttributeError(name)
+        if class_attribute(type(self), name) is not NOT_THERE:
+            # what a property has raised is lost here: it is raised once more
+            return object.__getattribute__(self, name)
+        if name in children_of(self._fresh()):
+            return self._child(name)
+        alias = self._aliased(name)
+        if alias is not None:
+            return alias
+        if name in _CHANGING:
+            return self._changing(name)
+        if name in _WALKING and current_machine() is not None:
+            return self._walking(name)
+        try:
+            value = getattr(self._module, name)
+        except AttributeError:
+            if name in ("module", "_model"):
+                return self._module
+            error = self._no_such(name)
+            raise self._raised(error, may_be_asked=True) from None
+        if isinstance(value, nn.Parameter):
+            self._root._check_use(self, f"the parameter {name!r}")
+        return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
+
+    def __getitem__(self, item: int | slice | str) -> Any:
+        if type(item) is int:
+            # Each access of a block comes here. An attribute of a module or an envoy costs 28 ns,
+            # since their classes define `__getattr__`, and a subscript 12.
+            try:
+                found, own, key, module = self._at[item]
+                # unless another module stands there, as after an item was deleted
+                if own["_modules"][key] is module:
+                    return found
+            except KeyError:
+                pass
+        if isinstance(item, str):
+            child = self._child(item)
+            if child is None:
+                raise self._raised(self._no_such(item))
+            return child
+        names = list(children_of(self._fresh()))
+        if isinstance(item, slice):
+            return [self._child(name) for name in names[item]]
+        index = item.__index__()
+        if not -len(names) <= index < len(names):
+            numbered = f"they are numbered from 0 to {len(names) - 1}" if names else "it has none"
+            error = IndexError(
+                f"{self._path or 'the model'} has {len(names)} modules, and number {index} was "
+                f"asked for; {numbered}"
+            )
+            raise self._raised(error)
+        child = self._child(names[index])
+        is_list = isinstance(self._module, nn.ModuleList)
+        if child is not None and is_list and names[index] == str(item):
+            # from now on it is found without a list of the names, of which there may be a thousand
+            own = self._module.__dict__
+            self._at[index] = child, own, names[index], own["_modules"][names[index]]
+        return child
+
+    def __len__(self) -> int:
+        return len(children_of(self._fresh()))
+
+    def __iter__(self) -> Iterator[Envoy]:
+        return self._places_below()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __dir__(self) -> list[str]:
+        aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
+        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases})
+
+    def __repr__(self) -> str:
+        return self._renaming.printed(self._fresh(), is_root=self._parent is None)
+
+    def get(self, path: str) -> Envoy:
+        """Return the envoy at a dotted path below this one, as in `get("transformer.h.0")`.
+
+        Raises:
+            PathError: there is no such module; the message has the nearest names.
+        """
+        found: Envoy = self
+        self._fresh()
+        for name in path.split(".") if path else ():
+            child = found._child(name) or found._aliased(name)
+            if child is None:
+                raise self._raised(found._no_such(name))
+            found = child
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module's first parameter or buffer.
+
+        Weights that accelerate has offloaded are on the meta device between calls; then it is the
+        device on which they are computed with. That of a model that is not loaded yet is meta.
+        """
+        module = self._fresh()
+        found = next(chain(module.parameters(), module.buffers()), None)
+        if found is None:
+            return torch.device("cpu")
+        if found.is_meta:
+            for below in module.modules():
+                device = execution_device(below)
+                if device is not None:
+                    return device
+        device = found.device
+        return device
+
+    def _fresh(self) -> nn.Module:
+        """Return the module that stands at the place now: the one there may have been exchanged."""
+        place: Envoy = self
+        while (parent := place._parent) is not None:
+            if parent._module._modules.get(place._key) is not place._module:
+                self._refresh()
+                break
+            place = parent
+        return self._module
+
+    def _child(self, name: str) -> Envoy | None:
+        module = children_of(self._module).get(name)
+        if module is None:
+            return None
+        child = self._below.get(name)
+        if child is None:
+            child = self._below[name] = Envoy(module, name, self)
+            own = self.__dict__
+            if not hasattr(type(self), name) and name not in _OWN and name not in own:
+                # from now on `envoy.name` is found without `__getattr__`: most of a path's price
+                own[name] = child
+        elif child._module is not module:
+            child._rebind(module)
+        return child
+
+    @property
+    def _renaming(self) -> Renaming:
+        renaming: Renaming = self._root.__dict__.get("_aliases", _NO_ALIASES)
+        return renaming
+
+    def _aliased(self, name: str) -> Envoy | None:
+        path = self._renaming.path_of(self._module, name, is_root=self._parent is None)
+        if path is None:
+            return None
+        found: Envoy | None = self
+        for part in path:
+            found = found._child(part) if found is not None else None
+        return found
+
+    def _mirror_of(self, module: nn.Module) -> Envoy | None:
+        """Find the envoy of a module that an attribute leads to, as `base_model` does."""
+        for path, one in self._module.named_modules():
+            if one is module:
+                return self.get(path)
+        return None
+
+    def _changing(self, name: str) -> Callable[..., Any]:
+        """Return a method that changes the module, and returns the envoy in its place."""
+
+        def change(*args: Any, **kwargs: Any) -> Any:
+            # weights that are loaded later would not be changed
+            self._root._prepare()
+            result = getattr(self._module, name)(*args, **kwargs)
+            return self if result is self._module else result
+
+        return change
+
+    def _walking(self, name: str) -> Callable[..., Any]:
+        """Return a method that walks over modules, and gives their envoys, as a block needs."""
+
+        paths: dict[int, str] = {}
+        for path, one in self._fresh().named_modules():
+            paths.setdefault(id(one), path)
+
+        def envoy_of(module: nn.Module) -> Envoy | nn.Module:
+            path = paths.get(id(module))
+            return module if path is None else self.get(path)
+
+        def walk(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            for found in getattr(self._module, name)(*args, **kwargs):
+                if isinstance(found, tuple):
+                    yield found[0], envoy_of(found[1])
+                else:
+                    yield envoy_of(found)
+
+        def look_up(target: str) -> Envoy | nn.Module:
+            return envoy_of(self._module.get_submodule(target))
+
+        return look_up if name == "get_submodule" else walk
+
+    def _rebind(self, module: nn.Module) -> None:
+        """Mirror another module from now on, as do the envoys below."""
+        self.__dict__["_module"] = module
+        self._at.clear()
+        for name, child in list(self._below.items()):
+            below = children_of(module).get(name)
+            if below is None:
+                del self._below[name]
+                self.__dict__.pop(name, None)
+            elif child._module is not below:
+                child._rebind(below)
+
+    def _refresh(self) -> None:
+        parent = self._parent
+        if parent is None:
+            return
+        parent._refresh()
+        module = parent._module._modules.get(self._key)
+        if module is None:
+            parent._below.pop(self._key, None)
+            parent._at.clear()
+            parent.__dict__.pop(self._key, None)
+            raise parent._no_such(self._key)
+        if module is not self._module:
+            self._rebind(module)
+
+    def _descend(self, item: str | int) -> Place | None:
+        if isinstance(item, int):
+            names = list(children_of(self._fresh()))
+            return self._child(names[item]) if -len(names) <= item < len(names) else None
+        self._fresh()
+        found = self._child(item) or self._aliased(item)
+        if found is None and item == "source":
+            return self.source
+        if found is None:
+            # what a user's class computes is not computed to find out where it leads
+            is_users = is_computed_by_user(self._module, item)
+            value = None if is_users else getattr(self._module, item, None)
+            found = self._mirror_of(value) if isinstance(value, nn.Module) else None
+        return found
+
+    def _places_below(self) -> Iterator[Envoy]:
+        for name in list(children_of(self._fresh())):
+            child = self._child(name)
+            if child is not None:
+                yield child
+
+    @staticmethod
+    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
+        """Prepare an error for the user's line; in a block that is done at the end of the run."""
+        if current_machine() is None:
+            towards_user(error, may_be_asked=may_be_asked)
+        return error
+
+    def _no_such(self, name: str) -> PathError:
+        known = [*children_of(self._module), *PORTS]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        where = self._path or type(self._module).__name__
+        keys = self._renaming.keys_of(name)
+        if keys:
+            return PathError(
+                f"{where} has no module {' or '.join(map(repr, keys))}, which rename= gives the "
+                f"name {name!r}; print(model) shows where the aliases lead"
+            )
+        advice = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "it has " + (", ".join(repr(known_name) for known_name in known[:12]))
+        )
+        return PathError(
+            f"{where} has no module or attribute {name!r}; {advice} (print(model) shows the tree)"
+        )
+
+    def _prepare(self) -> None:
+        """Get ready for a run, where this is the root of a model."""
+
+    def _check_use(self, envoy: Envoy, what: str) -> None:
+        """Refuse what a block cannot have of a module, where this is the root of a model."""
+
+    # ports
+
+    def _outside(self, what: str, port: str) -> Exception:
+        error = super()._outside(what, port)
+        if port in children_of(self._module):
+            error.add_note(_how_to_reach(self, port))
+        return error
+
+    @property
+    def source(self) -> Source:
+        """The operations inside the module's forward; print it to see them beside the text."""
+        self._fresh()
+        return Source(self)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        ports = [name for name in PORTS if name in cls.__dict__ and not is_of_library(cls)]
+        if ports:
+            raise TypeError(
+                f"{ports[0]!r} of {cls.__name__} is a port of every wrapper; give the attribute "
+                "another name"
+            )
+        if "__init__" in cls.__dict__ and not is_of_library(cls):
+            cls.__init__ = _keeping_attributes(cls.__init__)  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        if name in _OWN or name in getattr(type(self), "_own", ()):
+            own[name] = value
+        elif self._is_own(name):
+            object.__setattr__(self, name, value)
+        elif name in PORTS:
+            self._write(name, value)
+        else:
+            # a model that is not loaded yet is loaded first: loading makes other modules
+            self._root._prepare()
+            setattr(self._fresh(), name, value._module if isinstance(value, Envoy) else value)
+            if not isinstance(value, (Envoy, nn.Module)):
+                own.pop(name, None)
+
+    def _is_own(self, name: str) -> bool:
+        """True if an attribute is that of the wrapper, as a subclass defines it, not a module's."""
+        kind, own = type(self), self.__dict__
+        if is_of_library(kind):
+            return False
+        if own.get(_IN_INIT) or (name in own and name not in self._below):
+            return True
+        for cls in kind.__mro__:
+            if name in cls.__dict__:
+                # a default of ours is no attribute of the wrapper's: `model.training = False`
+                return not is_of_library(cls)
+        return False
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            object.__delattr__(self, name)
+            return
+        delattr(self._fresh(), name)
+        self.__dict__.pop(name, None)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduced(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Envoy:
+        return deep_copied(self, memo)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        restore(self, state)
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Call the module.
+
+        In a block this is a plain call of `forward`: nothing of the run sees it. With `hook=True`
+        it is offered as a call of the model's own, so that other invokes can read it.
+        """
+        machine = current_machine()
+        if machine is None:
+            if hook:
+                error = NotRunningError(
+                    "hook=True offers a call to the blocks of a run, and none is under way; "
+                    "call the module without it"
+                )
+                raise towards_user(error)
+            return self._fresh()(*args, **kwargs)
+        self._root._check_use(self, "a call")
+        if hook:
+            return machine.request((requests.CALL, self, args, kwargs))
+        return self._fresh().forward(*args, **kwargs)
+
+
+def _keeping_attributes(init: Callable[..., None]) -> Callable[..., None]:
+    """Let what a subclass sets in its `__init__` be attributes of the wrapper."""
+
+    @wraps(init)
+    def __init__(self: Envoy, *args: Any, **kwargs: Any) -> None:
+        own = self.__dict__
+        own[_IN_INIT] = own.get(_IN_INIT, 0) + 1
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            own[_IN_INIT] -= 1
+            if not own[_IN_INIT]:
+                del own[_IN_INIT]
+
+    return __init__
+
+
+def explain_shadowed(root: Envoy, error: BaseException) -> None:
+    """Add the remedy to an error at a name that is ours and a submodule's."""
+    if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
+        return
+    names: tuple[str, ...] = PORTS
+    if isinstance(error.obj, (StepKey, torch.device)):
+        names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
+    elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):
+        names = (name,)
+    for path, module in root._module.named_modules():
+        for name in names:
+            child = children_of(module).get(name)
+            if child is not None and (error.name in PORTS or hasattr(child, error.name)):
+                error.add_note(_how_to_reach(root.get(path), name))
+                return
+
+
+def _how_to_reach(envoy: Envoy, name: str) -> str:
+    kind = "its value" if name in PORTS else "what every module has here"
+    return (
+        f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
+        f"write [{name!r}] in place of .{name} for the submodule"
+    )

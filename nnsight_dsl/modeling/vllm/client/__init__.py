@@ -1,0 +1,1 @@
+"""The client side: programs that leave the user's process."""

@@ -1,0 +1,286 @@
+"""A trace on an engine that runs beside an event loop: `VLLM(..., mode="async")`.
+
+    async def ask(prompt):
+        with model.trace(prompt, max_tokens=5) as tracer:
+            hidden = model.transformer.h[3].output[:, -1].save()
+        async for output in tracer:         # vLLM's RequestOutput, as they come
+            print(output.outputs[0].text)
+        return hidden
+
+The end of a block submits its requests, and the code goes on. `async for` gives their outputs;
+`await tracer` waits for the last, and returns it (a list of them for a trace of several invokes).
+When the last has come, the names that the blocks have saved are bound where the block stands, if it
+is that function which waits. What waits elsewhere (`asyncio.gather`, `asyncio.wait_for`, another
+function) finds them in `tracer.saves`, for a function may have gone on to another block of the
+same names by then. The last output of each request has that request's own as `output.saves`.
+
+What a block raises is raised by the `async for` or the `await`. To leave the `async for` early, or
+to cancel what awaits, ends the requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from types import FrameType
+from typing import Any
+
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, Sent, prepared
+from nnsight_dsl.modeling.vllm.payload import Part
+from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.transforms.frame_names import set_names
+from nnsight_dsl.transforms.program import Program
+
+_SESSION = (
+    "a trace on an asynchronous engine stands inside of another block, which would not wait for "
+    "it; open it by itself, in code that runs in an event loop"
+)
+
+
+class Stream:
+    """The requests of one trace that are under way.
+
+    Attributes:
+        sent: the requests.
+        outputs: their outputs as they come, then None.
+        task: serves them.
+        finished: told of each request that is over.
+    """
+
+    def __init__(self, sent: list[Sent], finished: Callable[[Sent], None]) -> None:
+        self.sent = sent
+        self.outputs: asyncio.Queue[Any] = asyncio.Queue()
+        self.task: asyncio.Task[None] | None = None
+        self.finished = finished
+
+
+class StreamTracer(EngineTracer):
+    """One trace on an asynchronous engine: iterate over it, or await it, when its block is over.
+
+    Attributes:
+        saves: what the blocks have saved, by name, once the requests are over.
+    """
+
+    _stream: Stream | None = None
+    _at: FrameType | None = None
+    _is_over = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.saves: dict[str, Any] = {}
+        self._failure: BaseException | None = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._outputs(sys._getframe(1))
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._until_last(sys._getframe(1)).__await__()
+
+    def backend(self) -> AsyncIterator[Any]:
+        """Iterate over the outputs; another way to write `async for output in tracer`."""
+        return self._outputs(sys._getframe(1))
+
+    async def _until_last(self, frame: FrameType) -> Any:
+        """Wait for all requests; return the last output of the one, or of each."""
+        async for _ in self._outputs(frame):
+            pass
+        outputs = [one.output for one in self._sent]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    async def _outputs(self, frame: FrameType) -> AsyncIterator[Any]:
+        stream = self._stream
+        if stream is None or stream.task is None:
+            raise EngineError(
+                "the requests of this trace are submitted when its block is over; wait for them "
+                "below the block"
+            )
+        try:
+            while (output := await stream.outputs.get()) is not None:
+                yield output
+        finally:
+            stream.task.cancel()
+        # for whoever waits, too, or waits again
+        stream.outputs.put_nowait(None)
+        await asyncio.wait([stream.task])
+        self._take_in(stream.task)
+        is_here, self._at = frame is self._at, None
+        if is_here:
+            set_names(frame, self.saves)
+        if self._failure is not None:
+            raise self._failure
+
+    def _take_in(self, task: asyncio.Task[None]) -> None:
+        """Take in what the requests have left, once."""
+        if self._is_over:
+            return
+        self._is_over = True
+        error = task.exception() if not task.cancelled() else asyncio.CancelledError()
+        own, failure = self._outcomes()
+        self.saves.update(own)
+        self._failure = error or failure
+        if self._failure is not None:
+            clean(self._failure)
+        self._saved.clear()
+
+    # to the engine
+
+    def _finished(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        frame: FrameType | None = None,
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        self._at = frame
+        return super()._finished(program, user_globals, names, frame)
+
+    def _run_once(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        left, failure = self._collected(program, user_globals, names)
+        if failure is None:
+            self._submit()
+        return left, failure
+
+    def _submit(self) -> None:
+        self._stream = Stream(self._sent, self._is_finished)
+        self._model._stream(self._stream, self._parts(), self._function)
+
+    def _is_finished(self, one: Sent) -> None:
+        """Give the last output of a request what its block has saved."""
+        if one.left is not None and one.output is not None:
+            one.output.saves = dict(self._loaded(one).names)
+
+    def _run_inside(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any], saved: Any
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        raise EngineError(_SESSION)
+
+    def _run_without_block(self) -> Any:
+        """Submit the prompt with the edits and interventions given."""
+        self._sent = [self._plain()]
+        self._submit()
+        return self
+
+    def _run_alone(self, intervention: Any) -> Any:
+        """Submit one intervention and no block; return what awaits its result."""
+        super()._run_alone(intervention)
+        return self._returned()
+
+    async def _returned(self) -> Any:
+        await self
+        return self._result
+
+
+class StreamedRequests:
+    """Serves the requests of traces on vLLM's `AsyncLLM`, whose engine has a process of its own."""
+
+    def __init__(self, engine: Any, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[Any] | None = None
+        self._open: set[str] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(
+        self, stream: Stream, parts: list[Part], rename: Mapping[str, Any], limit: int | None
+    ) -> None:
+        """Submit the requests of a trace.
+
+        Args:
+            stream: the requests, and where their outputs go.
+            parts: programs that run before that of each.
+            rename: the aliases that paths are written with.
+            limit: how many tokens are generated where a request does not say.
+
+        Raises:
+            EngineError: no event loop is running, or another than before.
+        """
+        loop = self._running_loop()
+        requests = [(one, *prepared(one, parts, rename, limit)) for one in stream.sent]
+        if self._ready is None:
+            install = self._engine.collective_rpc("nnsight_dsl_install", args=(self._seconds,))
+            self._ready = loop.create_task(install)
+        has_programs = bool(parts)
+        task = loop.create_task(self._serve(stream, requests, has_programs))
+        stream.task = task
+        # a task that nobody holds may be collected
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: stream.outputs.put_nowait(None))
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise EngineError(
+                "an engine made with mode='async' was asked for a trace where no event loop is "
+                "running; open the trace in an 'async def', or make the engine with mode='sync'"
+            ) from None
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise EngineError(
+                "an asynchronous engine was used in one event loop before, and is asked for a "
+                "trace in another; keep to one, as with a single asyncio.run(main())"
+            )
+        return loop
+
+    async def _serve(
+        self, stream: Stream, requests: list[tuple[Sent, Any, Any]], has_programs: bool
+    ) -> None:
+        if self._ready is not None:
+            await asyncio.shield(self._ready)
+        tasks = [
+            asyncio.ensure_future(
+                self._serve_one(stream, *request, has_programs or request[0].part is not None)
+            )
+            for request in requests
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+
+    async def _serve_one(
+        self, stream: Stream, one: Sent, params: Any, prompt: Any, has_programs: bool
+    ) -> None:
+        result = None
+        if has_programs:
+            self._open.add(one.key)
+            if self._watch is None or self._watch.done():
+                self._watch = asyncio.ensure_future(self._end_early())
+        try:
+            async for output in self._engine.generate(prompt, params, one.key):
+                one.output = output
+                output.saves = {}
+                if not output.finished:
+                    stream.outputs.put_nowait(output)
+            result = pickle.dumps(one.output)
+        finally:
+            self._open.discard(one.key)
+            if has_programs:
+                rpc = self._engine.collective_rpc("nnsight_dsl_finish", args=({one.key: result},))
+                left = await rpc
+                found = next(each for each in left if each is not None)
+                one.left = found[one.key]
+        stream.finished(one)
+        stream.outputs.put_nowait(one.output)
+
+    async def _end_early(self) -> None:
+        """End the requests whose programs have ended: what they were for is done, or has failed."""
+        looks = Looks()
+        while self._open:
+            await asyncio.sleep(looks.wait)
+            looks.is_due()
+            ended = (await self._engine.collective_rpc("nnsight_dsl_ended"))[0]
+            for key in self._open.intersection(ended):
+                await self._engine.abort(key)

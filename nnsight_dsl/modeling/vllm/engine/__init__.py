@@ -1,0 +1,1 @@
+"""The engine side: programs that run in a worker of vLLM."""

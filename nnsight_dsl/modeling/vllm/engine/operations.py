@@ -1,0 +1,165 @@
+"""Operations inside a module's forward, for all requests of an engine that address some.
+
+While a module is called, its `forward` is a copy whose code tells of the operations that any
+request in the engine addresses (see `nnsight_dsl.runtime.tapping.operations`); before and after the
+call it is what it was. An operation offers each request its own tokens' rows, as a batch of one, of
+every tensor that has the tokens as its first axis. Its value is the engine's own, in the engine's
+form.
+
+A skip does the operation and replaces the request's rows, as that of a module does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from nnsight_dsl.modeling.vllm.engine.request_driver import OperationRequestTap, RequestTap
+from nnsight_dsl.modeling.vllm.engine.request_run import Slot, visits_among
+from nnsight_dsl.runtime.machines.machine import current_machine
+from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
+from nnsight_dsl.runtime.tapping.operations import (
+    forward_of,
+    function_inside,
+    no_such_operation,
+    tapped_copy,
+)
+from nnsight_dsl.transforms.bytecode.functions import rebuilt
+from nnsight_dsl.transforms.bytecode.operations import operations_of
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.vllm.engine.engine import Engine
+
+
+class Inside:
+    """The operations of one module's forward that requests address."""
+
+    def __init__(self, engine: Engine, module: nn.Module) -> None:
+        self._engine = engine
+        self._module = module
+        self._taps: dict[str, EngineOperationTap] = {}
+        self._running: frozenset[int] = frozenset()
+        self._made: tuple[Any, frozenset[str], frozenset[str], Any] | None = None
+
+    def add(self, tap: OperationRequestTap) -> None:
+        """Let an operation offer its values to one more request."""
+        name = tap.place._name
+        found = self._taps.get(name)
+        if found is None:
+            found = self._taps[name] = EngineOperationTap(self._engine)
+        found.taps[id(tap.driver)] = tap
+
+    def remove(self, tap: OperationRequestTap) -> bool:
+        """Take a request off an operation; return whether none is left."""
+        found = self._taps.get(tap.place._name)
+        if found is not None:
+            found.taps.pop(id(tap.driver), None)
+            if not found.taps:
+                del self._taps[tap.place._name]
+        return not self._taps
+
+    def covers(self, tap: OperationRequestTap) -> bool:
+        """Tell whether an operation is tapped for a request in the call that runs now."""
+        return id(tap) in self._running
+
+    def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the call of the module, so that its forward tells of its operations meanwhile.
+
+        What is done before the forward (offering the input) is not part of the call.
+        """
+
+        def with_taps(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            attributes = module.__dict__
+            is_own, before = "forward" in attributes, attributes.get("forward")
+            attributes["forward"] = self._tapped(forward_of(module))
+            try:
+                return call(module, *args, **kwargs)
+            finally:
+                self._running = frozenset()
+                if is_own:
+                    attributes["forward"] = before
+                else:
+                    del attributes["forward"]
+
+        return with_taps
+
+    def _tapped(self, forward: Any) -> Any:
+        some = next((tap for one in self._taps.values() for tap in one.taps.values()), None)
+        if some is None or some.place._parent is None:
+            return forward
+        heart = function_inside(some.place._parent)
+        if heart is None:
+            raise AssertionError(f"{forward!r} has no operations inside")
+        operations = operations_of(heart.__code__)
+        for name in self._taps.keys() - operations.keys():
+            for slot, tap in visits_among(self._engine.slots, self._taps[name].taps):
+                parent = tap.place._parent
+                where = "" if parent is None else parent._path
+                slot.run.refuse(tap, no_such_operation(where, name, operations))
+        taps = {name: tap for name, tap in self._taps.items() if name in operations}
+        self._running = frozenset(id(tap) for one in taps.values() for tap in one.taps.values())
+        around = frozenset(name for name, one in taps.items() if one.begin_call())
+        key = forward, frozenset(taps), around
+        if self._made is None or self._made[:3] != key:
+            copy = rebuilt(forward, lambda inner: tapped_copy(inner, taps, around))
+            self._made = (*key, copy)
+        return self._made[3]
+
+
+class EngineOperationTap:
+    """The tap on an operation, for all requests that address it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.taps: dict[int, OperationRequestTap] = {}
+        self._engine = engine
+        self._is_around = False
+        self._open: list[tuple[Any, set[int], Any]] = []
+
+    def begin_call(self) -> bool:
+        """A forward begins; return whether the operation is told of before it is done, too."""
+        self._open.clear()
+        self._is_around = any(tap.is_around for tap in self.taps.values())
+        return self._is_around
+
+    def _visits(self) -> list[tuple[Slot, RequestTap]]:
+        """List the requests in this forward that address the operation."""
+        visits = visits_among(self._engine.slots, self.taps)
+        return [(slot, tap) for slot, tap in visits if slot.is_offered]
+
+    def before(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Offer the arguments; return what to call in the operation's place."""
+        if self._is_seen():
+            visits = self._visits()
+            fresh: set[int] = set()
+            given: Any = (args, kwargs)
+            for slot, tap in visits:
+                tap.begin_visit()
+                given = slot.run.offer(tap, (INPUTS, 0), given, slot, fresh)
+            args, kwargs = given
+            self._open.append((visits, fresh, given))
+        return functools.partial(function, *args, **kwargs)
+
+    def after(self, value: Any) -> Any:
+        """Offer the result; return the value to go on with."""
+        if not self._is_seen():
+            return value
+        if self._is_around and self._open:
+            visits, fresh, (args, kwargs) = self._open.pop()
+        else:
+            visits, fresh = self._visits(), set()
+            args, kwargs = (value,), {}
+            for _, tap in visits:
+                tap.begin_visit()
+        for slot, tap in visits:
+            value = slot.run.offer(tap, (OUTPUT, 0), value, slot, fresh)
+            slot.run.end_visit(tap, args, kwargs, value, slot.span)
+        return value
+
+    def _is_seen(self) -> bool:
+        return self._engine.thread == get_ident() and current_machine() is None

@@ -1,0 +1,191 @@
+"""Which part of a tensor a rank holds where a model lies over several (tensor parallelism).
+
+The last axis of a sharded tensor is cut into segments, of which each rank holds a part: one for a
+column-parallel projection, `q`, `k`, `v` for a fused one, where several ranks may hold the same
+heads of `k` and `v`. What is between a column-parallel and a row-parallel projection (activation,
+attention, rotary embedding) is cut as these are. Everything around is whole on each rank.
+
+    rank 0:  q0 k0 v0        a program sees  q0 q1 k0 k1 v0 v1
+    rank 1:  q1 k1 v1
+
+Where none of this tells how a value lies, it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.runtime.tapping.checkpoints import INPUTS
+
+_COLUMNS = ("ColumnParallelLinear", "MergedColumnParallelLinear", "QKVParallelLinear")
+_WHOLE = ("VocabParallelEmbedding", "Embedding", "ReplicatedLinear", "LogitsProcessor", "Dropout",
+          "Identity")  # fmt: skip
+_QKV = {0: 0, 1: 1, 2: 2, "query": 0, "key": 1, "value": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the last axis of a tensor lies over the ranks.
+
+    Attributes:
+        segments: of each, its width on one rank, and how many ranks in a row hold the same.
+    """
+
+    segments: tuple[tuple[int, int], ...]
+
+    def joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Put the parts of all ranks together."""
+        pieces: list[torch.Tensor] = []
+        start = 0
+        for width, copies in self.segments:
+            pieces.extend(part.narrow(-1, start, width) for part in parts[::copies])
+            start += width
+        return torch.cat(pieces, -1)
+
+    def own(self, whole: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+        """Return the part of one rank."""
+        pieces: list[torch.Tensor] = []
+        start = 0
+        for width, copies in self.segments:
+            pieces.append(whole.narrow(-1, start + rank // copies * width, width))
+            start += world // copies * width
+        return torch.cat(pieces, -1)
+
+    def width(self, world: int) -> int:
+        """Return the width of the whole."""
+        return sum(width * (world // copies) for width, copies in self.segments)
+
+
+def layout_of(
+    module: Any, parent: Any, phase: str, argument: int | str | None, part: torch.Tensor
+) -> Layout | None:
+    """Return how a value of a module lies over the ranks; None if each has all of it.
+
+    Args:
+        module: whose value it is.
+        parent: the module that it is in.
+        phase: whether it is an input.
+        argument: of an input, which argument; of a tuple that is returned, which item.
+        part: what this rank holds.
+
+    Raises:
+        EngineError: that is not known.
+    """
+    found = _found(module, parent, phase, argument, part)
+    if found is not None and sum(width for width, _ in found.segments) != part.shape[-1]:
+        raise _unknown(module, phase)
+    return found
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether a module, or one in it, has weights of which each rank holds a part."""
+    return any(
+        getattr(one, "tp_size", 1) > 1 and "ReplicatedLinear" not in _names(one)
+        for one in module.modules()
+    )
+
+
+def _found(
+    module: Any, parent: Any, phase: str, argument: int | str | None, part: torch.Tensor
+) -> Layout | None:
+    names = _names(module)
+    if "LinearBase" in names:
+        return _of_linear(module, names, phase)
+    if module._modules:
+        if any(_sums_up(one) for one in module.modules()) or not is_sharded(module):
+            return None
+        raise _unknown(module, phase)
+    if names & {*_WHOLE}:
+        return None
+    beside = [one for one in parent._modules.values() if one is not None] if parent else []
+    columns = [one for one in beside if "ColumnParallelLinear" in _names(one) and _is_cut(one)]
+    if not columns:
+        if any(name.endswith("Norm") for name in names) or _is_activation(module):
+            return None
+        raise _unknown(module, phase)
+    heads = next((one for one in columns if "QKVParallelLinear" in _names(one)), None)
+    if heads is not None and "Attention" in names:
+        return _of_heads(heads, 0 if phase != INPUTS else _QKV.get(argument or 0), module, phase)
+    if heads is not None and "RotaryEmbeddingBase" in names:
+        number = {0: None, "positions": None, 1: 0, 2: 1}.get(argument or 0, -1)
+        if phase != INPUTS:
+            number = {0: 0, 1: 1}.get(argument or 0, -1)  # type: ignore[arg-type]
+        return None if number is None else _of_heads(heads, number, module, phase)
+    if _is_activation(module):
+        if phase == INPUTS and len(columns) == 1:
+            return Layout(tuple((width, 1) for width in columns[0].output_partition_sizes))
+        rows = [one for one in beside if "RowParallelLinear" in _names(one)]
+        if any(part.shape[-1] == one.input_size_per_partition for one in rows):
+            return Layout(((part.shape[-1], 1),))
+    raise _unknown(module, phase)
+
+
+def _of_linear(module: Any, names: set[str], phase: str) -> Layout | None:
+    if "ReplicatedLinear" in names or module.tp_size == 1:
+        return None
+    if "RowParallelLinear" in names:
+        if phase == INPUTS:
+            is_cut = module.input_is_parallel
+            return Layout(((module.input_size_per_partition, 1),)) if is_cut else None
+        if module.reduce_results:
+            return None
+        raise _unknown(module, phase)
+    if phase == INPUTS or module.gather_output:
+        return None
+    if module.__class__.__name__ not in _COLUMNS:
+        raise _unknown(module, phase)
+    copies = getattr(module, "num_kv_head_replicas", 1)
+    if "QKVParallelLinear" in names:
+        return Layout(tuple(_segments_of_heads(module, copies)))
+    return Layout(tuple((width, 1) for width in module.output_partition_sizes))
+
+
+def _of_heads(heads: Any, number: int | None, module: Any, phase: str) -> Layout:
+    segments = _segments_of_heads(heads, heads.num_kv_head_replicas)
+    if number is None or not 0 <= number < len(segments):
+        raise _unknown(module, phase)
+    width, copies = segments[number]
+    if phase != INPUTS and "Attention" in _names(module):
+        # as many heads as the queries, each as wide as a value
+        width = heads.num_heads * heads.v_head_size
+    return Layout(((width, copies),))
+
+
+def _segments_of_heads(heads: Any, copies: int) -> list[tuple[int, int]]:
+    return [
+        (heads.num_heads * heads.head_size, 1),
+        (heads.num_kv_heads * heads.head_size, copies),
+        (heads.num_kv_heads * heads.v_head_size, copies),
+    ]
+
+
+def _is_cut(module: Any) -> bool:
+    return module.tp_size > 1 and not module.gather_output
+
+
+def _sums_up(module: Any) -> bool:
+    """Tell whether what a module returns is summed over the ranks, and so is whole on each."""
+    return "RowParallelLinear" in _names(module) and bool(module.reduce_results)
+
+
+def _is_activation(module: Any) -> bool:
+    home: str = module.__class__.__module__
+    return home in ("vllm.model_executor.layers.activation", "torch.nn.modules.activation")
+
+
+def _names(module: Any) -> set[str]:
+    return {cls.__name__ for cls in module.__class__.__mro__}
+
+
+def _unknown(module: Any, phase: str) -> EngineError:
+    return EngineError(
+        f"how the {phase} of a {module.__class__.__name__} lies over the workers of an engine "
+        "with tensor_parallel_size > 1 is not known, so it cannot be put together; ask for the "
+        "value of the module around it, or make the engine with tensor_parallel_size=1"
+    )

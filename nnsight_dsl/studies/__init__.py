@@ -1,0 +1,1 @@
+"""Studies: scans, plans, sweeps and reports, built on traces."""

@@ -1,0 +1,77 @@
+"""Traces on fake tensors: scans, of which all names leave, and plans, of which the plan does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nnsight_dsl.runtime.tracebacks import clean, released
+from nnsight_dsl.runtime.values.elements import without_aliasing
+from nnsight_dsl.studies.plan import Plan, PlanLog, plan_of
+from nnsight_dsl.studies.scan import VALUES_WANTED
+from nnsight_dsl.tracing.tracer import Input, Tracer
+from nnsight_dsl.transforms.program import Program
+
+if TYPE_CHECKING:
+    from nnsight_dsl.modeling.base import NNsight
+
+
+class ScanTracer(Tracer):
+    """A trace on fake tensors, of which all names leave."""
+
+    def __init__(
+        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = True
+        # nothing has to be loaded
+        self._is_scan = True
+
+    def _explain(self, error: BaseException) -> None:
+        if isinstance(error, VALUES_WANTED):
+            error.add_note(
+                "a scan has shapes and no values, and here a value decides what comes next; trace "
+                "in its place, or scan an input that takes another way"
+            )
+
+
+class PlanTracer(ScanTracer):
+    """A fake run of which only the plan is wanted. Made by `model.plan(...)`."""
+
+    def __init__(
+        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = False
+        self._is_planned = True
+
+    def _run(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        self._outer_now = getattr(names, "now", self._outer_now)
+        return {}, self._planned(program, user_globals, names)
+
+    def _run_alone(self, intervention: Any) -> Plan:
+        """Make the plan of one intervention and no block."""
+        names = intervention.names({"model": self._model, "tracer": self})
+        failure = self._planned(intervention.program, intervention.user_globals, names)
+        if failure is not None:
+            clean(failure)
+            try:
+                raise released(failure)
+            finally:
+                # the traceback has this frame
+                del failure
+        return self.plan()
+
+    def _planned(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> BaseException | None:
+        log = self._log = PlanLog()
+        copies = {name: without_aliasing(value) for name, value in names.items()}
+        left, failure = self._run_once(program, user_globals, copies)
+        if failure is None:
+            if self._result is not None:
+                left = {**left, "return value": self._result}
+            self._plan = plan_of(log, left, self._last)
+        return failure

@@ -1,0 +1,213 @@
+"""Caches: the outputs of many modules, kept without naming each.
+
+    with model.trace("Hello") as tracer:
+        cache = tracer.cache(modules=[model.transformer.h[0], model.lm_head])
+
+    cache["model.transformer.h.0"].output
+    cache.model.transformer.h[0].output
+
+What is kept is what the module's caller receives, after the edits of all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from nnsight_dsl.envoys.envoy import Envoy
+from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.tapping.operations import OperationPlace
+from nnsight_dsl.runtime.values.rows import Cut, Rows, narrow
+
+_ROOT = "model"
+
+
+class Entry:
+    """What was kept of one module.
+
+    The cache sets its attributes: an `__init__` would cost as much as the rest of a small entry.
+
+    Attributes:
+        outputs: the output of each visit.
+        all_inputs: `(args, kwargs)` of each visit, where inputs were asked for.
+    """
+
+    __slots__ = ("all_inputs", "outputs")
+
+    outputs: list[Any]
+    all_inputs: list[Any]
+
+    @property
+    def output(self) -> Any:
+        """The output; of a module that was called several times, the list of its outputs.
+
+        Raises:
+            AttributeError: the cache keeps no outputs.
+        """
+        return _one_or_all(self.outputs, "outputs", "include_output")
+
+    @property
+    def inputs(self) -> Any:
+        """`(args, kwargs)`; of a module that was called several times, the list of them.
+
+        Raises:
+            AttributeError: the cache keeps no inputs.
+        """
+        return _one_or_all(self.all_inputs, "inputs", "include_inputs")
+
+    @property
+    def input(self) -> Any:
+        """The first argument, as `envoy.input`; of several calls, the list of them.
+
+        Raises:
+            AttributeError: the cache keeps no inputs.
+        """
+        first = [args[0] if args else next(iter(kw.values()), None) for args, kw in self.all_inputs]
+        return _one_or_all(first, "inputs", "include_inputs")
+
+    def __repr__(self) -> str:
+        return f"<cache entry of {max(len(self.outputs), len(self.all_inputs))} visits>"
+
+
+class Cache(Mapping[str, Entry]):
+    """What `tracer.cache()` returns: entries by path, as `model.transformer.h.0`."""
+
+    def __init__(
+        self,
+        root: Envoy,
+        modules: set[int] | None,
+        rows: Rows | None,
+        convert: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        keeps_output: bool,
+        keeps_inputs: bool,
+    ) -> None:
+        self._root = root
+        self._modules = modules
+        self._rows = rows
+        self._convert = convert
+        self._keeps_output = keeps_output
+        self._keeps_inputs = keeps_inputs
+        self._entries: dict[str, Entry] = {}
+        # a module may stand at several paths; it has one entry, found by each of them
+        self._by_module: dict[int, Entry] = {}
+
+    def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
+        """Keep one visit to a module; the driver calls this."""
+        module = id(place._module)
+        entry = self._by_module.get(module)
+        if entry is None:
+            if not self.watches(place):
+                return
+            key = _key(place._path)
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = Entry()
+                entry.outputs, entry.all_inputs = [], []
+            self._by_module[module] = entry
+        if self._keeps_output:
+            # what nearly all outputs are, without the 3 µs that looking into containers takes
+            is_tensor = self._rows is None and isinstance(output, torch.Tensor)
+            kept = self._convert(output) if is_tensor else self._kept(output, factor)
+            entry.outputs.append(kept)
+        if self._keeps_inputs:
+            entry.all_inputs.append(self._kept(inputs, factor))
+
+    def watches(self, place: Place) -> bool:
+        """Tell whether a module is one of those that are kept; the driver calls this."""
+        if self._modules is None:
+            # an operation is kept where it is named: which ones are tapped differs between runs
+            return not isinstance(place, OperationPlace)
+        return id(place._module) in self._modules
+
+    def _kept(self, value: Any, factor: int) -> Any:
+        if self._rows is not None:
+            value = narrow(value, Cut(self._rows, factor))
+        return pytree.tree_map(
+            lambda leaf: self._convert(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
+        )
+
+    def __getitem__(self, path: str) -> Entry:
+        entry = self._entries.get(path)
+        if entry is not None:
+            return entry
+        below = path.removeprefix(_ROOT).removeprefix(".")
+        try:
+            # a renamed path leads to the module's own
+            envoy = self._root.get(below)
+            found = self._by_module.get(id(envoy._module))
+            return self._entries[_key(envoy._path)] if found is None else found
+        except (KeyError, PathError):
+            raise KeyError(
+                f"{path!r} is not in the cache, which has {len(self._entries)} modules; "
+                f"the first are {list(self._entries)[:5]}, and modules= says which are kept"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getattr__(self, name: str) -> CacheView:
+        if name != _ROOT:
+            raise AttributeError(
+                f"a cache has no attribute {name!r}; write cache.model.path.of.module.output"
+            )
+        return CacheView(self, self._root)
+
+    def __repr__(self) -> str:
+        return f"<cache of {len(self._entries)} modules>"
+
+
+class CacheView:
+    """A place in a cache, reached by attributes and numbers as an envoy is."""
+
+    def __init__(self, cache: Cache, envoy: Envoy) -> None:
+        self._cache = cache
+        self._envoy = envoy
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("output", "inputs", "input"):
+            return getattr(self._cache[_key(self._envoy._path)], name)
+        return CacheView(self._cache, self._envoy.get(name))
+
+    def __getitem__(self, item: int | str) -> CacheView:
+        return CacheView(self._cache, self._envoy[item])
+
+
+def _one_or_all(visits: list[Any], what: str, option: str) -> Any:
+    if not visits:
+        raise AttributeError(
+            f"this cache keeps no {what}; write tracer.cache({option}=True) to have them"
+        )
+    return visits[0] if len(visits) == 1 else visits
+
+
+def _key(path: str) -> str:
+    return f"{_ROOT}.{path}" if path else _ROOT
+
+
+def converter(
+    device: Any, dtype: torch.dtype | None, *, detach: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what is done to each tensor that is kept; it is always a copy of its own."""
+
+    target = None if device is None else torch.device(device)
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        # a quarter of the price of a small copy, where there is no graph to leave
+        value = tensor.detach() if detach and tensor.requires_grad else tensor
+        # a copy, since the model may go on editing the tensor in place
+        if dtype is None and (target is None or target == value.device):
+            # half a microsecond less than `to`
+            return value.clone()
+        return value.to(
+            device=target, dtype=dtype if value.is_floating_point() else None, copy=True
+        )
+
+    return convert

@@ -1,0 +1,1 @@
+"""Driving: the loop that answers the requests of machines during a run."""

@@ -1,0 +1,628 @@
+"""The driver: the single-threaded owner of a run's machines.
+
+A tap offers a value; the driver answers the requests that wait for it, machine by machine in the
+order of their definition, and resumes each until it waits for something else. A machine that
+asks again for the location being offered is served in the same offer. Nothing waits for ever: a
+request that can no longer be met is an error, raised in the machine at once, at the user's line.
+
+The driver holds no value longer than the request that asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from threading import get_ident
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+
+from nnsight_dsl.runtime.errors import InternalError, RunAborted
+from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.machines.ambient import (
+    StateOutside,
+    restore_after_interrupt,
+    state_outside,
+)
+from nnsight_dsl.runtime.machines.machine import Machine, advanced, set_current
+from nnsight_dsl.runtime.machines.steps import Steps
+from nnsight_dsl.runtime.record import Record, is_interrupt
+from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, places_of
+from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
+from nnsight_dsl.runtime.tapping.taps import Tap, is_container, is_usual_call
+from nnsight_dsl.runtime.tapping.torch_fast_path import passes_over_parts
+from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.values.offers import Offer, Writes, seen_by, take_edits
+from nnsight_dsl.runtime.values.rows import Cut, narrow
+from nnsight_dsl.runtime.values.views import Frozen, OfferCut
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from . import messages
+from .answers import PARKED
+from .foreign import key_of, phase_of, target_of
+from .log import Log
+from .loop import Serving
+
+
+class Watcher(Protocol):
+    """What is shown every visit to a tapped module."""
+
+    def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
+        """See the arguments and the output of a visit, after the edits of all blocks."""
+
+    def watches(self, place: Place) -> bool:
+        """Tell whether a module has to be called, where its parent can do without."""
+
+
+class Driver(Serving):
+    """One run of one model.
+
+    Attributes:
+        root: place of the root module.
+        stepping: in a generation, the place whose calls are steps: the root, or the model that
+            stands in it as in a wrapper; None in other runs.
+        is_stepped: True in a generation.
+        step: the step that runs, -1 before the first.
+        machines: the machines in the order of their definition.
+        is_session: whether this is no run, but a block of several.
+        is_called: whether the model has been called, so that modules may have been visited.
+        is_partial: whether this is the first step of a generation only, to see whether it fits.
+        factor: rows of the batch per row of the input, other than 1 under beam search.
+        result_factor: rows of the result per row of the input, fewer than the beams may be.
+        failure: what a machine or the model has raised.
+        writes: what the machines have written.
+        ready: machines that go on once the one that runs has stopped, with their answers.
+        shared: values of names that other invokes wait for, by name and order of the binder.
+        log: what has been served, if somebody wants to know.
+        is_common: whether no visit means more than its output's being offered: there are no steps,
+            no loops over visits and no backward passes.
+        is_tapped_ahead: whether there are places to tap that no machine has named.
+        is_usual: whether torch calls modules as it does by itself.
+        is_direct: whether a machine that sees all rows is handed values just as they are.
+        watchers: what is shown every visit to a tapped module, once it is over.
+        is_read_only: whether what is offered now has to stay the very object that it is.
+        has_grad: whether the forward of the root that runs builds a graph.
+        each_step: makes the machines that start anew with each step after the first.
+        stops_itself: whether the run may end before the model does, without a block's asking.
+        record: what the run has changed outside of itself, taps apart; that of its turn, if it has
+            one.
+    """
+
+    # what holds for most runs stands on the class, so that making a driver is cheap
+    is_session = False
+    is_called = False
+    is_partial = False
+    failure: BaseException | None = None
+    log: Log | None = None
+    is_direct = True
+    most_visits = 0
+    is_stopped = False
+    has_met = False
+    result: tuple[Any] | None = None
+    result_factor = 1
+    is_in_backward = False
+    is_read_only = False
+    has_grad = False
+    is_usual = False
+    is_tapped_ahead = False
+    is_tapping_ahead = False
+    _outer: Machine | None = None
+    _put: Fixtures | None = None
+    _expects_anything = False
+    stops_itself = False
+    each_step: list[Callable[[], Machine]]
+    visit_waiters: Sequence[tuple[Machine, Steps]] = ()
+    step_waiters: Sequence[tuple[Machine, Steps]] = ()
+    shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
+    _all_tapped: AllModules | None = None
+    _is_mounted = False
+
+    mount: Callable[[object], None] = staticmethod(lambda user: None)
+    """Puts up what code that was not lowered needs, as a `save` method of tensors."""
+
+    unmount: Callable[[object], None] = staticmethod(lambda user: None)
+    """Takes that down, if it has been put up."""
+
+    def __init__(self, root: Place, stepping: Place | None = None) -> None:
+        # Each access asks for these: found in the instance they cost 5 ns, on the class 35.
+        self._offer: Offer | None = None
+        self.step = -1
+        self.ready: Sequence[tuple[Machine, Any]] = ()
+        self.has_ended = False
+        self.own_calls = 0
+        self.is_direct = type(self).is_direct
+        self.is_common = True
+        self.factor = 1
+        self.root = root
+        self.stepping = stepping
+        self.is_stepped = stepping is not None
+        if stepping is not None:
+            self.is_common = False
+            self.each_step = []
+        self.machines: list[Machine] = []
+        self.watchers: list[Watcher] = []
+        self.thread = get_ident()
+        self.writes = Writes()
+        self.record = Record()
+        self._taps: dict[int, Tap] = {}
+        self._expected: list[tuple[Place, str]] = []
+        self._fixtures: list[Fixtures] = []
+
+    # the run
+
+    def run(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Run the model with all machines; what went wrong stands in `failure` afterwards.
+
+        Returns:
+            What the model returned, None if it was stopped.
+        """
+        result = None
+        record = self.record
+        depth = len(record)
+        # a run inside a block of another model: that block is not what is being advanced here
+        outer = self._outer = advanced()
+        record.append((set_current, outer))
+        record.append((self._restore_state, state_outside()))
+        record.append((self._close,))
+        try:
+            set_current(None)
+            if self.log is not None:
+                self.is_direct = False
+            self.has_grad = torch.is_grad_enabled()
+            self.is_usual = is_usual_call()
+            is_expected = self._fixtures or self._expected or self._expects_anything
+            if is_expected or self.is_tapped_ahead or self.stepping is not None:
+                self._tap_ahead()
+            for machine in self.machines:
+                machine.is_usual = self.is_direct and not machine.program.first_items
+                if not machine.is_done and machine.pending is None:
+                    self.drive(machine)
+            if not (self.is_stopped and self.may_stop()):
+                self.is_called = True
+                result = function(*args, **kwargs)
+                # a model may have swallowed what a machine raised: then nothing more is served
+                if self.failure is None and any(not one.is_done for one in self.machines):
+                    self._finish(result)
+        except RunAborted:
+            pass
+        except BaseException as error:
+            self.failure = messages.model_failed(error, self.writes.suspects)
+        finally:
+            record.undo(depth)
+            self._outer = None
+        return result
+
+    def build(self, machine: Machine) -> None:
+        """Run the machine that only collects invokes; they are added to `machines`."""
+        record = self.record
+        depth = len(record)
+        record.append((set_current, advanced()))
+        record.append((self._restore_state, state_outside()))
+        record.append((machine.close_if_cut,))
+        try:
+            set_current(None)
+            self.drive(machine, None)
+            if not machine.is_done:
+                raise InternalError("a block that only collects invokes waits for something")
+        except RunAborted:
+            pass
+        finally:
+            try:
+                record.undo(depth)
+            except BaseException:
+                record.undo(depth)
+                raise
+
+    def tap_for(self, place: Place) -> Tap:
+        """Return the tap at a place; put one there, and at the places above it, if need be."""
+        return self._taps.get(key_of(place)) or self._put_tap(place)
+
+    def _put_tap(self, place: Place) -> Tap:
+        if not self.is_tapping_ahead:
+            # what is expected has been looked at already
+            place._refresh()
+        parent = place._parent
+        # what only holds modules is never called, so nothing passes there
+        while parent is not None and is_container(parent._module):
+            parent = parent._parent
+        above = None
+        if parent is not None:
+            above = self._taps.get(id(parent._module))
+            # That the root returns is the end of a run with one forward, and needs no tap to tell.
+            is_needed = (
+                self.is_stepped or parent is not self.root or passes_over_parts(parent._module)
+            )
+            if above is None and is_needed:
+                above = self._put_tap(parent)
+        module = place._module
+        key = id(place if module is None else module)
+        tap = self._taps.get(key)
+        if tap is None:
+            tap = self._new_tap(place)
+            if above is not None:
+                tap.above = (above, *above.above)
+            elif place is self.root:
+                for below in self._taps.values():
+                    below.above = (*below.above, tap)
+            self._taps[key] = tap
+            if module is not None and not self.has_ended:
+                tap.install()
+        return tap
+
+    def _new_tap(self, place: Place) -> Tap:
+        if isinstance(place, OperationPlace):
+            return OperationTap(place, self)
+        stepping = self.stepping
+        return Tap(
+            place,
+            self,
+            is_stepping=stepping is not None and place._module is stepping._module,
+        )
+
+    def expect(self, places: Iterable[tuple[Place, str]]) -> None:
+        """Say which places and ports a machine can ask for."""
+        self._expected.extend(places)
+
+    def add(self, machine: Machine) -> None:
+        """Add a machine, with what is known of the places that it can ask for."""
+        machine.order = len(self.machines)
+        self.machines.append(machine)
+        if machine.fixtures is not None and machine.fixtures not in self._fixtures:
+            self._fixtures.append(machine.fixtures)
+        if machine.expected:
+            self._expected.extend(machine.expected)
+        if not machine.is_closed:
+            self._expects_anything = True
+
+    def expect_anything(self) -> None:
+        """Say that a machine can ask for whatever module it likes."""
+        self._expects_anything = True
+
+    def begin_carrying(self, machine: Machine) -> None:
+        """Carry a machine that looked plain, and can ask for any module from now on.
+
+        Modules that get their taps only now may have been visited before.
+        """
+        super().begin_carrying(machine)
+        if not self._is_mounted:
+            # `_close` takes it down, so it has to know beforehand
+            self._is_mounted = True
+            self.mount(self)
+        if self._expects_anything or self.has_ended:
+            return
+        self._expects_anything = True
+        before = {*self._taps}
+        for place in self.places():
+            self.tap_for(place)
+        if self.is_called:
+            for key, tap in self._taps.items():
+                if key not in before:
+                    tap.put_late(self.step if self.is_stepped else None)
+
+    def places(self) -> Iterator[Place]:
+        """Iterate over the modules of the model."""
+        return places_of(self.root)
+
+    def is_offering_inputs(self, tap: Tap) -> bool:
+        """Tell whether the arguments of a place are being offered, so that its call is to come."""
+        offer = self._offer
+        return offer is not None and offer.tap is tap and offer.phase == INPUTS
+
+    def fail_waiting(self, tap: Tap, error: Exception) -> None:
+        """Raise an error in all machines that wait at a tap."""
+        while tap.waiting:
+            self.drive(tap.waiting.pop(0), error=error)
+
+    def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
+        """See to it that watchers are shown what a machine has asked for, and all below the root.
+
+        Args:
+            places: what is watched; the root alone stands for all modules.
+            machine: the machine that asks.
+        """
+        everything = any(place is self.root for place in places) and len(places) == 1
+        if machine.is_builder:
+            # the run has not begun: taps stand for the length of the run only
+            if everything:
+                self.expect_anything()
+            self.expect((place, OUTPUT) for place in places)
+        elif everything:
+            self._tap_all()
+        else:
+            for place in places:
+                self.tap_for(place)
+
+    def _tap_ahead(self) -> None:
+        """Put taps where machines can ask, so that what passes before they do is noticed."""
+        self.is_tapping_ahead = True
+        is_usual = self.stepping is None and type(self)._new_tap is Driver._new_tap
+        if self.stepping is not None:
+            # each of them is below the place whose calls are steps
+            self.tap_for(self.stepping)
+        fixtures = self._fixtures
+        if is_usual and self._expects_anything:
+            # all modules come first: those that a program names are among them
+            self._all_tapped = all_modules_of(self.root)
+            fixtures = [self._all_tapped.fixtures, *fixtures]
+        for some in fixtures:
+            if is_usual and not self._taps and self._has_put(some):
+                self._taps.update(some.taps)
+            else:
+                self._expected.extend((place, OUTPUT) for place in some.places)
+        for place, port in self._expected:
+            if place._root is self.root or self._is_of_model(place):
+                tap = self._taps.get(id(place._module)) or self._put_tap(place)
+                if type(tap) is not Tap:
+                    tap.expect(port)
+        if self._all_tapped is not None:
+            for place in self._all_tapped.others:
+                self.tap_for(place)
+        elif self._expects_anything:
+            self._tap_all()
+        self.is_tapping_ahead = False
+
+    def _has_put(self, fixtures: Fixtures) -> bool:
+        # first, so that an interrupt in the midst of it finds what has been put
+        before, self._put = self._put, fixtures
+        if fixtures.put(self):
+            return True
+        self._put = before
+        return False
+
+    def _tap_all(self) -> None:
+        known = self._all_tapped
+        if known is None or known is not all_modules_of(self.root):
+            for place in self.places():
+                self.tap_for(place)
+
+    def _finish(self, result: Any) -> None:
+        """Serve what comes after the model's last forward, and complain of what never came."""
+        self.has_ended = True
+        if self.is_partial:
+            # the machines that still wait do so for what only the real run has
+            return
+        if self.step_waiters or self.visit_waiters:
+            for machine, steps in self._take_waiters():
+                if not steps.is_open:
+                    self.warn_of_missing(machine, steps)
+                self.drive(machine, False)
+        self.result = (result,)
+        for machine in self.machines:
+            request = machine.pending
+            is_read = request is not None and request[0] == requests.READ
+            if request is not None and is_read and request[1]._module is None:
+                self.drive(machine, self.seen_result(machine))
+        for machine in self.machines:
+            if not machine.is_done and machine.pending is not None:
+                error = self._never_came(machine, machine.pending)
+                self.drive(machine, error=error)
+
+    def _never_came(self, machine: Machine, request: Request) -> BaseException:
+        """Return what to raise where a machine waits for what can no longer come.
+
+        In a run with one forward of the root, round k of a loop is the k-th visit to each
+        location. Where one has fewer visits than the others, the loop ends there.
+        """
+        loop = machine.loops[-1] if machine.loops else None
+        if loop is None or not loop.is_lowered or self.is_stepped or machine.step == 0:
+            return messages.never_came(self, machine, request)
+        place = target_of(request) if phase_of(request) is not None else None
+        if not isinstance(place, Place) or not 0 < self.tap_for(place).begun <= machine.step:
+            return messages.never_came(self, machine, request)
+        if not loop.is_open:
+            messages.warn_of_missing_visits(machine, request, self.tap_for(place).begun)
+        loop.is_over = True
+        return loop.over()
+
+    def _take_waiters(self) -> list[tuple[Machine, Steps]]:
+        waiters = [*self.step_waiters, *self.visit_waiters]
+        self.step_waiters = self.visit_waiters = ()
+        return sorted(waiters, key=lambda waiter: waiter[0].order)
+
+    def warn_of_missing(self, machine: Machine, steps: Steps) -> None:
+        taken = self.step + 1 if self.is_stepped else None
+        messages.warn_of_missing_steps(machine, steps, taken)
+
+    def take_down(self) -> None:
+        """End the run, wherever it was interrupted; if it has ended, do nothing."""
+        self.record.undo()
+        self._close()
+
+    def _close(self) -> None:
+        """Leave the modules as they were, and end the machines that still wait.
+
+        It can be called again after an interrupt, and goes on from there.
+        """
+        self.has_ended = True
+        self.result = None
+        if self._is_mounted:
+            self.unmount(self)
+            self._is_mounted = False
+        self._remove_taps()
+        self._offer = None
+        for machine in self.machines:
+            if machine.is_done and not machine.is_cut:
+                continue
+            # it waits for something, or is to go on after a barrier that others have come to
+            if not machine.is_done:
+                machine.take_waiting_names()
+            try:
+                machine.close()
+            except BaseException as error:
+                clean(error)
+                # an interrupt is not lost because something else had gone wrong before
+                if self.failure is None or (is_interrupt(error) and not is_interrupt(self.failure)):
+                    self.failure = error
+                # if it was one from outside, which kept the machine from being closed
+                with suppress(Exception):
+                    machine.close()
+        self.shared = {}
+        # offers that an error has cut short name their taps
+        self.frozen = None
+        # taps name their driver: without them it goes as soon as nobody needs it
+        self._taps.clear()
+
+    def _remove_taps(self) -> None:
+        put = self._put
+        if put is None or len(self._taps) > len(put):
+            for tap in self._taps.values():
+                if put is None or not put.has(tap):
+                    tap.remove()
+        if put is not None and put.user is self:
+            put.remove()
+
+    def _restore_state(self, outside: StateOutside) -> None:
+        """Put torch's switches back where an interrupt may have kept a `with` from doing so."""
+        restore_after_interrupt(outside, self.failure)
+
+    def may_stop(self) -> bool:
+        return self.is_stopped and all(machine.is_done for machine in self.machines)
+
+    # taps call these
+
+    def begin_step(self) -> None:
+        """A call of what steps begins: the next step."""
+        self.step += 1
+        for machine in [*self.machines]:
+            request = machine.pending
+            if request is None or machine.step >= self.step or phase_of(request) is None:
+                continue
+            tap = self._taps.get(key_of(target_of(request)))
+            if tap is not None and tap.place._module is not None and machine in tap.waiting:
+                tap.waiting.remove(machine)
+                self.drive(machine, error=messages.not_in_step(self, machine, request))
+        if self.step > 0:
+            for make in self.each_step:
+                machine = make()
+                machine.step = self.step
+                machine.is_usual = self.is_direct and not machine.program.first_items
+                self.machines.append(machine)
+                self.drive(machine, None)
+        if self.step_waiters:
+            due = [waiter for waiter in self.step_waiters if waiter[1].next_step == self.step]
+            self.step_waiters = [waiter for waiter in self.step_waiters if waiter not in due]
+            self._begin_rounds(due)
+
+    def watch(self, tap: Tap, args: Any, kwargs: Any, output: Any) -> None:
+        """Show the watchers a visit that is over."""
+        for watcher in self.watchers:
+            watcher.record(tap.place, (args, kwargs), output, self.factor)
+
+    def begin_visit(self, index: int) -> None:
+        """A module is called for the `index`-th time, in a run with one forward of the root."""
+        self.most_visits = max(self.most_visits, index + 1)
+        due = [waiter for waiter in self.visit_waiters if waiter[1].next_step == index]
+        self.visit_waiters = [waiter for waiter in self.visit_waiters if waiter not in due]
+        self._begin_rounds(due)
+
+    def _begin_rounds(self, due: list[tuple[Machine, Steps]]) -> None:
+        for machine, steps in sorted(due, key=lambda waiter: waiter[0].order):
+            steps.begin()
+            self.drive(machine, True)
+
+    # requests
+
+    def seen_result(self, machine: Machine) -> Any:
+        """Return what a machine sees of the run's result, once there is one."""
+        if self.result is None:
+            raise AssertionError("the run has no result yet")
+        (result,) = self.result
+        if machine.rows is None:
+            return result
+        return narrow(result, Cut(machine.rows, self.factor, self.result_factor))
+
+    def offered(self, machine: Machine, request: Request) -> Offer | None:
+        """Return the current offer if it is the one a request is for."""
+        offer = self._offer
+        if offer is None or offer.phase != phase_of(request):
+            return None
+        if offer.tap is not self._taps.get(key_of(target_of(request))):
+            return None
+        if offer.tap.place._module is not None and offer.index != machine.step:
+            return None
+        if offer.handed:
+            # what was set until now comes before what is asked for now
+            take_edits(offer)
+        return offer
+
+    def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
+        """Return what a machine sees of the current offer."""
+        cut = self.cut(machine, offer)
+        seen = seen_by(machine, offer, port, cut)
+        if cut is not None:
+            for tensor in cut.whole:
+                self.writes.watch_whole(machine, tensor, name_of(offer.tap.place, port))
+        return seen
+
+    def cut(self, machine: Machine, offer: Offer) -> OfferCut | None:
+        """Return how an offer is cut for a machine, None if it sees all of it."""
+        if machine.rows is None or offer.is_whole:
+            return None
+        frozen, may_copy = None, not self.is_read_only
+        if may_copy and torch.is_grad_enabled():
+            frozen = self.frozen = self.frozen or Frozen()
+        return OfferCut(machine.rows, self.factor, offer, frozen, may_copy=may_copy)
+
+    def park(self, machine: Machine, request: Request, place: Place) -> Any:
+        """Let a machine wait at a place, unless what it waits for cannot come any more."""
+        if machine.is_builder:
+            raise messages.value_in_builder(
+                request,
+                has_invokes=machine.program.has_invokes,
+                is_session=self.is_session,
+            )
+        if not self._is_of_model(place):
+            if self._outer is not None:
+                # this run stands in a block of another model's run, which may have the value
+                answer: Any = self._outer.request(request)
+                return answer
+            raise messages.other_model(request)
+        tap = self.tap_for(place)
+        error = tap.missing or self._too_late(machine, request, tap) or tap.uncovered(machine)
+        if error is not None:
+            raise error
+        machine.pending = request
+        phase = machine.phase = phase_of(request)
+        if phase == INPUTS:
+            tap.wants_inputs, tap.is_common = True, False
+        tap.waiting.append(machine)
+        return PARKED
+
+    def _is_of_model(self, place: Place) -> bool:
+        """Tell whether a place belongs to the model that runs, by whichever wrapper."""
+        return place._root is None or place._root._module is self.root._module
+
+    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> BaseException | None:
+        if tap.place._module is None:
+            return None
+        step = machine.step
+        before_call = phase_of(request) == INPUTS
+        visit = tap.begun_step if before_call else tap.done_step
+        if visit >= step or (self.is_stepped and self.has_ended):
+            return messages.passed(self, machine, request, tap)
+        if self.step > step:
+            return messages.not_in_step(self, machine, request)
+        if self.has_ended:
+            return self._never_came(machine, request)
+        place: Place | None = target_of(request)._parent
+        while place is not None:
+            above = self._taps.get(key_of(place))
+            if above is not None and self._is_over(above, step):
+                return messages.parent_passed(machine, request, place)
+            place = place._parent
+        return None
+
+    def _is_over(self, tap: Tap, step: int) -> bool:
+        """Tell whether a module has returned for good, so that nothing below it comes any more."""
+        if tap.done_step < step:
+            return False
+        if tap.begun != tap.done or tap.begun > step + 1:
+            # it runs now, as one that calls itself, or was called more often than once
+            return False
+        module = tap.place._module
+        places = self.root._module.named_modules(remove_duplicate=False)
+        return sum(one is module for _, one in places) < 2

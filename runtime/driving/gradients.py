@@ -1,0 +1,375 @@
+"""Gradients: a backward pass is a second run, over tensor hooks.
+
+    with loss.backward():
+        late = logits.grad
+        early = hidden.grad
+
+The body is a machine of its own, whose locations are the gradients of tensors. They come in the
+reverse order of the forward: autograd is at a tensor when all that was computed from it has been
+done. A tensor that a block was handed as the rows of a batch, or that it made by indexing, is no
+part of the graph itself; its gradient is taken out of that of the tensor it is a view of.
+
+Autograd runs on the caller's thread here, so that the hooks do, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from nnsight_dsl.runtime.errors import (
+    FreedGraphError,
+    GradientError,
+    GradientOrderError,
+    InternalError,
+    RunAborted,
+)
+from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.machines.ambient import restore_after_interrupt, state_outside
+from nnsight_dsl.runtime.machines.machine import Machine, advanced, set_current
+from nnsight_dsl.runtime.machines.steps import StepSpec, steps_of
+from nnsight_dsl.runtime.record import Record
+from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.runtime.values.elements import with_element
+from nnsight_dsl.runtime.values.views import find_whole
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from .foreign import find_foreign
+
+GRAD = "grad"
+
+_backward = torch.Tensor.backward
+_set_multithreading = torch._C._set_multithreading_enabled
+
+
+class _Target:
+    """Where a tensor's gradient is found: in its own hook, or in that of what it is a view of."""
+
+    __slots__ = ("hooked", "layout", "part")
+
+    def __init__(
+        self,
+        hooked: torch.Tensor,
+        part: Callable[[torch.Tensor], torch.Tensor] | None,
+        layout: torch.Tensor | None = None,
+    ) -> None:
+        self.hooked = hooked
+        self.part = part
+        self.layout = layout
+
+    def own_copy(self, grad: torch.Tensor) -> torch.Tensor:
+        """Copy a gradient, laid out as the tensor is where a view's strides are to mean the same.
+
+        Autograd may hand the same tensor to others, whom an edit in place must not reach.
+        """
+        if self.layout is None:
+            return grad.clone()
+        like = self.layout
+        copy = torch.empty_strided(like.size(), like.stride(), dtype=grad.dtype, device=grad.device)
+        return copy.copy_(grad)
+
+
+class Backward:
+    """One backward pass, and the machine that reads its gradients."""
+
+    def __init__(self, loss: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not isinstance(loss, torch.Tensor):
+            raise GradientError(
+                f"'with ....backward():' was given a {type(loss).__name__}; call it on a tensor"
+            )
+        if loss.grad_fn is None and not loss.requires_grad:
+            raise GradientError(
+                "this tensor has no graph to go back through: it was computed under "
+                "torch.no_grad() (as all of model.generate is), or from nothing that requires a "
+                "gradient; trace outside of no_grad, or call requires_grad_(True) on a value first"
+            )
+        self._loss = loss
+        self._args = args
+        self._kwargs = kwargs
+        self._graph: _Graph | None = None
+        self._ahead: torch.Tensor | None = None
+        self._machine: Machine | None = None
+        self._target: _Target | None = None
+        self._current: torch.Tensor | None = None
+        self._value: torch.Tensor | None = None
+        self._lines: dict[int, int] = {}
+        self._hooked: list[torch.Tensor] = []
+        self.failure: BaseException | None = None
+
+    def run(self, machine: Machine) -> None:
+        """Run the pass; what went wrong stands in `failure` afterwards."""
+        self._machine = machine
+        record = Record()
+        record.append((set_current, advanced()))
+        record.append((_set_multithreading, torch._C._is_multithreading_enabled()))
+        outside = state_outside()
+        record.append((lambda: restore_after_interrupt(outside, self.failure),))
+        record.append((self._close, machine))
+        try:
+            set_current(None)
+            self._drive(None)
+            _set_multithreading(False)
+            _backward(self._loss, *self._args, **self._kwargs)
+            _set_multithreading(record[1][1])
+            if not machine.is_done and machine.pending is not None:
+                self._drive(None, error=self._never_came(machine.pending))
+        except RunAborted:
+            pass
+        except BaseException as error:
+            clean(error)
+            self.failure = _explained(error)
+        finally:
+            try:
+                record.undo()
+            except BaseException:
+                record.undo()
+                raise
+
+    def _close(self, machine: Machine) -> None:
+        """End the machine, if it still waits, and take the hooks off the tensors."""
+        try:
+            if not machine.is_done:
+                machine.take_waiting_names()
+            if not machine.is_done or machine.is_cut:
+                machine.close()
+        finally:
+            for tensor in self._hooked:
+                hooks: dict[int, Any] = tensor._backward_hooks or {}
+                for key, hook in list(hooks.items()):
+                    if getattr(hook, "func", None) == self._arrive:
+                        del hooks[key]
+            self._hooked.clear()
+            self._machine = self._target = self._current = self._value = None
+
+    def _drive(self, answer: Any, *, error: BaseException | None = None) -> None:
+        machine = self._machine
+        if machine is None:
+            raise InternalError("a backward pass has no machine")
+        while not machine.is_done:
+            try:
+                machine.pending = None
+                request = machine.advance(answer) if error is None else machine.throw(error)
+                answer = error = None
+                while _tensor_of(request) is None and (foreign := find_foreign(request)):
+                    request = machine.call(*foreign)
+            except BaseException as raised:
+                self.failure = machine.fail(raised)
+                raise RunAborted from None
+            try:
+                if request[0] == requests.END:
+                    machine.take_waiting_names()
+                    machine.close()
+                    return
+                waits, answer = self._handle(machine, request)
+            except BaseException as raised:
+                clean(raised)
+                if request[0] == requests.END:
+                    # one that came from outside, after the last statement
+                    self.failure = raised
+                    raise RunAborted from None
+                error = raised
+                continue
+            if waits:
+                machine.pending = request
+                return
+
+    def _handle(
+        self, machine: Machine, request: Request, target: _Target | None = None
+    ) -> tuple[bool, Any]:
+        """Answer a request; the first item says that it has to wait.
+
+        Args:
+            machine: the machine that asks.
+            request: what it asks for.
+            target: where that is found, if it has been looked for.
+        """
+        verb = request[0]
+        if verb == requests.STEPS and not isinstance(request[1], StepSpec):
+            return False, steps_of(request[1], machine)
+        tensor = _tensor_of(request)
+        if tensor is None:
+            raise GradientError(_refusal(request))
+        if target is None:
+            target = self._located(tensor)
+        if self._value is None or target.hooked is not self._current:
+            self._wait_for(machine, tensor, target)
+            return True, None
+        whole = self._value
+        if verb == requests.READ:
+            return False, whole if target.part is None else target.part(whole)
+        if verb == requests.WRITE:
+            new = request[1]
+        else:
+            _, value, container, _, _, *path = request
+            new = with_element(container, path, value)
+        if target.part is None:
+            self._value = new
+        elif new is not whole:
+            self._value = whole.clone()
+            target.part(self._value).copy_(new)
+        return False, None
+
+    def _located(self, tensor: torch.Tensor) -> _Target:
+        noted = find_whole(tensor)
+        if noted is not None and self._is_in_graph(noted[0]):
+            whole, start, length = noted
+            return _Target(whole, lambda grad: grad.narrow(0, start, length))
+        if self._is_in_graph(tensor):
+            return _Target(tensor, None)
+        base = tensor._base
+        if base is not None and self._is_in_graph(base):
+            size, strides, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
+            return _Target(base, lambda grad: grad.as_strided(size, strides, offset), base)
+        if not tensor.requires_grad:
+            raise GradientError(
+                "a gradient was asked for of a tensor that does not require one; call "
+                "requires_grad_(True) on it before the model uses it"
+            )
+        raise GradientError(
+            "a gradient was asked for of a tensor that this loss was not computed from; read the "
+            "value that the model goes on with, before the loss is computed"
+        )
+
+    def _is_in_graph(self, tensor: torch.Tensor) -> bool:
+        if tensor is self._loss:
+            return True
+        if self._graph is not None and tensor not in self._graph:
+            return False
+        # Asked for in order, a gradient lies ahead of the one that is there, and mostly near. To
+        # walk the whole graph for each of them takes as long as all the rest of it.
+        start = (self._loss if self._current is None else self._current).grad_fn
+        node, self._ahead = tensor.grad_fn, None
+        if node is not None and _leads_to(start, node):
+            # of two results of one operation, neither is ahead of the other
+            self._ahead = tensor if node is not start else None
+            return True
+        if not tensor.requires_grad:
+            return False
+        if self._graph is None:
+            self._graph = _Graph(self._loss)
+        return tensor in self._graph
+
+    def _wait_for(self, machine: Machine, tensor: torch.Tensor, target: _Target) -> None:
+        line = machine.line
+        current, hooked = self._current, target.hooked
+        is_checked = current is None or hooked is self._ahead or hooked is current
+        if current is not None and not is_checked and current in _Graph(hooked):
+            raise GradientOrderError(
+                f"the gradient asked for at line {line} has already passed: the one of line "
+                f"{self._lines.get(id(current), line)}, which came after it, is there now; ask for "
+                "gradients in the reverse of the order in which the values were computed"
+            )
+        self._target = target
+        self._lines[id(target.hooked)] = line
+        self._hooked.append(target.hooked)
+        target.hooked.register_hook(partial(self._arrive, target))
+
+    def _arrive(self, target: _Target, grad: torch.Tensor) -> torch.Tensor | None:
+        """Autograd is at a tensor that the machine may wait for."""
+        waiting = self._target
+        if waiting is None or waiting.hooked is not target.hooked or self._machine is None:
+            return None
+        value = waiting.own_copy(grad)
+        version = value._version
+        outer = self._current, self._value
+        self._current, self._value, self._target = target.hooked, value, None
+        try:
+            request = self._machine.pending
+            self._machine.pending = None
+            if request is not None:
+                _, answer = self._handle(self._machine, request, waiting)
+                self._drive(answer)
+            result = self._value
+        finally:
+            self._current, self._value = outer
+        return result if result is not value or value._version != version else None
+
+    def _never_came(self, request: Request) -> Exception:
+        return GradientError(
+            "a gradient was asked for that never came: autograd had gone past this tensor, or did "
+            "not go through it; ask for gradients in the reverse of the order of the forward, of "
+            "tensors that the loss was computed from"
+        )
+
+
+_SECOND_TIME = "backward through the graph a second time"
+
+
+def _explained(error: BaseException) -> BaseException:
+    if not isinstance(error, RuntimeError) or _SECOND_TIME not in str(error):
+        return error
+    found = FreedGraphError(
+        "this backward pass came to a part of the graph that an earlier one had freed; write "
+        "'with ....backward(retain_graph=True):' for every pass but the last, in all blocks of a "
+        "batch together"
+    )
+    found.__cause__ = error
+    return found
+
+
+class _Graph:
+    """What a tensor was computed from: its gradient comes before those of all of that."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._nodes: set[Any] = set()
+        _leads_to(tensor.grad_fn, None, self._nodes)
+        # the leaves have no node of their own, those at the ends name them
+        self._leaves = {id(node.variable) for node in self._nodes if hasattr(node, "variable")}
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        node = tensor.grad_fn
+        return id(tensor) in self._leaves if node is None else node in self._nodes
+
+
+def _leads_to(start: Any, node: Any, seen: set[Any] | None = None) -> bool:
+    """Tell whether a walk down from a node of a graph comes to another; it ends there.
+
+    Args:
+        start: where to begin, None for nowhere.
+        node: what to look for; None for a walk to all ends.
+        seen: is filled with the nodes that the walk has come to.
+    """
+    seen = set() if seen is None else seen
+    todo = [] if start is None else [start]
+    seen.update(todo)
+    while todo:
+        current = todo.pop()
+        if current is node:
+            return True
+        for following, _ in current.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return False
+
+
+_TARGETS = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}
+"""Where a request has the tensor that it is for."""
+
+
+def _tensor_of(request: Request) -> torch.Tensor | None:
+    index = _TARGETS.get(request[0])
+    if index is None or request[index + 1] != GRAD:
+        return None
+    return request[index] if isinstance(request[index], torch.Tensor) else None
+
+
+def _refusal(request: Request) -> str:
+    what = request[0]
+    if what in (requests.READ, requests.WRITE) and isinstance(
+        request[1 if what == requests.READ else 2], Place
+    ):
+        place = request[1 if what == requests.READ else 2]
+        port = request[2 if what == requests.READ else 3]
+        return (
+            f"Cannot request {name_of(place, port)} in a backward pass, which has gradients only; "
+            "read it before 'with ....backward():', and its '.grad' inside"
+        )
+    return (
+        f"{what!r} has no meaning in a backward pass, which has gradients only; do it outside of "
+        "'with ....backward():'"
+    )

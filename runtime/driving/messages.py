@@ -1,0 +1,367 @@
+"""The texts of what goes wrong in a run: what was seen, and what to do about it."""
+
+from __future__ import annotations
+
+import linecache
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nnsight_dsl.runtime.errors import (
+    BarrierError,
+    CarriedCallError,
+    GenerationEndedError,
+    InvokeError,
+    NoInputError,
+    NotCalledError,
+    NotRunningError,
+    OutOfOrderError,
+    SharedNameError,
+    WriteShapeError,
+)
+from nnsight_dsl.runtime.locations import Place, ancestors, name_of
+from nnsight_dsl.runtime.machines.machine import Machine
+from nnsight_dsl.runtime.tapping.torch_fast_path import is_fast_layer
+from nnsight_dsl.runtime.tracebacks import clean, traceback_at
+from nnsight_dsl.transforms import requests
+from nnsight_dsl.transforms.requests import Request
+
+from .foreign import target_of
+
+if TYPE_CHECKING:
+    from nnsight_dsl.runtime.machines.barriers import Barrier
+    from nnsight_dsl.runtime.machines.steps import Steps
+    from nnsight_dsl.runtime.tapping.taps import Tap
+    from nnsight_dsl.runtime.values.offers import Suspect
+
+    from .driver import Driver
+
+
+def location_of(request: Request) -> str:
+    """Spell the location a request is for."""
+    verb = request[0]
+    if verb == requests.WRITE:
+        return name_of(request[2], request[3])
+    if verb == requests.SKIP:
+        return name_of(request[1], "skip")
+    return name_of(request[1], request[2])
+
+
+def _action(request: Request) -> str:
+    return {requests.WRITE: "write", requests.SKIP: "skip"}.get(request[0], "read")
+
+
+def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exception:
+    """The value has gone by."""
+    location = location_of(request)
+    if driver.is_stepped and driver.has_ended:
+        return GenerationEndedError(
+            f"{location} was asked for after the generation had ended (it took {driver.step + 1} "
+            "steps); read it inside the loop over steps, or in another invoke"
+        )
+    when = ""
+    if driver.is_stepped:
+        when = f" in step {machine.step}"
+        if driver.step > machine.step:
+            when += f" (the generation is at step {driver.step})"
+    elif tap.begun > 1:
+        when = f" for visit {machine.step} ({tap.begun} visits have begun)"
+    path = target_of(request)._path
+    others = _other_paths(driver, tap, path)
+    if others:
+        return OutOfOrderError(
+            f"{location} has already passed{when}: {' and '.join((path, *others))} are one module, "
+            "and an access means its first visit; go on to its next visit by .next(), or loop over "
+            "the visits by 'for visit in tracer.iter[:]:'"
+        )
+    running = "" if tap.index is None else f"; {tap.place._path or 'the model'} is running now"
+    return OutOfOrderError(
+        f"{location} has already passed{when}{running}; {_action(request)} values in the order in "
+        "which the model computes them, so move this access up, or put it in an invoke of its own"
+    )
+
+
+def _other_paths(driver: Driver, tap: Tap, path: str) -> list[str]:
+    """Return the other paths at which a module stands."""
+    module = tap.place._module
+    if module is None:
+        return []
+    found = driver.root._module.named_modules(remove_duplicate=False)
+    return [other for other, one in found if one is module and other != path]
+
+
+def element_passed(request: Request) -> Exception:
+    """The container was offered before the index or the value had been computed."""
+    return OutOfOrderError(
+        f"an element of {name_of(request[3], request[4])} was set after the value had passed; "
+        "compute the index before this line, and move this line up"
+    )
+
+
+def parent_passed(machine: Machine, request: Request, parent: Place) -> Exception:
+    """The module that contains the location has returned."""
+    return OutOfOrderError(
+        f"{location_of(request)} can no longer come, since {parent._path or 'the model'} has "
+        "already returned; move this access before the one that waited for it, or put it in an "
+        "invoke of its own"
+    )
+
+
+def not_in_step(driver: Driver, machine: Machine, request: Request) -> Exception:
+    """The module was not called in the step the request was pinned to."""
+    return NotCalledError(
+        f"{location_of(request)} was not computed in step {machine.step}; the module was not "
+        "called in this step: print(model) shows the paths, tracer.iter[...] the step"
+    )
+
+
+def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
+    """The run is over and the request is still there."""
+    verb = request[0]
+    if verb == requests.NAME:
+        return never_bound(request[1])
+    if verb == requests.MEET:
+        barrier = request[1]
+        return BarrierError(
+            f"{len(barrier.arrived)} of {barrier.participants} invokes came to this barrier before "
+            "the run was over; make the barrier for as many invokes as wait at it, each as often"
+        )
+    location = location_of(request)
+    place = request[2] if verb == requests.WRITE else request[1]
+    for above in ancestors(place):
+        tap = driver.tap_for(above)
+        if tap.skipped_by is not None and above is not place:
+            return NotCalledError(
+                f"{location} was never computed, since {above._path} was skipped (line "
+                f"{tap.skipped_by}); ask for it in a run that does not skip {above._path}"
+            )
+    if driver.is_stepped and machine.step > driver.step >= 0:
+        return GenerationEndedError(
+            f"{location} was asked for in step {machine.step}, and the generation ended after "
+            f"{driver.step + 1} steps; count steps from 0, or loop over those that come: "
+            "'for step in tracer.iter[:]:'"
+        )
+    if driver.tap_for(place).begun:
+        return OutOfOrderError(
+            f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
+            f"{machine.step} was asked for; count visits from 0"
+        )
+    absence = place._absence()
+    layer = next((one for one in ancestors(place) if is_fast_layer(one._module)), None)
+    if layer is not None and layer is not place and not layer._module.training:
+        absence += (
+            f"; {layer._path or 'the model'} has a fast path, which it leaves where something "
+            "inside it is asked for before it is called: move this access up, or call "
+            "torch.backends.mha.set_fastpath_enabled(False)"
+        )
+    return NotCalledError(f"{location} was never computed: {absence}")
+
+
+def never_bound(name: str) -> Exception:
+    """The invoke that would have bound a name has come to its end."""
+    return SharedNameError(
+        f"name {name!r} was never bound: an earlier invoke binds it, but came to its end without "
+        "doing so; bind it in every branch, or before the invokes"
+    )
+
+
+def nested_invoke() -> Exception:
+    """An invoke was opened by a block that runs."""
+    return InvokeError(
+        "an invoke was opened while another one runs; write the invokes one after the other, each "
+        "'with tracer.invoke(...):' directly in the trace"
+    )
+
+
+def value_in_builder(request: Request, *, has_invokes: bool, is_session: bool) -> Exception:
+    """A trace without an input, or one that consists of invokes, reads a value of its own."""
+    if is_session:
+        return NotRunningError(
+            f"{location_of(request)} is asked for in a session, and outside of its traces; no "
+            "model runs there: read it in 'with model.trace(...):', whose names are the session's"
+        )
+    if not has_invokes:
+        return no_input()
+    return InvokeError(
+        f"{location_of(request)} is asked for in a trace that consists of invokes, and outside of "
+        "them; move the access into an invoke ('with tracer.invoke():' sees all rows)"
+    )
+
+
+def no_input() -> Exception:
+    """There is nothing to run the model on."""
+    return NoInputError(
+        "this trace has neither an input nor an invoke with one, so the model cannot run; write "
+        "model.trace(input), or 'with tracer.invoke(input):' inside the block"
+    )
+
+
+def steps_in_builder() -> Exception:
+    """A trace that consists of invokes loops over steps outside of them."""
+    return InvokeError(
+        "a loop over steps stands in a trace that consists of invokes, and outside of them; move "
+        "the loop into an invoke"
+    )
+
+
+def barrier_in_builder() -> Exception:
+    """A barrier is waited at outside of the invokes."""
+    return BarrierError(
+        "a barrier is waited at outside of the invokes; call it inside each invoke that takes part"
+    )
+
+
+def barrier_without_enough(driver: Driver, barrier: Barrier, *, here: int) -> Exception:
+    """Too few invokes are left for a barrier, so that those who wait would wait for ever.
+
+    Args:
+        driver: the run.
+        barrier: where they wait.
+        here: how many have just come and are not counted in `barrier.arrived`.
+    """
+    running = sum(not machine.is_done for machine in driver.machines)
+    return BarrierError(
+        f"{len(barrier.arrived) + here} of {barrier.participants} invokes came to this barrier, "
+        f"and only {running} of this run can still come; make the barrier for as many invokes as "
+        "wait at it, each as often"
+    )
+
+
+def stop_in_builder() -> Exception:
+    """A trace that consists of invokes is stopped outside of them."""
+    return InvokeError(
+        "tracer.stop() stands in a trace that consists of invokes, and outside of them; call it in "
+        "the invoke that is to end (the model stops when no other one waits)"
+    )
+
+
+def other_model(request: Request) -> Exception:
+    """The place belongs to a model that is not the one running."""
+    return NotRunningError(
+        f"{location_of(request)} belongs to another model than the one of this trace; read it in a "
+        "trace of that model, and save it there"
+    )
+
+
+def outside(what: str) -> Exception:
+    """A model value is asked for where no model runs."""
+    return NotRunningError(
+        f"{what} has a value only while the model runs; read it inside 'with model.trace(...):' "
+        "and save it there to use it afterwards"
+    )
+
+
+def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> None:
+    """Warn that a bounded loop was not reached, at the line of the loop.
+
+    Args:
+        machine: the machine that loops.
+        steps: its loop.
+        taken: how many steps the generation took; None in a run that is no generation.
+    """
+    if taken is None:
+        seen = f"visit {steps.next_step} (from 0), and no module that is looked at had so many"
+    else:
+        seen = f"step {steps.next_step} (from 0), and the generation ended after {taken} steps"
+    _warn_of_loop(machine, seen)
+
+
+def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> None:
+    """Warn that a round of a bounded loop waited for a visit that never came."""
+    _warn_of_loop(
+        machine,
+        f"visit {machine.step} (from 0) of {location_of(request)}, which had {taken} visits",
+    )
+
+
+def _warn_of_loop(machine: Machine, seen: str) -> None:
+    warnings.warn_explicit(
+        f"the loop waited for {seen}; what the loop saved until then is there",
+        UserWarning,
+        machine.program.filename,
+        machine.line,
+    )
+
+
+_warned: set[tuple[str, int]] = set()
+
+
+def warn_of_first_row(machine: Machine, place: Place) -> None:
+    """Warn once, at a line that takes `[0]` of what used to be a tuple and is a tensor now."""
+    program, line = machine.program, machine.line
+    key = (program.filename, line)
+    if line not in program.first_items or key in _warned:
+        return
+    if not any(cls.__name__ == "GradientCheckpointingLayer" for cls in type(place._module).__mro__):
+        return
+    _warned.add(key)
+    warnings.warn_explicit(
+        f"the output of {place._path} is a tensor, so .output[0] is its first row; transformers "
+        "before 5 returned a tuple here: write .output",
+        UserWarning,
+        program.filename,
+        line,
+    )
+
+
+_EAGER = (
+    "attention weights are computed only with attn_implementation='eager', and are in the model's "
+    "output only with output_attentions=True; load the model so, or write "
+    "model.set_attn_implementation('eager')"
+)
+
+
+def warn_of_no_weights(machine: Machine) -> None:
+    """Warn once, at a line about attention that saves None."""
+    program, line = machine.program, machine.line
+    key = (program.filename, line)
+    if key in _warned or not _is_about_attention(*key):
+        return
+    _warned.add(key)
+    warnings.warn_explicit(f"None is saved here; {_EAGER}", UserWarning, program.filename, line)
+
+
+def explain_no_weights(error: BaseException) -> None:
+    """Add the remedy to an error at a line that goes on with attention weights that are None."""
+    if not isinstance(error, (AttributeError, TypeError)) or "'NoneType'" not in str(error):
+        return
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is not None and _is_about_attention(
+        place.tb_frame.f_code.co_filename, place.tb_lineno
+    ):
+        error.add_note(_EAGER)
+
+
+def _is_about_attention(filename: str, line: int) -> bool:
+    text = linecache.getline(filename, line)
+    return "attn" in text or "attention" in text
+
+
+def model_failed(error: BaseException, suspects: Sequence[Suspect]) -> BaseException:
+    """Return what to raise when the model itself has failed."""
+    clean(error)
+    if not suspects or not isinstance(error, Exception):
+        return error
+    last = suspects[-1]
+    found = WriteShapeError(
+        f"the model failed after line {last.line} wrote {last.difference} to {last.location} "
+        f"({type(error).__name__}: {_first_line(error)}); write a value of the form it replaces"
+    )
+    found.__cause__ = error
+    found.__traceback__ = traceback_at(last.filename, last.line, last.function)
+    return found
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def not_observed(place: Place) -> CarriedCallError:
+    path = place._path or "the model"
+    return CarriedCallError(
+        f"{path} is asked for by code that an object of the model's own brought along, and was not "
+        f"watched from the start of this run, so it may have been called already; name {path} in "
+        "the block itself, as by reading its output there"
+    )

@@ -1,0 +1,494 @@
+"""Machines: one running program in one run of a model.
+
+A machine is a generator, resumed by the driver with the answer to its last request. While it is
+resumed it is *the machine being advanced*, which `current_machine` tells; that context variable
+is the only global state there is.
+
+Most code of a block is lowered, and waits by yielding. Code that was not lowered can touch a
+model value too: a helper in another file, a property of somebody's class, a callback under
+`map`. It cannot yield for the machine, so it needs a stack to wait on. Each time a machine is
+advanced it therefore runs on a fresh `greenlet`, on the same thread; if such code asks for a
+value, that greenlet stays behind as it is and is switched back to with the answer. We say that
+the call is *carried*. A machine of a plain program (see `nnsight_dsl.transforms.source.plain`)
+has nothing to carry and is resumed without one, which is a microsecond cheaper.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent, greenlet
+
+from nnsight_dsl.runtime.errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
+from nnsight_dsl.runtime.tracebacks import clean, original
+from nnsight_dsl.runtime.values.known_types import is_known
+from nnsight_dsl.runtime.values.rows import Rows
+from nnsight_dsl.transforms.names import MISSING, OUTER
+from nnsight_dsl.transforms.program import Program, Running
+from nnsight_dsl.transforms.requests import Request
+
+from .ambient import Ambient
+from .carrying import new_carrier
+from .saved import Saved
+
+if TYPE_CHECKING:
+    from nnsight_dsl.runtime.locations import Place
+    from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+
+    from .steps import Steps
+
+_current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
+    "nnsight_dsl_machine", default=None
+)
+
+advanced = _current.get
+"""`current_machine`, without a Python frame of its own: for what is asked at each call."""
+
+_ENDED = contextvars.Context()
+"""The context of machines that have ended."""
+
+_MOST_CLOSING_REQUESTS = 100
+"""How often a closing machine may ask again before it is dropped."""
+
+
+def current_machine() -> Machine | None:
+    """Return the machine that is being advanced here, None outside of one."""
+    return _current.get()
+
+
+def set_current(machine: Machine | None) -> Machine | None:
+    """Let a machine be the one being advanced here; return the one that was."""
+    outer = _current.get()
+    if outer is not machine:
+        _current.set(machine)
+    return outer
+
+
+class Machine:
+    """One running program.
+
+    Attributes:
+        program: what it runs.
+        order: position among the machines of its run, in order of definition.
+        send: resumes the generator of a plain machine, in its context; None for other machines.
+        rows: rows of the batch that it sees, None for all.
+        pending: the request it waits with, None while it runs and when it is done.
+        phase: what the pending request is for: `"inputs"` of a call, or its `"output"`.
+        step: step (or occurrence) that its requests are pinned to.
+        loops: the loops over steps that it is in, from the outside in.
+        names: names that may leave, once it has come to its end.
+        is_done: whether it has come to its end.
+        is_cut: whether it was ended by an error from outside of its program, which it is yet to be
+            told by `close`.
+        result: what the function that it runs has returned.
+        leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
+        left_by_failed: names that were saved in runs inside of the block, which then failed: what
+            they stand for, and what they stood for before.
+        expected: places and ports that it is known to ask for.
+        fixtures: modules among them that have been looked up already.
+        is_closed: whether it can ask for no others.
+        seen_names: what the names that accesses start from stood for when the block was entered.
+        is_usual: whether it is handed values, or its rows of them, just as they are.
+        is_builder: whether it only collects invokes, before the model runs.
+    """
+
+    # what holds for most machines stands on the class, so that making one is cheap
+    order = 0
+    phase: str | None = None
+    loops: Sequence[Steps] = ()
+    leaves_all = False
+    left_by_failed: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+    result: Any = None
+    send: Callable[[Any], Request] | None = None
+    expected: Sequence[tuple[Place, str]] = ()
+    fixtures: Fixtures | None = None
+    is_closed = False
+    is_usual = False
+    is_cut = False
+    seen_names: Mapping[str, Any] = MappingProxyType({})
+    _outer: Mapping[str, Any] = MappingProxyType({})
+    _carrier: greenlet | None = None
+    _home: greenlet | None = None
+    _ambient: Ambient | None = None
+    _calls: list[greenlet]
+
+    def __init__(
+        self,
+        program: Program,
+        user_globals: dict[str, Any],
+        saved: Saved,
+        running: Running,
+        injected: Mapping[str, Any],
+        is_plain: bool,
+    ) -> None:
+        self.program = program
+        self.user_globals = user_globals
+        self.saved = saved
+        self.pending: Request | None = None
+        self.step = 0
+        self.names: dict[str, Any] = {}
+        self.is_done = False
+        self.is_plain = is_plain
+        # each access asks for these (see `Driver.__init__`)
+        self.rows: Rows | None = None
+        self.is_builder = False
+        self._injected = injected
+        self._running = running
+        context = self.context = contextvars.copy_context()
+        context.run(_current.set, self)
+        if is_plain:
+            self.send = running.send
+        else:
+            self._ambient = Ambient()
+            self._calls = []
+
+    @classmethod
+    def start(
+        cls,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+        saved: Saved,
+        injected: Mapping[str, Any],
+        *,
+        is_plain: bool,
+        function: Callable[..., Running] | None = None,
+    ) -> Machine:
+        """Make the machine of a program; nothing of the block has run yet.
+
+        Args:
+            program: what it runs.
+            user_globals: globals of the user's module.
+            names: what the names around the block stand for.
+            saved: where what the block saves is noted.
+            injected: values of the names that lowering puts into a program.
+            is_plain: whether it can do without a stack of its own.
+            function: the program's function with these globals and injected values, if it is known.
+        """
+        now = None if type(names) is dict else getattr(names, "now", None)
+        if now is not None:
+            # some names of the enclosing function are looked up in its frame
+            injected, function = {**injected, OUTER: now}, None
+        if function is None:
+            function = program.function(user_globals, injected)
+        running = program.started(function, user_globals, names)
+        machine = cls(program, user_globals, saved, running, injected, is_plain)
+        if program.fetched:
+            machine._outer = {
+                name: program.initial(name, user_globals, names) for name in program.fetched
+            }
+        return machine
+
+    def inner(self, number: int) -> Machine:
+        """Make the machine of a block inside this one, which starts from the names of this one."""
+        frame = self._running.gi_frame
+        program = self.program.children[number]
+        # the text of a plain block is known with that of the blocks inside it
+        is_plain = self.is_plain and program.plain is not None
+        inner = Machine.start(
+            program,
+            self.user_globals,
+            {} if frame is None else {**frame.f_locals},
+            self.saved,
+            self._injected,
+            is_plain=is_plain and program not in carried_programs,
+        )
+        inner.rows = self.rows
+        return inner
+
+    def seen_name(self, name: str) -> Any:
+        """Return what a name that an access starts from stood for when the block was entered."""
+        return self.seen_names.get(name, MISSING)
+
+    def has_outer(self, name: str) -> bool:
+        """Tell whether a name of other invokes is bound outside of them, too."""
+        return self._outer[name] is not MISSING
+
+    def outer_value(self, name: str) -> Any:
+        """Return what a name of other invokes stands for outside of them.
+
+        Raises:
+            SharedNameError: the name is not bound there either.
+        """
+        value = self._outer[name]
+        if value is MISSING:
+            raise SharedNameError(
+                f"name {name!r} is not bound yet: an earlier invoke binds it later in the run, in "
+                "a loop or more than once; let both invokes wait at a tracer.barrier(2), after "
+                "the binding and before this line"
+            )
+        return value
+
+    @property
+    def outer_now(self) -> Any:
+        """Asks what names of the enclosing function stand for now, None where nobody need ask."""
+        return self._injected[OUTER]
+
+    @property
+    def running(self) -> Running:
+        """The generator."""
+        return self._running
+
+    def advance(self, answer: Any) -> Request:
+        """Resume with the answer to the last request; return the next request."""
+        if self._ambient is None:
+            if is_known(answer):
+                return self.context.run(self._running.send, answer)
+            self.begin_carrying()
+        return self._carried(False, answer)
+
+    def begin_carrying(self) -> None:
+        """Give what runs from here on a stack: a value is at hand that may run a user's code.
+
+        The next run of the program begins so, with taps on all modules.
+        """
+        self._ambient = Ambient()
+        self._calls = []
+        self.send = None
+        self.is_plain = False
+        unplain(self.program)
+
+    def throw(self, error: BaseException) -> Request:
+        """Resume by raising an error at the last request; return the next request."""
+        if self._ambient is None:
+            return self.context.run(self._running.throw, error)
+        return self._carried(True, error)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Request:
+        """Answer the pending request with what a call returns, and carry that call.
+
+        The call is the user's code (a property of theirs, say), so it may itself make requests.
+        """
+        if self._ambient is None:
+            self._ambient = Ambient()
+            self._calls = []
+            self.send = None
+        carrier = new_carrier(function)
+        carrier.gr_context = self.context
+        self._calls.append(carrier)
+        return self._carried(False, *args)
+
+    def _carried(self, is_error: bool, *args: Any) -> Request:
+        ambient = self._ambient
+        if ambient is None:
+            raise AssertionError("a plain machine has nothing to carry")
+        before = ambient.enter()
+        self._home = getcurrent()
+        try:
+            return self._resume(is_error, args)
+        finally:
+            self._home = None
+            self._leave(ambient, before)
+
+    def in_its_state(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the state of torch that the block has set, as one of its statements.
+
+        The driver does so for what it does in the block's stead.
+        """
+        ambient = self._ambient
+        if ambient is None:
+            return function(*args)
+        before = ambient.enter()
+        try:
+            return function(*args)
+        finally:
+            self._leave(ambient, before)
+
+    def _leave(self, ambient: Ambient, before: tuple[int, int, bool]) -> None:
+        line = self.line if self.program.state_blocks else 0
+        is_set = any(first <= line <= last for first, last in self.program.state_blocks)
+        ambient.leave(before, is_set=is_set)
+
+    def _resume(self, is_error: bool, args: tuple[Any, ...]) -> Request:
+        while True:
+            if self._calls:
+                carrier = self._calls[-1]
+                try:
+                    result = carrier.throw(*args) if is_error else carrier.switch(*args)
+                except BaseException as error:
+                    if carrier:
+                        # from outside: the call still waits
+                        raise
+                    self._calls.pop()
+                    # what the call raised is raised at the user's line, where it was asked for
+                    is_error, args = True, (error,)
+                    continue
+                if carrier:
+                    request: Request = result
+                    return request
+                self._calls.pop()
+                is_error, args = False, (result,)
+                continue
+            # one that was made and not begun, as an interrupt leaves it, is false too
+            if not self._carrier:
+                resume = self._running.throw if is_error else self._running.send
+                self._carrier = new_carrier(resume)
+                self._carrier.gr_context = self.context
+                is_error = False
+            carrier = self._carrier
+            try:
+                request = carrier.throw(*args) if is_error else carrier.switch(*args)
+            except BaseException:
+                if not carrier:
+                    self._carrier = None
+                raise
+            if not carrier:
+                self._carrier = None
+            return request
+
+    def request(self, request: Request) -> Any:
+        """Make a request from code that was not lowered, and wait for the answer.
+
+        Raises:
+            CarriedCallError: the code runs where nothing can wait, inside of a known operation.
+        """
+        home = self._home
+        if home is None:
+            unplain(self.program)
+            raise CarriedCallError(
+                f"code that runs inside of an operation of PyTorch at line {self.line} (a mode, a "
+                "hook, a destructor) asks for a model value, and cannot wait for it there; read "
+                "the value in the block itself, before this line"
+            )
+        if home is getcurrent():
+            raise NotRunningError("this block is not being advanced; ask from the block itself")
+        return home.switch(request)
+
+    @property
+    def line(self) -> int:
+        """The line of the user's file at which the machine stands."""
+        frame = self._running.gi_frame
+        return self.program.line if frame is None else frame.f_lineno
+
+    def finish(self, *, is_stopped: bool) -> None:
+        """Take the names that may leave from the waiting generator, and end it.
+
+        Args:
+            is_stopped: whether it ends before its last statement.
+        """
+        if self.saved or self.is_builder or self.leaves_all:
+            self.take_waiting_names()
+        if is_stopped:
+            self.close()
+            return
+        self.is_done = True
+        try:
+            # it returns, as a function does: an exception would be shown by a debugger
+            if self._ambient is None:
+                # by `next`, which makes no StopIteration of its return
+                self.context.run(next, self._running, None)
+            else:
+                self.advance(None)
+        except StopIteration:
+            pass
+        finally:
+            self.leave_context()
+
+    def fail(self, raised: BaseException) -> BaseException:
+        """End where the program has raised, with what it had saved; return what it has raised."""
+        self.is_done = True
+        raised = original(raised)
+        traceback = raised.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is self.program.code:
+                self._take_names(traceback.tb_frame.f_locals)
+            traceback = traceback.tb_next
+        # an interrupt may have come before the program was resumed, or after it had asked
+        self.is_cut = self._running.gi_frame is not None
+        if not self.is_cut:
+            self.leave_context()
+        clean(raised)
+        return raised
+
+    def take_waiting_names(self) -> None:
+        """Take the names that may leave from the program, which waits."""
+        # The generator's frame gets no name here: one that is held when the generator returns
+        # keeps its locals and, from CPython 3.12 on, refers back to the frame of this call.
+        if self._running.gi_frame is not None:
+            self._take_names(self._running.gi_frame.f_locals)
+
+    def _take_names(self, names: Mapping[str, Any]) -> None:
+        if self.left_by_failed:
+            names = {**names}
+            for name, (value, before) in self.left_by_failed.items():
+                # unless a later statement has bound it
+                if names.get(name, MISSING) is before:
+                    names[name] = value
+        # a builder's names are judged when the run is over: its invokes may still save them
+        if self.is_builder or self.leaves_all:
+            self.names = self.program.names_in(names)
+        elif self.saved:
+            self.names = self.saved.leaving(names, self.program)
+
+    def leaving(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the names that may leave the block."""
+        if self.leaves_all:
+            return dict(names)
+        return self.saved.leaving(names, self.program)
+
+    def keep_of_failed(self, left: Mapping[str, Any]) -> None:
+        """Keep what a run inside of the block had saved before it failed.
+
+        It is not bound in the block, which may have an `except` for the failure.
+        """
+        frame = self._running.gi_frame
+        names = {} if frame is None else frame.f_locals
+        late = {name: (value, names.get(name, MISSING)) for name, value in left.items()}
+        self.left_by_failed = {**self.left_by_failed, **late}
+
+    def close(self) -> None:
+        """End a machine that waits, so that its `finally` and `with` statements run.
+
+        It can be called again after an interrupt, and goes on from there.
+
+        Raises:
+            BaseException: what the block raised while it was being closed.
+        """
+        self.is_done = self.is_cut = True
+        try:
+            self._close()
+            self.is_cut = False
+        finally:
+            self.leave_context()
+
+    def close_if_cut(self) -> None:
+        """End a machine that an error from outside of its program has kept from its end."""
+        if self.is_cut:
+            self.close()
+
+    def leave_context(self) -> None:
+        """Part from the context, which names the machine."""
+        if self._ambient is None:
+            # nobody else has it
+            self.context = _ENDED
+        else:
+            self.context.run(_current.set, None)
+
+    def _close(self) -> None:
+        error: BaseException = RunEnded()
+        for _ in range(_MOST_CLOSING_REQUESTS):
+            if self._running.gi_frame is None and not (self._ambient and self._calls):
+                return
+            try:
+                self.throw(error)
+            except (RunEnded, StopIteration):
+                # its traceback has this frame, and with it the block's frame and its values
+                error.__traceback__ = None
+                return
+            # the block swallowed the end of the run, or asks from a `finally`
+            error = NotRunningError(
+                f"the run has ended, so line {self.line} cannot have a model value; "
+                "ask for it before the end, outside of 'finally'"
+            )
+
+
+carried_programs: set[Program] = set()
+"""Programs that looked plain and are not."""
+
+
+def unplain(program: Program) -> None:
+    """Remember that a program is not plain after all."""
+    carried_programs.add(program)

@@ -1,0 +1,1 @@
+"""Tapping: how a run gets between a module's call and its result."""

@@ -1,0 +1,463 @@
+"""Taps on operations inside a module's forward.
+
+While a module is called, its `forward` is a copy whose code tells of some operations (see
+`nnsight_dsl.transforms.bytecode.taps`); before and after the call it is what it was. An *inside* is
+what a run knows of one function: which of its operations are tapped, and which were done. The
+inside of an operation is that of the function which it calls, found each time it is called.
+
+An operation is tapped before its function is called. A block whose text spells an operation out
+is known beforehand. One that asks for it in another way has all operations of that function
+tapped from the next call on; if it asks while the function is already running, that is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from threading import get_ident
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from nnsight_dsl.runtime.errors import OutOfOrderError, PathError
+from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
+from nnsight_dsl.runtime.machines.machine import Machine, advanced
+from nnsight_dsl.runtime.record import item_before, restore_item
+from nnsight_dsl.runtime.values.offers import skipped_output
+from nnsight_dsl.transforms.bytecode import taps as bytecode_taps
+from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_code
+from nnsight_dsl.transforms.bytecode.operations import Operation, operations_of
+from nnsight_dsl.transforms.bytecode.taps import tapped_code
+
+from .checkpoints import INPUTS, SKIP, is_computed_again, offered_unchanged
+from .taps import NOBODY, Tap
+
+if TYPE_CHECKING:
+    from nnsight_dsl.runtime.driving.driver import Driver
+
+_WRAPPED_BY_ACCELERATE = "_old_forward"
+"""Where accelerate keeps the forward that its own one calls."""
+
+
+class Spot:
+    """One operation of one module, however many envoys lead to it.
+
+    Attributes:
+        function: the Python function that it was last seen to call, None before it was called.
+        ran: by name of an operation of that function, whether it was done when last looked at.
+    """
+
+    __slots__ = ("function", "ran")
+
+    def __init__(self) -> None:
+        self.function: FunctionType | None = None
+        self.ran: dict[str, bool] = {}
+
+
+_spots: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Spot]] = WeakKeyDictionary()
+
+
+def spot_of(module: nn.Module, chain: tuple[str, ...]) -> Spot:
+    """Return the spot of an operation, by the names of the operations that lead to it."""
+    known = _spots.setdefault(module, {})
+    return known.setdefault(chain, Spot())
+
+
+def forward_of(module: nn.Module) -> Any:
+    """Return the forward of a module that does its work, which accelerate may have wrapped."""
+    return module.__dict__.get(_WRAPPED_BY_ACCELERATE) or module.forward
+
+
+class OperationPlace(Place):
+    """The place of an operation; the module or the operation around it is its parent.
+
+    Attributes:
+        _name: of the operation in its function.
+        _owner: module whose forward it is in, however deep.
+        _chain: names of the operations that lead to it from that forward.
+    """
+
+    _name: str
+    _owner: nn.Module
+    _chain: tuple[str, ...]
+
+    def _place(self, parent: Place, name: str) -> None:
+        above = parent._chain if isinstance(parent, OperationPlace) else ()
+        owner = parent._owner if isinstance(parent, OperationPlace) else parent._module
+        fields = {
+            "_name": name,
+            "_owner": owner,
+            "_chain": (*above, name),
+            "_module": spot_of(owner, (*above, name)),
+            "_parent": parent,
+            "_root": parent._root,
+            "_path": f"{parent._path}.source.{name}" if parent._path else f"source.{name}",
+        }
+        self.__dict__.update(fields)
+
+    def _beside(self, name: str) -> OperationPlace:
+        """Return the place of another operation of the same function."""
+        place = type(self).__new__(type(self))
+        if self._parent is None:
+            raise AssertionError("an operation stands in something")
+        place._place(self._parent, name)
+        return place
+
+    def _absence(self) -> str:
+        """Say why the operation has no value in a run that did not do it."""
+        operation = self._operation()
+        function = function_inside(self._parent) if self._parent is not None else None
+        at = ""
+        if operation is not None and function is not None:
+            file = function.__code__.co_filename.replace("\\", "/").rpartition("/")[2]
+            at = f" at line {operation.line} of {file}"
+        return (
+            f"the operation{at} was not done: it stands in a branch of its function that this "
+            "input does not take (print the .source to see the others)"
+        )
+
+    def _operation(self) -> Operation | None:
+        function = function_inside(self._parent) if self._parent is not None else None
+        return None if function is None else operations_of(function.__code__).get(self._name)
+
+
+def function_inside(place: Place) -> FunctionType | None:
+    """Return the function whose operations are inside a place, None while that is not known."""
+    if isinstance(place, OperationPlace):
+        function: FunctionType | None = place._module.function
+        return function
+    return _heart(forward_of(place._module))
+
+
+_originals: WeakKeyDictionary[FunctionType, FunctionType] = WeakKeyDictionary()
+"""By the tapped copy of a function; it stands in a module's place while the module is called."""
+
+
+def _heart(function: Any) -> FunctionType | None:
+    """Return the function whose operations are meant, None where there is none."""
+    heart = innermost(function)
+    return heart if heart is None else _originals.get(heart, heart)
+
+
+def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
+    """Return the error for a name that is no operation's."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    advice = (
+        f"did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else "it has " + ", ".join(map(repr, names[:12]))
+    )
+    return PathError(f"{where} has no operation {name!r}; {advice} (print its .source to see all)")
+
+
+class Inside:
+    """What a run knows of one function and its operations."""
+
+    def __init__(self, place: Place, driver: Driver) -> None:
+        self._place = place
+        self._driver = driver
+        self._taps: dict[str, OperationTap] = {}
+        # the first time all are tapped, so that it is known from then on which are done
+        self._has_all = not self._spot().ran
+        self._running: list[frozenset[str]] = []
+        self._made: tuple[Any, frozenset[str], frozenset[str], Any] | None = None
+
+    def add(self, tap: OperationTap) -> None:
+        """Tap one more operation."""
+        self._taps[tap.place._name] = tap
+        if not self._driver.is_tapping_ahead:
+            self._has_all = True
+
+    def covers(self, name: str) -> bool:
+        """Tell whether an operation is tapped in the call of the function that runs now."""
+        return bool(self._running) and name in self._running[-1]
+
+    def is_awaited(self) -> bool:
+        """Tell whether a machine waits for one of the operations."""
+        return any(tap.is_awaited() for tap in self._taps.values())
+
+    def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the call of a module, so that its forward is tapped while it lasts."""
+
+        def with_taps(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+            attributes = module.__dict__
+            name = _WRAPPED_BY_ACCELERATE if _WRAPPED_BY_ACCELERATE in attributes else "forward"
+            record = self._driver.record
+            depth = len(record)
+            put: list[Any] = []
+            record.append((_put_back, attributes, name, item_before(attributes, name), put))
+            try:
+                put.append(self.tapped(getattr(module, name)))
+                attributes[name] = put[0]
+                try:
+                    return call(module, *args, **kwargs)
+                finally:
+                    self.left()
+            finally:
+                record.undo(depth)
+
+        return with_taps
+
+    def entered(self, function: Any) -> Any:
+        """Return what to call for an operation whose function has this inside."""
+        spot: Spot = self._place._module
+        heart = _heart(function)
+        if heart is None:
+            self._running.append(frozenset())
+            for tap in self._taps.values():
+                tap.refuse(_no_inside(self._place, function, self._driver))
+            return function
+        spot.function = heart
+        return self.tapped(function)
+
+    def finish(self) -> None:
+        """Keep what the run has seen of which operations are done, and part from their taps.
+
+        Those name what is above them, and so this; what they hold has to be freed with the run.
+        """
+        spot = self._spot()
+        if any(tap.begun for tap in self._taps.values()):
+            spot.ran.update((name, tap.begun > 0) for name, tap in self._taps.items())
+        self._made = None
+        self._taps = {}
+
+    def _spot(self) -> Spot:
+        place = self._place
+        if isinstance(place, OperationPlace):
+            found: Spot = place._module
+            return found
+        return spot_of(place._module, ())
+
+    def left(self) -> None:
+        """The function has returned."""
+        self._running.pop()
+
+    def tapped(self, function: Any) -> Any:
+        """Return a copy of a function with the operations tapped, for a call that begins."""
+        heart = _heart(function)
+        if heart is None:
+            raise AssertionError(f"{function!r} has no operations inside")
+        operations = operations_of(heart.__code__)
+        if self._has_all:
+            some = next(iter(self._taps.values())).place
+            for name in operations.keys() - self._taps.keys():
+                self._driver.tap_for(some._beside(name))
+        taps: dict[str, OperationTap] = {}
+        for name, tap in self._taps.items():
+            if name in operations:
+                taps[name] = tap
+            else:
+                where = f"{self._place._path} ({heart.__qualname__})"
+                tap.refuse(no_such_operation(where, name, operations))
+        self._running.append(frozenset(taps))
+        around = frozenset(name for name, tap in taps.items() if tap.is_around)
+        made = self._made
+        if made is not None and made[:3] == (function, frozenset(taps), around):
+            return made[3]
+        copy = rebuilt(function, lambda inner: tapped_copy(inner, taps, around))
+        self._made = (function, frozenset(taps), around, copy)
+        return copy
+
+
+def _put_back(attributes: dict[str, Any], name: str, before: Any, put: list[Any]) -> None:
+    """Give a module its forward back, unless the call has put another in its place.
+
+    The forwards of lazy modules do so.
+    """
+    if put and attributes.get(name) is put[0]:
+        restore_item(attributes, name, before)
+
+
+def tapped_copy(
+    function: FunctionType, taps: Mapping[str, bytecode_taps.OperationTap], around: frozenset[str]
+) -> FunctionType:
+    """Return a copy of a function that tells taps of some operations, by name.
+
+    Args:
+        function: the function, or such a copy of it.
+        taps: what is told of each.
+        around: names of those that are told of before they are done, too.
+    """
+    original = _originals.get(function, function)
+    copy = with_code(original, tapped_code(original.__code__, taps, around))
+    _originals[copy] = original
+    return copy
+
+
+def _no_inside(place: Place, function: Any, driver: Driver) -> PathError:
+    if isinstance(function, nn.Module):
+        path = next(
+            (
+                found._path
+                for found in driver.places()
+                if found._module is function and not isinstance(found, OperationPlace)
+            ),
+            None,
+        )
+        spelled = f"model.{path}.source" if path else "the .source of that module"
+        return PathError(
+            f"{place._path} calls the module {type(function).__name__}, which has a source of its "
+            f"own; write {spelled}"
+        )
+    name = getattr(function, "__qualname__", None) or repr(function)
+    kind = "a C function" if isinstance(function, BuiltinFunctionType) else "no Python function"
+    return PathError(
+        f"{place._path} calls {name}, which is {kind} and has no operations inside; read its "
+        ".input and .output"
+    )
+
+
+class OperationTap(Tap):
+    """What a run knows of one operation.
+
+    Attributes:
+        is_around: whether its arguments are wanted, or it may be skipped.
+        missing: the error for whoever asks for it, where its function turns out not to have it.
+    """
+
+    place: OperationPlace
+    can_refuse = True
+
+    def __init__(self, place: OperationPlace, driver: Driver) -> None:
+        super().__init__(place, driver, is_stepping=False)
+        self.is_around = not driver.is_tapping_ahead
+        self._open: list[tuple[int | None, Any, bool]] = []
+
+    def install(self) -> None:
+        """Have the function around it tapped when it is next called."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        above = self.driver.tap_for(parent)
+        if above.inside is None:
+            above.inside = Inside(parent, self.driver)
+            above.is_common = False
+            above.expect_inside()
+        above.inside.add(self)
+
+    def remove(self) -> None:
+        """Keep what was seen; a function is tapped only while it runs, so nothing is left there.
+
+        A copy that the model has stored, as a decorator does, has this tap in its code. It passes
+        values on from now on, and holds nothing of the run.
+        """
+        if self.inside is not None:
+            self.inside.finish()
+            self.inside = None
+        self.above, self.driver, self._open = (), NOBODY, []
+
+    def expect(self, port: str) -> None:
+        """Get ready for requests of a port."""
+        if port in ("input", "inputs", SKIP):
+            self.is_around = True
+
+    def expect_inside(self) -> None:
+        """Get ready for requests inside the function that it calls."""
+        self.is_around = True
+
+    def uncovered(self, machine: Machine) -> Exception | None:
+        """Return the error for a machine that asks while the function runs without this tap."""
+        parent = self.place._parent
+        if parent is None:
+            raise AssertionError("an operation stands in something")
+        above = self.driver.tap_for(parent)
+        if (
+            above.index != machine.step
+            or above.inside is None
+            or above.inside.covers(self.place._name)
+            or self.driver.is_offering_inputs(above)
+        ):
+            return None
+        return OutOfOrderError(
+            f"{self.place._path} was asked for while the function that it is in was already "
+            "running, and was not expected there; spell the operation out in the block's text "
+            "from a name that stands before the block, or ask before the function is called"
+        )
+
+    def refuse(self, error: Exception) -> None:
+        """Tell those who wait, and whoever asks later, that there is no such operation."""
+        self.missing = error
+        self.driver.fail_waiting(self, error)
+
+    def before(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Offer the arguments; return what to call in the operation's place."""
+        driver = self.driver
+        if not self._is_seen():
+            return functools.partial(function, *args, **kwargs)
+        outer, self.index = self.index, self.begin()
+        if self.waiting and self.wants_inputs:
+            args, kwargs = self._offer(INPUTS, (args, kwargs))
+        is_entered = self.inside is not None and not self.skips
+        self._open.append((outer, (args, kwargs) if driver.watchers else None, is_entered))
+        if self.skips:
+            value = skipped_output(self, _called, function, args, kwargs, driver.factor)
+            return functools.partial(_given, value)
+        spot: Spot = self.place._module
+        if self.inside is not None:
+            function = self.inside.entered(function)
+        elif spot.function is None:
+            spot.function = _heart(function)
+        return functools.partial(function, *args, **kwargs)
+
+    def after(self, value: Any) -> Any:
+        """Offer the result; return the value to go on with."""
+        if not self._is_seen():
+            return value
+        driver = self.driver
+        if not (self.waiting or self.is_around or driver.is_stepped or driver.visit_waiters):
+            # nobody is to be told: counting is all there is to do, at half the price
+            self.begun_step = self.done_step = self.begun
+            self.begun += 1
+            self.done += 1
+            if driver.watchers:
+                driver.watch(self, (value,), {}, value)
+            return value
+        inputs: Any = ((value,), {})
+        if self.is_around and self._open:
+            outer, inputs, is_entered = self._open.pop()
+            if is_entered and self.inside is not None:
+                self.inside.left()
+        else:
+            outer, self.index = self.index, self.begin()
+        try:
+            value = self._offered(value)
+            if self.driver.watchers and inputs is not None:
+                self.driver.watch(self, inputs[0], inputs[1], value)
+            return value
+        finally:
+            self.index = outer
+
+    def _offer(self, phase: str, value: Any) -> Any:
+        offer = functools.partial(self.driver.offer, self, phase)
+        if top_saved_hooks(True) is None:
+            return offer(value)
+        driver = self.driver
+        outer, driver.is_read_only = driver.is_read_only, True
+        try:
+            return offered_unchanged(name_of(self.place, phase), offer, value)
+        finally:
+            driver.is_read_only = outer
+
+    def _is_seen(self) -> bool:
+        driver = self.driver
+        return (
+            driver.thread == get_ident()
+            and advanced() is None
+            and not driver.is_in_backward
+            and (not driver.has_grad or top_saved_hooks(True) is None or not is_computed_again())
+        )
+
+
+def _called(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def _given(value: Any) -> Any:
+    return value

@@ -1,0 +1,270 @@
+"""Offers: a value while machines can see it, and what they do to it.
+
+A machine sees its own rows of the value, and what it writes is spliced back. A replaced tensor is
+remembered: an edit of it by another machine, through a view handed out before, would have no
+effect, and is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.weak import TensorWeakRef
+
+from nnsight_dsl.runtime.errors import StaleEditError, WriteError
+from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.machines.machine import Machine
+from nnsight_dsl.runtime.tracebacks import traceback_at
+
+from .elements import misfit, port_value, with_port_value
+from .rows import Cut, Rows, leaves_of, narrow, widen
+from .views import OfferCut, separated
+
+if TYPE_CHECKING:
+    from nnsight_dsl.runtime.tapping.taps import Tap
+
+
+class Offer:
+    """A value that is being offered, and may be replaced while it is.
+
+    The driver makes one and sets its attributes: an `__init__` would cost as much as the rest.
+
+    Attributes:
+        tap: where.
+        phase: `"inputs"` before a call, `"output"` after it.
+        index: which occurrence.
+        value: `(args, kwargs)` or the output.
+        is_whole: whether every invoke sees all of it, as in a call that a block makes itself.
+        handed: containers that were made for some rows: cut, port, container and its leaves.
+    """
+
+    __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")
+
+    tap: Tap
+    phase: str
+    index: int | None
+    value: Any
+    is_whole: bool
+    handed: Sequence[tuple[Cut, str, Any, list[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A value that takes the place of a module's output, and where that was asked for."""
+
+    value: Any
+    rows: Rows | None
+    filename: str
+    line: int
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A write that changed the form of a value, in case the model fails on it."""
+
+    filename: str
+    line: int
+    function: str
+    location: str
+    difference: str
+
+
+def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> Any:
+    """Return what a machine sees of an offer; without a cut, all of it."""
+    if cut is None:
+        return port_value(offer.value, port)
+    offer.value = separated(offer.value, cut)
+    cut.whole.clear()
+    value = port_value(offer.value, port)
+    seen = narrow(value, cut)
+    if not isinstance(seen, torch.Tensor):
+        leaves = leaves_of(seen)
+        offer.handed = [*offer.handed, (cut, port, seen, leaves)]
+    return seen
+
+
+def take_edits(offer: Offer) -> None:
+    """Put into the batch what blocks have set in containers that were made for their rows."""
+    handed = [*offer.handed]
+    for number, (cut, port, container, before) in enumerate(handed):
+        leaves = leaves_of(container)
+        same = len(leaves) == len(before)
+        if same and all(a is b for a, b in zip(leaves, before, strict=True)):
+            continue
+        whole = port_value(offer.value, port)
+        new = widen(whole, container, cut)
+        offer.value = with_port_value(offer.value, port, new)
+        handed[number] = cut, port, container, leaves
+    offer.handed = handed
+
+
+def skipped_output(
+    tap: Tap, call: Callable[..., Any], module: Any, args: Any, kwargs: Any, factor: int
+) -> Any:
+    """Return the output of a module that some or all machines have asked to skip."""
+    skips, tap.skips = tap.skips, ()
+    tap.skipped_by = skips[-1].line
+    # as with writes, the last word on a row holds
+    whole = [number for number, skip in enumerate(skips) if skip.rows is None]
+    if whole:
+        output, skips = skips[whole[-1]].value, skips[whole[-1] + 1 :]
+    else:
+        by_rows = {skip.rows.start: skip for skip in skips if skip.rows is not None}
+        last = [by_rows[start] for start in sorted(by_rows)]
+        rows = [skip.rows for skip in last if skip.rows is not None]
+        if sum(one.count for one in rows) == rows[0].total:
+            return pytree.tree_map(_joined, *[skip.value for skip in last])
+        # the others need the module, and its caches need all rows: run it, then replace
+        tap.skipped_by = None
+        output = call(module, *args, **kwargs)
+    for skip in skips:
+        if skip.rows is not None:
+            try:
+                output = widen(output, skip.value, Cut(skip.rows, factor))
+            except WriteError as error:
+                error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
+                raise
+    return output
+
+
+def _joined(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) and parts[0].ndim else parts[0]
+
+
+class _Watched:
+    """A tensor that a block was handed, and whose edit in place would go wrong."""
+
+    def __init__(self, tensor: torch.Tensor, location: str, order: int) -> None:
+        self._tensor = TensorWeakRef(tensor)
+        self._version = tensor._version
+        self._location = location
+        self._order = order
+
+    def begin(self) -> bool:
+        """Take note of the edits that the model has made; return whether there can be others."""
+        tensor = self._tensor()
+        if tensor is None:
+            return False
+        self._version = tensor._version
+        return True
+
+    def look(self, machine: Machine) -> bool:
+        """Look whether a machine has edited it; return whether that is to be looked at again."""
+        before = self._version
+        if not self.begin():
+            return False
+        if self._version != before:
+            self._edited_by(machine)
+        return True
+
+    def _edited_by(self, machine: Machine) -> None:
+        raise NotImplementedError
+
+
+class _Replaced(_Watched):
+    """A tensor in whose place an invoke has written another one."""
+
+    def _edited_by(self, machine: Machine) -> None:
+        if machine.order != self._order:
+            raise StaleEditError(
+                f"a tensor of {self._location} was edited in place after another invoke had "
+                "replaced it, so the edit would have no effect; read the location again "
+                "after the replacement, or edit it before"
+            )
+
+
+class _Whole(_Watched):
+    """A tensor without rows, until the invoke that was handed it stops to wait.
+
+    After that the model itself may edit it.
+    """
+
+    def begin(self) -> bool:
+        """Return that nothing more is to be looked at, since the model has run meanwhile."""
+        return False
+
+    def look(self, machine: Machine) -> bool:
+        """Look whether the machine has edited it."""
+        tensor = self._tensor()
+        if tensor is None or machine.order != self._order:
+            return tensor is not None
+        if tensor._version != self._version:
+            raise WriteError(
+                f"a tensor of {self._location} that has no rows was edited in place, and this "
+                "invoke does not own all rows; edit it from an invoke without an input, which "
+                "sees all rows, or edit a clone of it"
+            )
+        return False
+
+
+class Writes:
+    """What the machines of a run have written.
+
+    Attributes:
+        suspects: writes that changed the form of a value.
+        watched: tensors that a block may still have, and must not edit in place.
+    """
+
+    suspects: Sequence[Suspect] = ()
+    watched: Sequence[_Watched] = ()
+
+    def put(
+        self,
+        machine: Machine,
+        offer: Offer,
+        location: tuple[Place, str],
+        seen: Any,
+        new: Any,
+        cut: OfferCut | None,
+    ) -> None:
+        """Put a value in the place of the one that a machine sees."""
+        port = location[1]
+        if cut is None:
+            difference = misfit(seen, new) if new is not seen else None
+            if difference is not None:
+                self._suspect(machine, name_of(*location), difference)
+        elif new is not seen or not isinstance(new, torch.Tensor):
+            whole = port_value(offer.value, port)
+            new = widen(whole, new, cut)
+            pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
+            for old, leaf in pairs:
+                if old is not leaf and isinstance(old, torch.Tensor):
+                    self._watch_replaced(machine, old, name_of(*location))
+        else:
+            return
+        offer.value = with_port_value(offer.value, port, new)
+        # containers of what stood here before are nobody's from now on
+        offer.handed = ()
+
+    def _suspect(self, machine: Machine, location: str, difference: str) -> None:
+        program = machine.program
+        suspect = Suspect(program.filename, machine.line, program.name, location, difference)
+        self.suspects = [*self.suspects, suspect]
+
+    def _watch_replaced(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
+        if not tensor.is_inference():
+            self.watched = [*self.watched, _Replaced(tensor, location, machine.order)]
+
+    def watch_whole(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
+        """Look whether a machine edits a tensor that has no rows, until it stops to wait."""
+        if not tensor.is_inference():
+            self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
+
+    def begin(self) -> None:
+        """Take note of the edits that the model has made while no block ran."""
+        self.watched = [entry for entry in self.watched if entry.begin()]
+
+    def check(self, machine: Machine) -> None:
+        """Look for edits in place by the machine that has just stopped.
+
+        Raises:
+            StaleEditError: an edit would have no effect.
+            WriteError: an edit reaches the rows of others.
+        """
+        known, self.watched = self.watched, ()
+        self.watched = [entry for entry in known if entry.look(machine)]
