@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from nnsight_dsl import NNsight
-from nnsight_dsl.studies import sweep
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import NNsight, intervene, sweep
 
 from .parts import compare, layers_of, new_input, new_model, once
 from .results import Figure, Row, Target, median_figure, ratio_figure

@@ -5,8 +5,7 @@ import warnings
 import pytest
 import torch
 
-from nnsight_dsl import LanguageModel, errors
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import LanguageModel, errors, intervene
 from tests import models
 from tests.models import GPT2, assert_same, bare, encoded, hooked
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import GenerationEndedError, NNsight, OutOfOrderError
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import GenerationEndedError, NNsight, OutOfOrderError, intervene
 from tests import models
 from tests.models import GPT2, LONG, assert_same, bare, encoded
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NNsight, NotRunningError
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import NNsight, NotRunningError, intervene
 from tests.models import GPT2, LONG, MIDDLE, SHORT, wrapped
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NNsight
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import NNsight, intervene
 from tests.models import GPT2, LLAMA, MIDDLE, SHORT, assert_same, new_gpt2, wrapped
 
 

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nnsight_dsl import InterventionError, LanguageModel, NNsight
+from nnsight_dsl import InterventionError, LanguageModel, NNsight, intervene, sweep
 from nnsight_dsl.errors import InterventionArgumentError
-from nnsight_dsl.studies import sweep
-from nnsight_dsl.tracing import intervene
 from tests.models import GPT2, LLAMA, MIDDLE, Kind, assert_near, new_gpt2, tokenizer, wrapped
 
 KINDS = {"gpt2": GPT2, "llama": LLAMA}

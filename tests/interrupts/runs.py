@@ -6,9 +6,7 @@ as it is, as a script's, whose blocks are lowered from the live frame.
 
 import torch
 
-from nnsight_dsl import save
-from nnsight_dsl.studies import sweep
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import intervene, save, sweep
 
 
 def one_block(model, x):

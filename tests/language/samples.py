@@ -2,8 +2,7 @@
 
 import torch
 
-from nnsight_dsl import NNsight
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import NNsight, intervene
 from tests.language.parts import Stack
 
 FACTOR = 3

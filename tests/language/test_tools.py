@@ -28,12 +28,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 import nnsight_dsl
-from nnsight_dsl import NNsight, compat, save
+from nnsight_dsl import NNsight, compat, intervene, save
 from nnsight_dsl.blocks.import_hook import BlockLoader
 from nnsight_dsl.errors import UnsupportedSyntaxError
 from nnsight_dsl.runtime import errors as runtime_errors
 from nnsight_dsl.studies.explain import explain, mermaid, programs_in, rows_of
-from nnsight_dsl.tracing import intervene
 from nnsight_dsl.transforms.prefilter import may_hold_blocks
 from tests.language import parts, samples
 from tests.models import assert_same

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors
+from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors, intervene
 from nnsight_dsl.lint import at_run
 from nnsight_dsl.lint.at_run import LintWarning
-from nnsight_dsl.tracing import intervene
 from tests import models
 from tests.lint.test_models import Chain, DataDependent
 

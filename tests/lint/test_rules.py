@@ -16,13 +16,12 @@ import pytest
 import torch
 
 import nnsight_dsl
-from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors
+from nnsight_dsl import CONFIG, LanguageModel, NNsight, errors, intervene
 from nnsight_dsl.lint.engine import lint
 from nnsight_dsl.lint.models import structure_for
 from nnsight_dsl.lint.pages import example_of, index, page_of
 from nnsight_dsl.lint.rules import RULES
 from nnsight_dsl.lint.settings import Settings
-from nnsight_dsl.tracing import intervene
 from tests import models
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NestedRunError, NNsight
-from nnsight_dsl.tracing import intervene
-from nnsight_dsl.studies import sweep
+from nnsight_dsl import intervene
+from nnsight_dsl import sweep
 from nnsight_dsl.runtime.tapping.taps import taps_now
 from tests.waiting import PATIENCE
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nnsight_dsl import InputError, InterventionArgumentError, InterventionError, LanguageModel, NotRunningError, PathError
-from nnsight_dsl.tracing import intervene
-from nnsight_dsl.studies import sweep
+from nnsight_dsl import intervene
+from nnsight_dsl import sweep
 from tests import models
 from tests.models import GPT2, SHORT
 

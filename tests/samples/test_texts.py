@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight, errors
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import intervene
 
 X = torch.ones(1, 2)
 NET = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))

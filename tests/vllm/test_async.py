@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nnsight_dsl import intervene
 from nnsight_dsl.errors import EngineError, OutOfOrderError
-from nnsight_dsl.tracing import intervene
 
 from .conftest import FACTS, started
 from .test_batches import PROMPTS

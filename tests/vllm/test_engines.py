@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnsight_dsl import intervene
 from nnsight_dsl.errors import EngineError, OutOfOrderError
 from nnsight_dsl.modeling.vllm import VLLM
-from nnsight_dsl.tracing import intervene
 
 from .conftest import ENGINE, FACTS, ended, started
 

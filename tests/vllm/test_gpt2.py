@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnsight_dsl.studies import sweep
-from nnsight_dsl.tracing import intervene
+from nnsight_dsl import intervene, sweep
 
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "The Colosseum is located in the city of"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nnsight_dsl import intervene
 from nnsight_dsl.errors import OutOfOrderError
 from nnsight_dsl.modeling.vllm import VLLM
-from nnsight_dsl.tracing import intervene
 
 from .conftest import ENGINE, FACTS
 
