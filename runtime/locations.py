@@ -86,3 +86,8 @@ def places_at(start: Place, path: Sequence[str | int | None]) -> list[Place] | N
                 following.append(below)
         found = following
     return found
+
+
+def key_of(place: Place) -> int:
+    """Return the key of a place's tap: a module may have several places, and has one tap."""
+    return id(place if place._module is None else place._module)

@@ -33,25 +33,64 @@ attribute behaves as ever.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 Request: TypeAlias = tuple[Any, ...]
+Port: TypeAlias = Literal["output", "input", "inputs", "result", "grad"]
+Phase: TypeAlias = Literal["inputs", "output"]
+"""When a request is answered: before the call of its module, or after it."""
 
-READ = "read"
-WRITE = "write"
-ELEMENT = "element"
-STEPS = "steps"
-STEP = "step"
-BLOCK = "block"
-SKIP = "skip"
-BACKWARD = "backward"
-OPEN = "open"
-BIND = "bind"
-NAME = "name"
-MEET = "meet"
-STOP = "stop"
-END = "end"
-CALL = "call"
+READ: Final = "read"
+WRITE: Final = "write"
+ELEMENT: Final = "element"
+STEPS: Final = "steps"
+STEP: Final = "step"
+BLOCK: Final = "block"
+SKIP: Final = "skip"
+BACKWARD: Final = "backward"
+OPEN: Final = "open"
+BIND: Final = "bind"
+NAME: Final = "name"
+MEET: Final = "meet"
+STOP: Final = "stop"
+END: Final = "end"
+CALL: Final = "call"
 
-PORTS = frozenset({"output", "input", "inputs", "result", "grad"})
+OUTPUT: Final = "output"
+INPUT: Final = "input"
+INPUTS: Final = "inputs"
+RESULT: Final = "result"
+GRAD: Final = "grad"
+
+MODULE_PORTS: Final = (OUTPUT, INPUT, INPUTS)
+"""The ports of a module."""
+
+PORTS = frozenset({*MODULE_PORTS, RESULT, GRAD})
 """Attribute names that are read and written by request."""
+
+BEFORE_CALL: Final = (INPUT, INPUTS)
+"""Ports whose values exist before the call of their module."""
+
+_TARGETS: Mapping[str, int] = {READ: 1, WRITE: 2, ELEMENT: 3, STEP: 1, SKIP: 1, CALL: 1}
+_PORTS: Mapping[str, int] = {READ: 2, WRITE: 3, ELEMENT: 4}
+
+
+def target_of(request: Request) -> Any:
+    """Return the object that a request is for, None if it has none."""
+    index = _TARGETS.get(request[0])
+    return None if index is None else request[index]
+
+
+def port_of(request: Request) -> str | None:
+    """Return the port that a request is for, None if it has none."""
+    index = _PORTS.get(request[0])
+    return None if index is None else request[index]
+
+
+def phase_of(request: Request) -> Phase | None:
+    """Return the phase in which a request is answered, None if it is for no module."""
+    port = port_of(request)
+    if port is not None:
+        return INPUTS if port in BEFORE_CALL else OUTPUT
+    return INPUTS if request[0] == SKIP else None

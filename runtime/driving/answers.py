@@ -16,24 +16,17 @@ from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.barriers import Barrier
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import Steps, steps_of
-from nnsight_dsl.runtime.tapping.checkpoints import OUTPUT
 from nnsight_dsl.runtime.values.elements import with_element
 from nnsight_dsl.runtime.values.offers import Offer, Skip
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import OUTPUT, Request
 
 from . import messages
 from .gradients import Backward
+from .loop import PARKED
 
 if TYPE_CHECKING:
     from .driver import Driver
-
-
-class _Parked:
-    """The type of the one answer that means: the machine waits."""
-
-
-PARKED = _Parked()
 
 
 def _read(driver: Driver, machine: Machine, request: Request) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from nnsight_dsl.runtime.errors import InternalError, RunAborted
-from nnsight_dsl.runtime.locations import Place, name_of
+from nnsight_dsl.runtime.locations import Place, key_of, name_of
 from nnsight_dsl.runtime.machines.ambient import (
     StateOutside,
     restore_after_interrupt,
@@ -29,7 +29,6 @@ from nnsight_dsl.runtime.machines.machine import Machine, advanced, set_current
 from nnsight_dsl.runtime.machines.steps import Steps
 from nnsight_dsl.runtime.record import Record, is_interrupt
 from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, places_of
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
 from nnsight_dsl.runtime.tapping.taps import Tap, is_container, is_usual_call
@@ -39,13 +38,12 @@ from nnsight_dsl.runtime.values.offers import Offer, Writes, seen_by, take_edits
 from nnsight_dsl.runtime.values.rows import Cut, narrow
 from nnsight_dsl.runtime.values.views import Frozen, OfferCut
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Request, phase_of, target_of
 
 from . import messages
-from .answers import PARKED
-from .foreign import key_of, phase_of, target_of
+from .inlining import Inlined
 from .log import Log
-from .loop import Serving
+from .loop import PARKED
 
 
 class Watcher(Protocol):
@@ -58,7 +56,7 @@ class Watcher(Protocol):
         """Tell whether a module has to be called, where its parent can do without."""
 
 
-class Driver(Serving):
+class Driver(Inlined):
     """One run of one model.
 
     Attributes:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.record import Record, restore_item
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
 from .driver import Driver
 

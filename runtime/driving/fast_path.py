@@ -1,7 +1,7 @@
 """The driver of a block that runs alone, and the short way that most of its runs take.
 
 Most blocks are one plain block on all rows, and most runs of one are like the run before. What
-`Driver.run` and `Serving.drive` come to for them stands here in one piece, for two reasons. Between
+`Driver.run` and `Inlined.drive` come to for them stands here in one piece, for two reasons. Between
 two runs a forward has pushed their code out of the processor's cache, so that each function that
 is entered costs 0.3 µs to fetch, and each object about as much. And such a run leaves its driver as
 it found it, so that the next one can have it.
@@ -22,11 +22,10 @@ from nnsight_dsl.runtime.errors import RunAborted
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.record import is_interrupt
-from nnsight_dsl.runtime.tapping.checkpoints import OUTPUT
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
 from nnsight_dsl.runtime.tapping.taps import Tap, is_usual_call
 from nnsight_dsl.runtime.values.known_types import is_known
-from nnsight_dsl.transforms.requests import END, READ, WRITE, Request
+from nnsight_dsl.transforms.requests import END, OUTPUT, READ, WRITE, Request
 
 from . import messages
 from .driver import Driver
@@ -150,12 +149,12 @@ class LoneDriver(Driver):
         request: Request | None = None,
         at: Tap | None = None,
     ) -> Any:
-        """Do what `Serving.drive` does, after something that is not as usual."""
+        """Do what `Inlined.drive` does, after something that is not as usual."""
         self.is_as_made = False
         return super().drive(machine, answer, error, request, at)
 
     def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
-        """Do what `Serving.serve` does, in one loop where outputs are read and written in order."""
+        """Do what `Inlined.serve` does, in one loop where outputs are read and written in order."""
         send = machine.send
         if send is None or self._offer is not None or not machine.is_usual:
             return self.drive(machine, answer, at=at)

@@ -1,4 +1,4 @@
-"""Requests, read: what one is for, and when it is served."""
+"""Requests on objects that belong to no model: each is a plain Python operation."""
 
 from __future__ import annotations
 
@@ -6,41 +6,11 @@ from typing import Any
 
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.steps import PlainSteps
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import Request, target_of
 
 ON_TARGET = frozenset({requests.READ, requests.WRITE, requests.ELEMENT, requests.STEP})
 """Requests for whatever object stands before the dot, a place of a model or any other."""
-
-BEFORE = ("input", "inputs")
-"""Ports whose values there are before the call."""
-
-_NO_CODE = Place()
-
-
-def phase_of(request: Request) -> str | None:
-    """Tell when a request is served: before the call of its module, or after."""
-    verb = request[0]
-    if verb == requests.READ:
-        return INPUTS if request[2] in BEFORE else OUTPUT
-    if verb == requests.ELEMENT:
-        return INPUTS if request[4] in BEFORE else OUTPUT
-    if verb == requests.WRITE:
-        return INPUTS if request[3] in BEFORE else OUTPUT
-    return INPUTS if verb == requests.SKIP else None
-
-
-def target_of(request: Request) -> Any:
-    verb = request[0]
-    if verb == requests.WRITE:
-        return request[2]
-    if verb == requests.ELEMENT:
-        return request[3]
-    if verb == requests.STEP:
-        # only a loop over something that is no steps runs the user's code
-        return request[1] if isinstance(request[1], PlainSteps) else _NO_CODE
-    return request[1]
 
 
 def find_foreign(request: Request) -> tuple[Any, ...] | None:
@@ -48,9 +18,15 @@ def find_foreign(request: Request) -> tuple[Any, ...] | None:
 
     None if it is for a place of a model, or for no object at all.
     """
-    if request[0] in ON_TARGET and not isinstance(target_of(request), Place):
-        return _on_foreign(request)
-    return None
+    if request[0] not in ON_TARGET:
+        return None
+    target = target_of(request)
+    if request[0] == requests.STEP:
+        # a loop over steps runs no code of the user's; one over any other iterable does
+        is_foreign = isinstance(target, PlainSteps)
+    else:
+        is_foreign = not isinstance(target, Place)
+    return _on_foreign(request) if is_foreign else None
 
 
 def _on_foreign(request: Request) -> tuple[Any, ...]:
@@ -77,8 +53,3 @@ def _set_item(container: Any, path: list[Any], value: Any) -> None:
     for key in path[:-1]:
         container = container[key]
     container[path[-1]] = value
-
-
-def key_of(place: Place) -> int:
-    """Identify what a tap is for: a module, which may sit at several places, or a place."""
-    return id(place if place._module is None else place._module)

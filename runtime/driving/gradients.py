@@ -24,7 +24,6 @@ from nnsight_dsl.runtime.errors import (
     FreedGraphError,
     GradientError,
     GradientOrderError,
-    InternalError,
     RunAborted,
 )
 from nnsight_dsl.runtime.locations import Place, name_of
@@ -39,8 +38,7 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request
 
 from .foreign import find_foreign
-
-GRAD = "grad"
+from .loop import PARKED, Loop
 
 _backward = torch.Tensor.backward
 _set_multithreading = torch._C._set_multithreading_enabled
@@ -73,7 +71,7 @@ class _Target:
         return copy.copy_(grad)
 
 
-class Backward:
+class Backward(Loop):
     """One backward pass, and the machine that reads its gradients."""
 
     def __init__(self, loss: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -94,11 +92,11 @@ class Backward:
         self._ahead: torch.Tensor | None = None
         self._machine: Machine | None = None
         self._target: _Target | None = None
+        self._arrived: _Target | None = None
         self._current: torch.Tensor | None = None
         self._value: torch.Tensor | None = None
         self._lines: dict[int, int] = {}
         self._hooked: list[torch.Tensor] = []
-        self.failure: BaseException | None = None
 
     def run(self, machine: Machine) -> None:
         """Run the pass; what went wrong stands in `failure` afterwards."""
@@ -111,12 +109,12 @@ class Backward:
         record.append((self._close, machine))
         try:
             set_current(None)
-            self._drive(None)
+            self.drive(machine)
             _set_multithreading(False)
             _backward(self._loss, *self._args, **self._kwargs)
             _set_multithreading(record[1][1])
             if not machine.is_done and machine.pending is not None:
-                self._drive(None, error=self._never_came(machine.pending))
+                self.drive(machine, error=self._never_came())
         except RunAborted:
             pass
         except BaseException as error:
@@ -145,73 +143,44 @@ class Backward:
             self._hooked.clear()
             self._machine = self._target = self._current = self._value = None
 
-    def _drive(self, answer: Any, *, error: BaseException | None = None) -> None:
-        machine = self._machine
-        if machine is None:
-            raise InternalError("a backward pass has no machine")
-        while not machine.is_done:
-            try:
-                machine.pending = None
-                request = machine.advance(answer) if error is None else machine.throw(error)
-                answer = error = None
-                while _tensor_of(request) is None and (foreign := find_foreign(request)):
-                    request = machine.call(*foreign)
-            except BaseException as raised:
-                self.failure = machine.fail(raised)
-                raise RunAborted from None
-            try:
-                if request[0] == requests.END:
-                    machine.take_waiting_names()
-                    machine.close()
-                    return
-                waits, answer = self._handle(machine, request)
-            except BaseException as raised:
-                clean(raised)
-                if request[0] == requests.END:
-                    # one that came from outside, after the last statement
-                    self.failure = raised
-                    raise RunAborted from None
-                error = raised
-                continue
-            if waits:
-                machine.pending = request
-                return
+    def for_this_run(self, machine: Machine, request: Request) -> Request:
+        """Answer requests on objects other than tensors, which are plain Python here."""
+        while _tensor_of(request) is None and (foreign := find_foreign(request)):
+            request = machine.call(*foreign)
+        return request
 
-    def _handle(
-        self, machine: Machine, request: Request, target: _Target | None = None
-    ) -> tuple[bool, Any]:
-        """Answer a request; the first item says that it has to wait.
-
-        Args:
-            machine: the machine that asks.
-            request: what it asks for.
-            target: where that is found, if it has been looked for.
-        """
+    def answer(self, machine: Machine, request: Request) -> Any:
+        """Return the answer to a request, PARKED if autograd has not come to its tensor yet."""
         verb = request[0]
+        if verb == requests.END:
+            machine.finish(is_stopped=False)
+            return PARKED
         if verb == requests.STEPS and not isinstance(request[1], StepSpec):
-            return False, steps_of(request[1], machine)
+            return steps_of(request[1], machine)
         tensor = _tensor_of(request)
         if tensor is None:
             raise GradientError(_refusal(request))
-        if target is None:
-            target = self._located(tensor)
+        arrived, self._arrived = self._arrived, None
+        target = self._located(tensor) if arrived is None else arrived
         if self._value is None or target.hooked is not self._current:
             self._wait_for(machine, tensor, target)
-            return True, None
-        whole = self._value
+            machine.pending = request
+            return PARKED
         if verb == requests.READ:
-            return False, whole if target.part is None else target.part(whole)
-        if verb == requests.WRITE:
-            new = request[1]
-        else:
+            return self._value if target.part is None else target.part(self._value)
+        new = request[1]
+        if verb == requests.ELEMENT:
             _, value, container, _, _, *path = request
             new = with_element(container, path, value)
+        self._put(target, self._value, new)
+        return None
+
+    def _put(self, target: _Target, whole: torch.Tensor, new: Any) -> None:
         if target.part is None:
             self._value = new
         elif new is not whole:
             self._value = whole.clone()
             target.part(self._value).copy_(new)
-        return False, None
 
     def _located(self, tensor: torch.Tensor) -> _Target:
         noted = find_whole(tensor)
@@ -278,17 +247,17 @@ class Backward:
         outer = self._current, self._value
         self._current, self._value, self._target = target.hooked, value, None
         try:
-            request = self._machine.pending
-            self._machine.pending = None
-            if request is not None:
-                _, answer = self._handle(self._machine, request, waiting)
-                self._drive(answer)
+            machine = self._machine
+            if machine.pending is not None:
+                # its place in the graph has been found already
+                self._arrived = waiting
+                self.drive(machine, request=machine.pending)
             result = self._value
         finally:
             self._current, self._value = outer
         return result if result is not value or value._version != version else None
 
-    def _never_came(self, request: Request) -> Exception:
+    def _never_came(self) -> Exception:
         return GradientError(
             "a gradient was asked for that never came: autograd had gone past this tensor, or did "
             "not go through it; ask for gradients in the reverse of the order of the forward, of "
@@ -347,29 +316,20 @@ def _leads_to(start: Any, node: Any, seen: set[Any] | None = None) -> bool:
     return False
 
 
-_TARGETS = {requests.READ: 1, requests.WRITE: 2, requests.ELEMENT: 3}
-"""Where a request has the tensor that it is for."""
-
-
 def _tensor_of(request: Request) -> torch.Tensor | None:
-    index = _TARGETS.get(request[0])
-    if index is None or request[index + 1] != GRAD:
-        return None
-    return request[index] if isinstance(request[index], torch.Tensor) else None
+    target = requests.target_of(request)
+    is_gradient = requests.port_of(request) == requests.GRAD
+    return target if is_gradient and isinstance(target, torch.Tensor) else None
 
 
 def _refusal(request: Request) -> str:
-    what = request[0]
-    if what in (requests.READ, requests.WRITE) and isinstance(
-        request[1 if what == requests.READ else 2], Place
-    ):
-        place = request[1 if what == requests.READ else 2]
-        port = request[2 if what == requests.READ else 3]
+    place, port = requests.target_of(request), requests.port_of(request)
+    if isinstance(place, Place) and port is not None:
         return (
             f"Cannot request {name_of(place, port)} in a backward pass, which has gradients only; "
             "read it before 'with ....backward():', and its '.grad' inside"
         )
     return (
-        f"{what!r} has no meaning in a backward pass, which has gradients only; do it outside of "
-        "'with ....backward():'"
+        f"{request[0]!r} has no meaning in a backward pass, which has gradients only; do it "
+        "outside of 'with ....backward():'"
     )

@@ -24,9 +24,7 @@ from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.torch_fast_path import is_fast_layer
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
-
-from .foreign import target_of
+from nnsight_dsl.transforms.requests import Request, target_of
 
 if TYPE_CHECKING:
     from nnsight_dsl.runtime.machines.barriers import Barrier

@@ -36,18 +36,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.runtime.errors import RunAborted
-from nnsight_dsl.runtime.locations import Place, ancestors, name_of
+from nnsight_dsl.runtime.locations import Place, ancestors, key_of, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.values.elements import port_value, with_port_value
 from nnsight_dsl.runtime.values.offers import Offer
 from nnsight_dsl.runtime.values.rows import Rows, leaves_of
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Request
 
 from .driver import Driver
-from .foreign import key_of
 
 TRUNK = Rows(0, 1, 1)
 """The rows of a machine before anything has parted."""

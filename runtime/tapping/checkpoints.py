@@ -36,6 +36,7 @@ from torch.utils import checkpoint
 from nnsight_dsl.runtime.errors import WriteError
 from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
 from nnsight_dsl.runtime.record import Record, item_before, restore_item
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, SKIP
 
 _MODULE = checkpoint.__name__
 _FORWARD = "_checkpoint_hook"
@@ -44,10 +45,6 @@ _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
 
 _push_saved_hooks = torch._C._autograd._push_saved_tensors_default_hooks
 _pop_saved_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
-
-INPUTS = "inputs"
-OUTPUT = "output"
-SKIP = "skip"
 
 
 @dataclass(frozen=True, slots=True)

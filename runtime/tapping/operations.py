@@ -32,8 +32,9 @@ from nnsight_dsl.transforms.bytecode import taps as bytecode_taps
 from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_code
 from nnsight_dsl.transforms.bytecode.operations import Operation, operations_of
 from nnsight_dsl.transforms.bytecode.taps import tapped_code
+from nnsight_dsl.transforms.requests import INPUTS, SKIP
 
-from .checkpoints import INPUTS, SKIP, is_computed_again, offered_unchanged
+from .checkpoints import is_computed_again, offered_unchanged
 from .taps import NOBODY, Tap
 
 if TYPE_CHECKING:

@@ -43,9 +43,9 @@ from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
 from nnsight_dsl.runtime.machines.machine import Machine, advanced, current_machine
 from nnsight_dsl.runtime.values.offers import Skip, skipped_output
 from nnsight_dsl.transforms.names import TAPPED
-from nnsight_dsl.transforms.requests import READ
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, READ
 
-from .checkpoints import INPUTS, OUTPUT, Visit, is_reentrant, offered_in_reentrant, visit_in_regions
+from .checkpoints import Visit, is_reentrant, offered_in_reentrant, visit_in_regions
 from .torch_fast_path import keep_from_compiling, switches
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
 _SPLIT = (
     "this prompt was computed in pieces, and a block that can change what modules give needs it as "

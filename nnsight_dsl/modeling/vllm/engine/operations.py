@@ -21,7 +21,6 @@ from torch import nn
 from nnsight_dsl.modeling.vllm.engine.request_driver import OperationRequestTap, RequestTap
 from nnsight_dsl.modeling.vllm.engine.request_run import Slot, visits_among
 from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.operations import (
     forward_of,
     function_inside,
@@ -30,6 +29,7 @@ from nnsight_dsl.runtime.tapping.operations import (
 )
 from nnsight_dsl.transforms.bytecode.functions import rebuilt
 from nnsight_dsl.transforms.bytecode.operations import operations_of
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine.engine import Engine

@@ -34,10 +34,9 @@ from nnsight_dsl.modeling.vllm.engine.portions import Portion
 from nnsight_dsl.modeling.vllm.engine.shards import Layout, layout_of
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.payload import KEY
-from nnsight_dsl.runtime.driving.foreign import phase_of
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, phase_of
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine.engine import Engine

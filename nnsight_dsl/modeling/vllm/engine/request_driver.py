@@ -15,13 +15,12 @@ from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
-from nnsight_dsl.runtime.tapping.checkpoints import OUTPUT, SKIP
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.values.offers import Offer, Writes
 from nnsight_dsl.runtime.values.views import OfferCut
-from nnsight_dsl.transforms.requests import READ
+from nnsight_dsl.transforms.requests import OUTPUT, READ, SKIP
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine.engine import Engine, EngineTap

@@ -28,12 +28,12 @@ from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.errors import RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import Machine, set_current, unplain
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values.elements import misfit
 from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
 from nnsight_dsl.tracing.tracer import Input, Tracer
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.vllm.engine.engine import Engine

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.checkpoints import INPUTS
+from nnsight_dsl.transforms.requests import INPUTS
 
 _COLUMNS = ("ColumnParallelLinear", "MergedColumnParallelLinear", "QKVParallelLinear")
 _WHOLE = ("VocabParallelEmbedding", "Embedding", "ReplicatedLinear", "LogitsProcessor", "Dropout",
