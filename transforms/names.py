@@ -27,6 +27,7 @@ BOUND_BY = "_nns_bound_by"
 OUTER = "_nns_outer"
 TEMP_VALUE = "_nns_value"
 TEMP_PLACE = "_nns_place"
+TEMP_INDEX = "_nns_index"
 TEMP_STEPS = "_nns_steps"
 TEMP_LEFT = "_nns_left"
 

@@ -383,12 +383,13 @@ class Driver(Inlined):
         if self.is_partial:
             # the machines that still wait do so for what only the real run has
             return
+        # an invoke that goes on behind its loop may read it before the next invoke does
+        self.result = (result,)
         if self.step_waiters or self.visit_waiters:
             for machine, steps in self._take_waiters():
                 if not steps.is_open:
                     self.warn_of_missing(machine, steps)
                 self.drive(machine, False)
-        self.result = (result,)
         for machine in self.machines:
             request = machine.pending
             is_read = request is not None and request[0] == requests.READ

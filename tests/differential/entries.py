@@ -319,24 +319,25 @@ class Plain(Side):
         groups = [[part] for part in program.parts]
         if program.kind != "session":
             groups = [[*program.parts]]
-        left: list[dict[str, Any]] = []
+        left: list[tuple[dict[str, Any], frozenset[int] | None]] = []
         around = outer
         for group in groups:
             machines, failing = self._run_group(group, world, mirror, around, saved)
             if program.kind == "edit":
                 machines = machines[1:]
-            left += [machine.names for machine in machines]
+            left += [(machine.names, machine.saved) for machine in machines]
             if program.kind == "session":
                 own = {n: v for n, v in machines[0].names.items() if not n.startswith("_")}
                 around = {**around, **own}
             if self.error is not None:
                 break
         found = {name: value for name, value in outer.items() if _NAME.fullmatch(name)}
-        for names in left:
-            found.update(saved.leaving(names, outer))
+        for names, identities in left:
+            found.update(saved.leaving(names, outer, identities))
         if program.entry in FUNCTIONS:
             is_kept = self.error is None or program.entry != "intervention"
-            found = {"seen": left[0]["seen"]} if is_kept and "seen" in left[0] else {}
+            names = left[0][0]
+            found = {"seen": names["seen"]} if is_kept and "seen" in names else {}
         self.ended(found, failing)
 
     def _run_group(
@@ -370,10 +371,14 @@ class Plain(Side):
             self._run_model(run, world, given, around["x"])
         except BaseException as error:
             self.error = error
-            body = parts[-1].body
-            for machine, part in zip(run.machines, parts, strict=True):
-                if machine.has_failed or machine is run.suspect_by:
-                    body = part.body
+            # the machine that raised, else the one whose write the model may have failed on
+            order = sorted(
+                zip(run.machines, parts, strict=True),
+                key=lambda pair: (not pair[0].has_failed, pair[0] is not run.suspect_by),
+            )
+            raised_by, part = order[0]
+            is_known = raised_by.has_failed or raised_by is run.suspect_by
+            body = (part if is_known else parts[-1]).body
             failing = line_of(error, body)
         return run.machines, failing
 

@@ -69,6 +69,7 @@ class Machine:
         self.pending: Any = None
         self.is_done = False
         self.has_failed = False
+        self.saved: frozenset[int] | None = None
         self._had_grad = True
         self._own_grad: bool | None = None
         self._greenlet = new_carrier(lambda: exec(code, names))
@@ -88,7 +89,7 @@ class Machine:
             else:
                 request = self._greenlet.switch()
         except BaseException:
-            self.is_done = True
+            self._end()
             raise
         finally:
             now = torch.is_grad_enabled()
@@ -98,9 +99,14 @@ class Machine:
             self._own_grad = now if now != base else None
             torch._C._set_grad_enabled(before)
         if self._greenlet.dead:
-            self.is_done = True
+            self._end()
             return None
         return request
+
+    def _end(self) -> None:
+        """Note what has been saved: its names leave by that, whatever is saved later."""
+        self.is_done = True
+        self.saved = self.names["save"].__self__.identities()
 
 
 class _Stopped(BaseException):

@@ -201,8 +201,22 @@ class Saved:
         self._by_id[id(value)] = value
         return value
 
-    def leaving(self, names: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the names that leave a block: those bound to a saved object at its end."""
+    def identities(self) -> frozenset[int]:
+        """Return the identities of the objects that have been saved so far."""
+        return frozenset(self._by_id)
+
+    def leaving(
+        self, names: Mapping[str, Any], outer: Mapping[str, Any], identities: frozenset[int] | None
+    ) -> dict[str, Any]:
+        """Return the names that leave a block: those bound to a saved object at its end.
+
+        Args:
+            names: the names of the block.
+            outer: the names around it.
+            identities: of the objects that were saved when it ended, None where it has not.
+        """
+        if identities is None:
+            identities = self.identities()
         found = {}
         named = names["_own"]
         for name, value in names.items():
@@ -211,7 +225,7 @@ class Saved:
             if isinstance(value, _SCALARS):
                 is_saved = name in named and named[name] is value
             else:
-                is_saved = id(value) in self._by_id
+                is_saved = id(value) in identities
             if is_saved:
                 found[name] = value
         return found
@@ -232,7 +246,12 @@ def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str
         if isinstance(mirror, Mirror) and new is not container:
             setattr(mirror, port, new)
 
-    return {
+    def fetch(name: str) -> Any:
+        # a block that waits for a name has it from then on
+        found[name] = run.ask(("name", name))
+        return found[name]
+
+    found = {
         **names,
         "save": saved.save,
         "_named": assigned,
@@ -240,12 +259,13 @@ def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str
         "_set_element": set_element,
         "_augmented": _augmented,
         "_tell": lambda name, value: run.ask(("tell", name, value)),
-        "_fetch": lambda name: run.ask(("name", name)),
+        "_fetch": fetch,
         "_backward": gradients.backward,
         "_grad": gradients.read,
         "_set_grad": gradients.write,
         "tracer": Tracer(run, saved.save),
     }
+    return found
 
 
 def _augmented(old: Any, operator: str, value: Any) -> Any:

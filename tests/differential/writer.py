@@ -359,6 +359,9 @@ class _Shape:
             way = self._draw.choice(("cache", "backward", "backward"))
             text = f"cache = tracer.cache()\n{text}" if way == "cache" else writer.backward()
         if not is_seen:
+            # an edit has no tracer
+            while "tracer" in text:
+                text = self._writer().block(depth)
             return text
         return f"{text}\n{SEEN}" if self._entry in FUNCTIONS else f"{text}\n{SEEN}.save()"
 

@@ -57,3 +57,41 @@ def test_an_annotation_of_a_name_in_parentheses_is_refused(filename: str) -> Non
     with pytest.raises(errors.UnsupportedSyntaxError, match="without parentheses") as caught:
         names_after("with model.trace(X):\n    (x): int = 1\n", filename)
     assert caught.value.lineno == 2
+
+
+class _Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x))
+
+
+def test_an_element_of_an_element_that_is_changed_too_late_is_an_error() -> None:
+    model = NNsight(_Nested())
+    with pytest.raises(errors.OutOfOrderError, match="after the value had passed"):
+        with model.trace(torch.ones(2, 2)):
+            model.first.output[0][1] += model.last.output.sum()
+    with pytest.raises(errors.OutOfOrderError, match="after the value had passed"):
+        with model.trace(torch.ones(2, 2)):
+            model.first.output[int(model.last.output.numel() > 9)][1] -= 1
+
+
+def test_indices_of_a_change_are_computed_once_and_in_order() -> None:
+    model, calls, i = NNsight(_Nested()), [], 0
+
+    def index(number: int) -> int:
+        calls.append(number)
+        return number
+
+    with model.trace(torch.ones(2, 2)):
+        model.first.output[index(1)][index(0)] += index(10)
+        model.last.output[i][i] *= (i := 1) + 2
+        changed = [model.first._module.weight, i].save()
+        last = model.last.output.save()
+    hidden = model.first._module(torch.ones(2, 2))
+    hidden[1, 0] += 10
+    expected = model.last._module(hidden)
+    expected[0, 0] *= 3
+    assert calls == [1, 0, 10] and torch.equal(last, expected) and changed[1] == 1

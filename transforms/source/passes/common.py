@@ -156,3 +156,19 @@ def is_pure(node: cst.CSTNode) -> bool:
     finder = _PurityFinder()
     node.visit(finder)
     return finder.pure
+
+
+class _NameFinder(cst.CSTVisitor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def visit_Name(self, node: cst.Name) -> None:
+        self.found = True
+
+
+def has_names(node: cst.CSTNode) -> bool:
+    """Return whether the value of an expression depends on a name."""
+    finder = _NameFinder()
+    node.visit(finder)
+    return finder.found

@@ -29,7 +29,7 @@ import libcst as cst
 
 from ... import names, requests
 from .. import emit
-from .common import RequestPass, is_port, is_pure
+from .common import RequestPass, has_names, is_port, is_pure
 
 _INPLACE: dict[type[cst.BaseAugOp], str] = {
     cst.AddAssign: "iadd",
@@ -102,7 +102,9 @@ class Writes(RequestPass):
                 body.append(cst.Assign([target], value))
             elif found[1]:
                 load, place = self._load(found[0])
-                body.append(cst.Expr(self._element(value, place, *found, load)))
+                port, indices = found
+                keys = [_key(index) for index in indices]
+                body.append(cst.Expr(self._element(value, place, port, keys, load)))
                 body.extend(_released(place))
             else:
                 body.append(cst.Expr(_write(value, found[0])))
@@ -115,23 +117,26 @@ class Writes(RequestPass):
     def _augmented(self, node: cst.AugAssign) -> list[cst.BaseSmallStatement]:
         found = _port_and_path(node.target)
         operator = _INPLACE.get(type(node.operator))
-        if found is None or operator is None or len(found[1]) > 1:
-            # in m.output[0][:, -1] += v, plain Python sets the item of what is read
+        if found is None or operator is None:
             return [node]
-        if not all(is_pure(part) for index in found[1] for part in index):
-            return [node]
-        port, path = found
+        port, indices = found
         inplace = emit.attribute(emit.name(names.INPLACE), operator)
-        # the value may rebind a name that the target starts from
-        load, place = self._load(port, is_kept=not is_pure(node.value))
+        # the value may rebind a name that the target or an index starts from
+        may_rebind = not is_pure(node.value)
+        load, place = self._load(port, is_kept=may_rebind)
         body: list[cst.BaseSmallStatement] = []
+        path = [_kept(index, number, may_rebind=may_rebind) for number, index in enumerate(indices)]
         if path:
             temp = emit.name(names.TEMP_VALUE)
             held = cst.NamedExpr(temp, load, lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-            before = cst.Subscript(held, path[0])
+            before: cst.BaseExpression = held
+            for index, _ in path:
+                before = cst.Subscript(before, index)
             value = emit.call(inplace, before, node.value)
-            body.append(cst.Expr(self._element(value, place, port, path, temp)))
-            body.append(cst.Del(emit.name(names.TEMP_VALUE)))
+            keys = [key for _, key in path]
+            body.append(cst.Expr(self._element(value, place, port, keys, temp)))
+            ours = [names.TEMP_VALUE, *(key.value for key in keys if isinstance(key, cst.Name))]
+            body.extend(cst.Del(emit.name(one)) for one in ours)
         else:
             new = emit.call(inplace, load, node.value)
             body.append(cst.Expr(_write(new, port.with_changes(value=place))))
@@ -165,14 +170,32 @@ class Writes(RequestPass):
         value: cst.BaseExpression,
         place: cst.BaseExpression,
         port: cst.Attribute,
-        path: Sequence[Sequence[cst.SubscriptElement]],
+        keys: Sequence[cst.BaseExpression],
         container: cst.BaseExpression,
     ) -> cst.Yield:
-        keys = [cst.Subscript(emit.name(names.KEY), index) for index in path]
         port_name = emit.string(port.attr.value)
         return emit.request(
             requests.ELEMENT, value, container, place, port_name, *keys, statement=True
         )
+
+
+def _kept(
+    index: Sequence[cst.SubscriptElement], number: int, *, may_rebind: bool
+) -> tuple[Sequence[cst.SubscriptElement], cst.BaseExpression]:
+    """Return an index as it stands between brackets for the read, and the key for the write.
+
+    One that may be another the second time is kept in a name of ours.
+    """
+    is_same = all(is_pure(part) and not (may_rebind and has_names(part)) for part in index)
+    if is_same:
+        return index, _key(index)
+    temp = emit.name(f"{names.TEMP_INDEX}_{number}")
+    kept = emit.enclosed(cst.NamedExpr(temp, _key(index)))
+    return [cst.SubscriptElement(cst.Index(kept))], temp
+
+
+def _key(index: Sequence[cst.SubscriptElement]) -> cst.Subscript:
+    return cst.Subscript(emit.name(names.KEY), index)
 
 
 def _released(place: cst.BaseExpression) -> list[cst.BaseSmallStatement]:
