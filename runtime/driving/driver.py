@@ -447,8 +447,6 @@ class Driver(Inlined):
             if machine.is_done and not machine.is_cut:
                 continue
             # it waits for something, or is to go on after a barrier that others have come to
-            if not machine.is_done:
-                machine.take_waiting_names()
             try:
                 machine.close()
             except BaseException as error:

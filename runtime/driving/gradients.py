@@ -130,8 +130,6 @@ class Backward(Loop):
     def _close(self, machine: Machine) -> None:
         """End the machine, if it still waits, and take the hooks off the tensors."""
         try:
-            if not machine.is_done:
-                machine.take_waiting_names()
             if not machine.is_done or machine.is_cut:
                 machine.close()
         finally:

@@ -369,11 +369,11 @@ class Machine:
         Args:
             is_stopped: whether it ends before its last statement.
         """
-        if self.saved or self.is_builder or self.leaves_all:
-            self.take_waiting_names()
         if is_stopped:
             self.close()
             return
+        if self.saved or self.is_builder or self.leaves_all:
+            self._take_waiting_names()
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger
@@ -391,11 +391,7 @@ class Machine:
         """End where the program has raised, with what it had saved; return what it has raised."""
         self.is_done = True
         raised = original(raised)
-        traceback = raised.__traceback__
-        while traceback is not None:
-            if traceback.tb_frame.f_code is self.program.code:
-                self._take_names(traceback.tb_frame.f_locals)
-            traceback = traceback.tb_next
+        self._take_names_at(raised)
         # an interrupt may have come before the program was resumed, or after it had asked
         self.is_cut = self._running.gi_frame is not None
         if not self.is_cut:
@@ -403,7 +399,15 @@ class Machine:
         clean(raised)
         return raised
 
-    def take_waiting_names(self) -> None:
+    def _take_names_at(self, raised: BaseException) -> None:
+        """Take the names that may leave from the program's frame, which an error has ended."""
+        traceback = raised.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code is self.program.code:
+                self._take_names(traceback.tb_frame.f_locals)
+            traceback = traceback.tb_next
+
+    def _take_waiting_names(self) -> None:
         """Take the names that may leave from the program, which waits."""
         # The generator's frame gets no name here: one that is held when the generator returns
         # keeps its locals and, from CPython 3.12 on, refers back to the frame of this call.
@@ -442,14 +446,16 @@ class Machine:
     def close(self) -> None:
         """End a machine that waits, so that its `finally` and `with` statements run.
 
-        It can be called again after an interrupt, and goes on from there.
+        The names that may leave are those at its end, behind these statements. It can be called
+        again after an interrupt, and goes on from there.
 
         Raises:
             BaseException: what the block raised while it was being closed.
         """
+        has_names = self.is_done
         self.is_done = self.is_cut = True
         try:
-            self._close()
+            self._close(has_names=has_names)
             self.is_cut = False
         finally:
             self.leave_context()
@@ -467,14 +473,20 @@ class Machine:
         else:
             self.context.run(_current.set, None)
 
-    def _close(self) -> None:
+    def _close(self, *, has_names: bool) -> None:
         error: BaseException = RunEnded()
         for _ in range(_MOST_CLOSING_REQUESTS):
             if self._running.gi_frame is None and not (self._ambient and self._calls):
                 return
+            if not has_names:
+                self._take_waiting_names()
             try:
                 self.throw(error)
-            except (RunEnded, StopIteration):
+            except BaseException as raised:
+                if not has_names:
+                    self._take_names_at(raised)
+                if not isinstance(raised, (RunEnded, StopIteration)):
+                    raise
                 # its traceback has this frame, and with it the block's frame and its values
                 error.__traceback__ = None
                 return

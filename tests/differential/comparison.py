@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,9 @@ def difference(program: Program) -> str | None:
             "WriteShapeError",
         ):
             # the line is that of the call in the block
+            one, other = replace(one, line=None), replace(other, line=None)
+        if sys.version_info < (3, 12) and (one.error or ("",))[0] == "NameError":
+            # CPython 3.11 has the line before, where it has joined two instructions to one
             one, other = replace(one, line=None), replace(other, line=None)
         said = _difference(one, other)
         if said is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import NNsight
+from nnsight_dsl import GenerationEndedError, NNsight
 from tests import models
 
 X = torch.ones(1, 3)
@@ -135,3 +135,33 @@ def test_what_the_trace_binds_behind_a_failed_backward_block_is_what_leaves() ->
         except ZeroDivisionError:
             found = ["later"].save()
     assert found == ["later"] and torch.equal(kept, model._module[1].weight.sum(0, keepdim=True))
+
+
+def test_what_a_block_binds_while_it_is_closed_leaves() -> None:
+    model = new_model()
+    model._module[1].register_forward_hook(lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError), model.trace(X):
+        before = [].save()
+        try:
+            late = model[1].output
+        finally:
+            found = ["closed"].save()
+            del before
+    assert found == ["closed"]
+    assert "before" not in locals()
+
+
+def test_an_invoke_behind_its_loop_has_the_result_before_another_one_fails() -> None:
+    model = models.wrapped(models.GPT2)
+    options = {"max_new_tokens": 1, "do_sample": False}
+    with pytest.warns(UserWarning, match="ended after 1 steps"):
+        with pytest.raises(GenerationEndedError), model.generate(**options) as tracer:
+            with tracer.invoke(models.SHORT):
+                for step in tracer.iter[0:2]:
+                    pass
+                found = tracer.result.save()
+            with tracer.invoke(models.SHORT):
+                for step in tracer.iter[:]:
+                    pass
+                model.transformer.h[0].output[:] = 0
+    assert found.shape[0] == 1
