@@ -163,5 +163,5 @@ def test_an_invoke_behind_its_loop_has_the_result_before_another_one_fails() -> 
             with tracer.invoke(models.SHORT):
                 for step in tracer.iter[:]:
                     pass
-                model.transformer.h[0].output[:] = 0
+                model.transformer.h[0].output[:] = 0  # noqa: NNS105
     assert found.shape[0] == 1
