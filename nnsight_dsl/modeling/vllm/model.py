@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Requests, Sent
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Requests
+from nnsight_dsl.modeling.vllm.client.service import Sent
 from nnsight_dsl.modeling.vllm.client.streams import Stream, StreamedRequests, StreamTracer
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
-from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.runtime.errors import EngineError, InternalError
 from nnsight_dsl.tracing.tracer import Input
 
 _EXTENSION = "nnsight_dsl.modeling.vllm.engine.worker.WorkerExtension"
@@ -181,7 +182,7 @@ class VLLM(EngineRoot):
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         self._refuse_remote(options)
         kind = StreamTracer if self._is_async else EngineTracer
-        tracer = kind(self, function, given, options)
+        tracer = kind(self, _Engine(self), function, given, options)
         return tracer if trace else tracer._run_without_block()
 
     def _run_each(
@@ -193,23 +194,11 @@ class VLLM(EngineRoot):
                 "a sweep waits for its results, which an engine with mode='async' gives to who "
                 "awaits them; write an invoke for each program"
             )
-        tracer = EngineTracer(self, "trace", Input((prompt,), {}), dict(options))
+        tracer = EngineTracer(self, _Engine(self), "trace", Input((prompt,), {}), dict(options))
         return tracer.run_each(programs)
 
     def _prepare(self) -> None:
         """Do nothing: weights are loaded into the engine, not into this process's modules."""
-
-    def _serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
-        requests = self._started()
-        if not isinstance(requests, Requests):
-            raise AssertionError("an asynchronous engine was asked to wait")
-        requests.serve(sent, parts, self._rename, _limit(function))
-
-    def _stream(self, stream: Stream, parts: list[Part], function: str) -> None:
-        requests = self._started()
-        if not isinstance(requests, StreamedRequests):
-            raise AssertionError("an engine that waits was asked for a stream")
-        requests.start(stream, parts, self._rename, _limit(function))
 
     def _started(self) -> Requests | StreamedRequests:
         """Return what serves requests; another wrapper's edits go to the same engine."""
@@ -219,8 +208,36 @@ class VLLM(EngineRoot):
             return found
         self.dispatch()
         if self._requests is None:
-            raise AssertionError("the engine has not been started")
+            raise InternalError("the engine has not been started")
         return self._requests
+
+
+class _Engine:
+    """The engine of a model, as its tracers see it (`Service` and `StreamService`)."""
+
+    def __init__(self, model: VLLM) -> None:
+        self._model = model
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._model._is_compiled
+
+    @property
+    def is_sharded(self) -> bool:
+        shards: int = self._model._engine_args.get("tensor_parallel_size", 1)
+        return shards > 1
+
+    def serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
+        requests = self._model._started()
+        if not isinstance(requests, Requests):
+            raise InternalError("an asynchronous engine was asked to wait")
+        requests.serve(sent, parts, self._model._rename, _limit(function))
+
+    def stream(self, stream: Stream, parts: list[Part], function: str) -> None:
+        requests = self._model._started()
+        if not isinstance(requests, StreamedRequests):
+            raise InternalError("an engine that waits was asked for a stream")
+        requests.start(stream, parts, self._model._rename, _limit(function))
 
 
 def _limit(function: str) -> int | None:

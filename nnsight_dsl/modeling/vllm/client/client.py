@@ -10,13 +10,13 @@ import pickle
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.modeling.vllm.client.effects import NOTHING, Reach, reach_of
+from nnsight_dsl.modeling.vllm.client.service import Sent, Service
 from nnsight_dsl.modeling.vllm.engine.request_driver import compiled, operation
-from nnsight_dsl.modeling.vllm.engine_places import EnginePlace
+from nnsight_dsl.modeling.vllm.engine_places import EnginePlace, EngineRoot
 from nnsight_dsl.modeling.vllm.payload import (
     KEY,
     WHOLE,
@@ -37,7 +37,6 @@ from nnsight_dsl.tracing.tracer import BarrierCall, Input, Tracer
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.model import VLLM
     from nnsight_dsl.tracing.intervene import Intervention
 
 _WORDS = {"max_new_tokens": "max_tokens"}
@@ -47,37 +46,19 @@ _LONGEST_WAIT = 0.1
 _keys = count()
 
 
-@dataclass(slots=True)
-class Sent:
-    """One request of a trace.
-
-    Attributes:
-        part: its own program.
-        prompt: its prompt, as vLLM takes it.
-        options: its sampling parameters.
-        names: the names around its block at this end.
-        key: what it is called at both ends.
-        output: its latest `RequestOutput`.
-        left: what its programs have left, as bytes.
-        outcome: the same, loaded.
-    """
-
-    part: Part | None
-    prompt: Any
-    options: dict[str, Any]
-    names: Mapping[str, Any] = field(default_factory=dict)
-    key: str = ""
-    output: Any = None
-    left: bytes | None = None
-    outcome: Outcome | None = None
-
-
 class EngineTracer(Tracer):
     """One trace on an engine. Made by `model.trace(...)`."""
 
-    _model: VLLM
+    _model: EngineRoot
 
-    def __init__(self, model: VLLM, function: str, given: Input, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: EngineRoot,
+        service: Service,
+        function: str,
+        given: Input,
+        options: dict[str, Any],
+    ) -> None:
         is_planned = options.pop("plan", False)
         super().__init__(model, function, given, options)
         if self._is_validated or self._log is not None or is_planned:
@@ -91,6 +72,7 @@ class EngineTracer(Tracer):
                 "stop='auto' ends a forward early, which an engine computes for all of its "
                 "requests; leave it out, or write stop=['auto'] to stop at that text"
             )
+        self._service = service
         self._sent: list[Sent] = []
 
     def barrier(self, participants: int) -> BarrierCall:
@@ -110,7 +92,7 @@ class EngineTracer(Tracer):
         left, failure = self._collected(program, user_globals, names)
         if failure is not None:
             return {}, failure
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         own, failure = self._outcomes()
         left.update(own)
         self._sent = []
@@ -233,10 +215,9 @@ class EngineTracer(Tracer):
     def _unserved(self, place: Place, port: str) -> str | None:
         """Say why a place is not served, None if it is."""
         if isinstance(place, OperationPlace):
-            shards = self._model._engine_args.get("tensor_parallel_size", 1)
-            return operation(place, self._model._is_compiled, shards > 1)
+            return operation(place, self._service.is_compiled, self._service.is_sharded)
         is_inside = place._module is not None and not isinstance(place, EnginePlace)
-        if self._model._is_compiled and is_inside:
+        if self._service.is_compiled and is_inside:
             return compiled(name_of(place, port))
         return None
 
@@ -246,7 +227,7 @@ class EngineTracer(Tracer):
         for one in programs:
             names = one.names({"model": self._model, "tracer": self})
             self._add(one.program, one.user_globals, names, self._given)
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         _, failure = self._outcomes()
         if failure is not None:
             raise failure
@@ -260,7 +241,7 @@ class EngineTracer(Tracer):
         """Serve the prompt with the edits and interventions given; return its `RequestOutput`."""
         one = self._plain()
         self._sent = [one]
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         _, failure = self._outcomes()
         if failure is not None:
             raise failure

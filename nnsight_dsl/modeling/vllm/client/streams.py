@@ -25,12 +25,15 @@ import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, Sent, prepared
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, prepared
+from nnsight_dsl.modeling.vllm.client.service import Sent, Service
+from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.tracing.tracer import Input
 from nnsight_dsl.transforms.frame_names import set_names
 from nnsight_dsl.transforms.program import Program
 
@@ -57,6 +60,19 @@ class Stream:
         self.finished = finished
 
 
+class StreamService(Service, Protocol):
+    """An asynchronous engine, started by the first request that is served."""
+
+    def stream(self, stream: Stream, parts: list[Part], function: str) -> None:
+        """Submit the requests of a stream, and return at once.
+
+        Args:
+            stream: the requests, and the queue for their outputs.
+            parts: programs to run before the block of each request.
+            function: `"trace"` or `"generate"`, which sets the default number of tokens.
+        """
+
+
 class StreamTracer(EngineTracer):
     """One trace on an asynchronous engine: iterate over it, or await it, when its block is over.
 
@@ -68,8 +84,16 @@ class StreamTracer(EngineTracer):
     _at: FrameType | None = None
     _is_over = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(
+        self,
+        model: EngineRoot,
+        service: StreamService,
+        function: str,
+        given: Input,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(model, service, function, given, options)
+        self._streams = service
         self.saves: dict[str, Any] = {}
         self._failure: BaseException | None = None
 
@@ -147,7 +171,7 @@ class StreamTracer(EngineTracer):
 
     def _submit(self) -> None:
         self._stream = Stream(self._sent, self._is_finished)
-        self._model._stream(self._stream, self._parts(), self._function)
+        self._streams.stream(self._stream, self._parts(), self._function)
 
     def _is_finished(self, one: Sent) -> None:
         """Give the last output of a request what its block has saved."""
