@@ -28,7 +28,13 @@ from nnsight_dsl.modeling.vllm.payload import (
 )
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.errors import BarrierError, BatchingError, EngineError, SharedNameError
+from nnsight_dsl.runtime.errors import (
+    BarrierError,
+    BatchingError,
+    EngineError,
+    InternalError,
+    SharedNameError,
+)
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machines.machine import current_machine, set_current
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
@@ -145,7 +151,7 @@ class EngineTracer(Tracer):
     def _loaded(self, one: Sent) -> Outcome:
         """Return what a request's programs have left, with places of the model here."""
         if not isinstance(one.left, bytes):
-            raise AssertionError("a request has left nothing yet")
+            raise InternalError("a request has left nothing yet")
         if one.outcome is None:
             one.outcome = load_outcome(one.left, self._model, self)
         return one.outcome

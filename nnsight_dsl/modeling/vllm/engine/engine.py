@@ -34,7 +34,8 @@ from nnsight_dsl.modeling.vllm.engine.request_driver import (
     RequestDriver,
     RequestTap,
 )
-from nnsight_dsl.modeling.vllm.engine.request_run import Run, Slot
+from nnsight_dsl.modeling.vllm.engine.request_run import Run
+from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
@@ -75,8 +76,8 @@ class Engine:
     def __init__(self, runner: Any, seconds: float, group: Any | None = None) -> None:
         self.runner = runner
         self.thread = get_ident()
-        self.slots: list[Slot] = []
-        self.special: list[Slot] = []
+        self.slots: list[Slot[Run]] = []
+        self.special: list[Slot[Run]] = []
         self.forward = 0
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
@@ -89,7 +90,7 @@ class Engine:
         self._insides: dict[int, Inside] = {}
         self._weights: frozenset[int] | None = None
         self._scheduled: Any = None
-        self._sampling: list[tuple[int, Slot]] = []
+        self._sampling: list[tuple[int, Slot[Run]]] = []
         self.leader = None if group is None else Leader(self, group)
         self.install()
 
@@ -241,10 +242,10 @@ class Engine:
                     slot.run.driver.slot = None
             self.slots = self.special = []
 
-    def _spans(self, total: int) -> list[Slot]:
+    def _spans(self, total: int) -> list[Slot[Run]]:
         """Find each program's tokens in the flat batch, and let its step begin."""
         batch = self.runner.input_batch
-        slots: list[Slot] = []
+        slots: list[Slot[Run]] = []
         self._sampling = []
         start = 0
         for row, request_id in enumerate(batch.req_ids):
@@ -291,7 +292,7 @@ class Engine:
         self._offer_rows("samples", sampling, output.sampled_token_ids)
         return output
 
-    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot]], rows: Any) -> None:
+    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot[Run]]], rows: Any) -> None:
         """Offer each request its row of the logits, or its sampled token."""
         leader = self.leader
         with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
@@ -396,11 +397,11 @@ class EngineTap:
         if call > 0:
             # a later call in the same step is none that a request can mean
             return value
-        waiting: list[tuple[Slot, ModuleTap]] = []
+        waiting: list[tuple[Slot[Run], ModuleTap]] = []
         for one in self.taps.values():
             if not one.waiting and not one.skips:
                 continue
-            place = one.driver.slot
+            place: Slot[Run] | None = one.driver.slot
             if place is None or not place.is_offered or place.run.is_over:
                 continue
             if one.wants(phase, one.driver.step) or (phase == OUTPUT and one.skips):
@@ -437,7 +438,9 @@ class EngineTap:
                     slot.run.end_visit(tap, args, kwargs, output, slot.span)
 
 
-def _again(slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]) -> Any:
+def _again(
+    slot: Slot[Run], tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]
+) -> Any:
     """Do what a request needs for what was, or is yet to be, offered in another forward."""
     if slot.again.count:
         value = slot.run.edit_again(tap, visit, value, slot, fresh)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from nnsight_dsl.modeling.vllm.engine.request_driver import OperationRequestTap, RequestTap
-from nnsight_dsl.modeling.vllm.engine.request_run import Slot, visits_among
+from nnsight_dsl.modeling.vllm.engine.request_run import Run
+from nnsight_dsl.modeling.vllm.engine.slots import Slot, visits_among
+from nnsight_dsl.runtime.errors import InternalError
 from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.operations import (
@@ -31,14 +33,23 @@ from nnsight_dsl.runtime.tapping.operations import (
 from nnsight_dsl.transforms.bytecode.functions import rebuilt
 from nnsight_dsl.transforms.bytecode.operations import operations_of
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine
+
+class Forward(Protocol):
+    """The forward that is running, as operations see it.
+
+    Attributes:
+        thread: id of the thread that runs the model.
+        slots: the requests whose values are offered; empty between forwards.
+    """
+
+    thread: int
+    slots: list[Slot[Run]]
 
 
 class Inside:
     """The operations of one module's forward that requests address."""
 
-    def __init__(self, engine: Engine, module: nn.Module) -> None:
+    def __init__(self, engine: Forward, module: nn.Module) -> None:
         self._engine = engine
         self._module = module
         self._taps: dict[str, EngineOperationTap] = {}
@@ -93,7 +104,7 @@ class Inside:
             return forward
         heart = function_inside(some.place._parent)
         if heart is None:
-            raise AssertionError(f"{forward!r} has no operations inside")
+            raise InternalError(f"{forward!r} has no operations inside")
         operations = operations_of(heart.__code__)
         for name in self._taps.keys() - operations.keys():
             for slot, tap in visits_among(self._engine.slots, self._taps[name].taps):
@@ -113,7 +124,7 @@ class Inside:
 class EngineOperationTap:
     """The tap on an operation, for all requests that address it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Forward) -> None:
         self.taps: dict[int, OperationRequestTap] = {}
         self._engine = engine
         self._is_around = False
@@ -125,7 +136,7 @@ class EngineOperationTap:
         self._is_around = any(tap.is_around for tap in self.taps.values())
         return self._is_around
 
-    def _visits(self) -> list[tuple[Slot, RequestTap]]:
+    def _visits(self) -> list[tuple[Slot[Run], RequestTap]]:
         """List the requests in this forward that address the operation."""
         visits = visits_among(self._engine.slots, self.taps)
         return [(slot, tap) for slot, tap in visits if slot.is_offered]

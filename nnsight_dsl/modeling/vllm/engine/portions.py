@@ -16,24 +16,29 @@ their own. A location is to mean what it means on the model of transformers, so 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
+from nnsight_dsl.modeling.vllm.engine.forms import FIRST, MAIN, SUM, WHOLE, argument_at, output_form
 from nnsight_dsl.modeling.vllm.engine.token_spans import Edit, Span
-from nnsight_dsl.runtime.errors import EngineError, NotCalledError, WriteError
+from nnsight_dsl.runtime.errors import EngineError, InternalError, NotCalledError, WriteError
 from nnsight_dsl.runtime.values.elements import misfit
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.ranks import RankedVisit
 
-_SUM = "sum"
-_FIRST = "first"
-_WHOLE = "whole"
+class Ranks(Protocol):
+    """The ranks that hold a part of a value; `RankedVisit` in `ranks.py`."""
+
+    def whole(self, value: Any, where: Any, part: torch.Tensor) -> torch.Tensor:
+        """Join a request's rows from the parts of all ranks."""
+
+    def shape(self, where: Any, part: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of the joined rows."""
+
+    def written(self, where: Any, new: torch.Tensor, edited: bool) -> torch.Tensor:
+        """Write joined rows on the other ranks; return the part of this one."""
 
 
 class Portion:
@@ -82,7 +87,7 @@ class Portion:
         span: Span,
         fresh: set[int],
         phase: str,
-        ranks: RankedVisit | None = None,
+        ranks: Ranks | None = None,
         weights: frozenset[int] | None = None,
         copy: torch.Tensor | None = None,
     ) -> None:
@@ -107,7 +112,7 @@ class Portion:
         self._take_edits()
         handed: list[_Handed] = []
         if port == "inputs" or not self._is_inputs:
-            form = _WHOLE if self._is_inputs else _output_form(self._module, self._value)
+            form = WHOLE if self._is_inputs else output_form(self._module, self._value)
             value = self._presented(self._value, form, handed)
         else:
             value = self._presented_input(handed)
@@ -171,17 +176,17 @@ class Portion:
         """Return the request's rows of one tensor in the value."""
         part = self._span.part(_leaf_at(self._value, where))
         if part is None:
-            raise AssertionError("a value has lost its axis of tokens")
+            raise InternalError("a value has lost its axis of tokens")
         return part
 
     # to the program
 
     def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
-        if form == _WHOLE and isinstance(value, torch.Tensor):
+        if form == WHOLE and isinstance(value, torch.Tensor):
             return self._leaf(value, (), handed)
-        if form == _SUM:
+        if form == SUM:
             return self._summed(value[0], value[1], (0,), (1,), handed)
-        if form == _FIRST:
+        if form == FIRST:
             return self._leaf(value[0], (0,), handed)
         found, structure = pytree.tree_flatten(value)
         seen = [self._leaf(leaf, number, handed) for number, leaf in enumerate(found)]
@@ -189,10 +194,10 @@ class Portion:
 
     def _presented_input(self, handed: list[_Handed]) -> Any:
         args, kwargs = self._value
-        main = _argument_at(self._module, _MAIN, args, kwargs)
+        main = argument_at(self._module, MAIN, args, kwargs)
         if main is None:
             raise NotCalledError("this call has no arguments, so it has no input; read '.inputs'")
-        residual = _argument_at(self._module, ("residual",), args, kwargs)
+        residual = argument_at(self._module, ("residual",), args, kwargs)
         value = _at(self._value, main)
         other = None if residual is None else _at(self._value, residual)
         if other is not None and residual is not None:
@@ -402,8 +407,8 @@ def copies_of(module: Any, output: Any, spans: Sequence[Span]) -> list[torch.Ten
     Returns:
         A copy for each span; None for an output of more than one tensor.
     """
-    form = _output_form(module, output)
-    leaves = output if form == _SUM else (output[0] if form == _FIRST else output,)
+    form = output_form(module, output)
+    leaves = output if form == SUM else (output[0] if form == FIRST else output,)
     total = spans[0].total
     if not all(isinstance(one, torch.Tensor) and one.shape[:1] == (total,) for one in leaves):
         return None
@@ -426,51 +431,6 @@ def private(part: torch.Tensor) -> torch.Tensor:
 
 def _is_of(leaf: torch.Tensor, weights: frozenset[int]) -> bool:
     return leaf.untyped_storage().data_ptr() in weights
-
-
-_MAIN = ("hidden_states", "x", None)
-"""Names of the argument that is a module's input, None for the first."""
-
-
-def _argument_at(module: Any, names: tuple[str | None, ...], args: Any, kwargs: Any) -> Any:
-    """Find where the first of some arguments stands in `(args, kwargs)`."""
-    known = _parameters(_class_of(module))
-    for name in names:
-        if name is None:
-            return (0, 0) if args else ((1, next(iter(kwargs))) if kwargs else None)
-        if name in kwargs:
-            return (1, name)
-        if name in known and known.index(name) < len(args):
-            return (0, known.index(name))
-    return None
-
-
-def _class_of(module: Any) -> type:
-    cls: type = module.__class__  # a tapped module's own
-    return cls
-
-
-@cache
-def _parameters(cls: type) -> tuple[str, ...]:
-    """List the parameters of a forward; an operation of vLLM's own has them in its native form."""
-    forward = getattr(cls, "forward_native", None) or getattr(cls, "forward", None)
-    if forward is None:
-        return ()
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def _output_form(module: Any, output: Any) -> str:
-    if not isinstance(output, tuple) or len(output) != 2:
-        return _WHOLE
-    first, second = output
-    if not isinstance(first, torch.Tensor):
-        return _WHOLE
-    if any(cls.__name__ == "LinearBase" for cls in type(module).__mro__):
-        return _FIRST
-    is_pair = isinstance(second, torch.Tensor) and second.shape == first.shape
-    if not is_pair or "residual" not in _parameters(_class_of(module)):
-        return _WHOLE
-    return _SUM if module._modules else _FIRST
 
 
 def _at(value: Any, where: Any) -> Any:

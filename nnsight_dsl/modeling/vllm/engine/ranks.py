@@ -21,26 +21,25 @@ Ranks that hold nothing of a request with programs exchange nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.modeling.vllm.engine.portions import Portion
+from nnsight_dsl.modeling.vllm.engine.request_driver import RequestDriver
 from nnsight_dsl.modeling.vllm.engine.shards import Layout, layout_of
+from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.payload import KEY
 from nnsight_dsl.runtime.driving.foreign import phase_of
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
 from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
-
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine
 
 WATCH = "watch"
 """Where a cache is shown a call that is over."""
@@ -57,6 +56,31 @@ def group_of(runner: Any) -> Any | None:
     return get_tp_group()
 
 
+class RunningPrograms(Protocol):
+    """The programs of one request, as the leader sees them; `Run` in `request_run.py`."""
+
+    is_over: bool
+
+    @property
+    def driver(self) -> RequestDriver | None:
+        """The driver of the programs, which knows where they wait."""
+
+
+class LedEngine(Protocol):
+    """The engine of rank 0, as the leader sees it.
+
+    Attributes:
+        runner: vLLM's model runner.
+        limit: the time limit of programs, which is paused while ranks communicate.
+    """
+
+    runner: Any
+    limit: Limit
+
+    def runs(self) -> Sequence[RunningPrograms]:
+        """List the requests with programs that are in the engine."""
+
+
 class Leader:
     """Rank 0: tells the others what they are to do.
 
@@ -64,7 +88,7 @@ class Leader:
         stops: where all ranks stop, as the others were last told.
     """
 
-    def __init__(self, engine: Engine, group: Any) -> None:
+    def __init__(self, engine: LedEngine, group: Any) -> None:
         self._engine = engine
         self._group = group
         modules = engine.runner.get_model().modules()

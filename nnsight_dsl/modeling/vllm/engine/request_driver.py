@@ -7,12 +7,15 @@ requests (`EngineTap` in `engine.py`); what stands here is a request's part of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from torch import nn
+
+from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.token_spans import Edit
 from nnsight_dsl.modeling.vllm.engine_places import EnginePlace, EngineRoot
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.errors import EngineError, OutOfOrderError
+from nnsight_dsl.runtime.errors import EngineError, InternalError, OutOfOrderError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.checkpoints import OUTPUT, SKIP
@@ -23,10 +26,59 @@ from nnsight_dsl.runtime.values.offers import Offer, Writes
 from nnsight_dsl.runtime.values.views import OfferCut
 from nnsight_dsl.transforms.requests import READ
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine, EngineTap
-    from nnsight_dsl.modeling.vllm.engine.operations import Inside
-    from nnsight_dsl.modeling.vllm.engine.request_run import Slot
+
+class VisitCounts(Protocol):
+    """The visits of a module in one forward, counted for all requests; `EngineTap`.
+
+    Attributes:
+        forward: number of the last forward that called the module, 0 for none.
+        begun: calls that have begun in that forward.
+        done: calls that have ended in it.
+        is_first_done: True once the first of them has ended.
+        running: number of the call that is running; None between calls.
+    """
+
+    forward: int
+    begun: int
+    done: int
+    is_first_done: bool
+    running: int | None
+
+
+class TappedForward(Protocol):
+    """A module's forward with taps on its operations; `Inside` in `operations.py`."""
+
+    def covers(self, tap: OperationRequestTap) -> bool:
+        """Return whether the call that is running has a tap on the operation."""
+
+
+class TappingEngine(Protocol):
+    """The engine as the taps of a request see it.
+
+    Attributes:
+        is_compiled: True if vLLM has compiled the model, so that no module is called.
+    """
+
+    is_compiled: bool
+
+    @property
+    def leader(self) -> object | None:
+        """None if the model is on one device."""
+
+    def add_tap(self, tap: ModuleTap) -> VisitCounts:
+        """Let a module offer its values to one more request; return its counts of visits."""
+
+    def remove_tap(self, tap: ModuleTap) -> None:
+        """Stop offering a module's values to a request."""
+
+    def add_operation(self, tap: OperationRequestTap) -> None:
+        """Let an operation offer its values to one more request."""
+
+    def remove_operation(self, tap: OperationRequestTap) -> None:
+        """Stop offering an operation's values to a request."""
+
+    def inside(self, module: nn.Module) -> TappedForward | None:
+        """Return the taps on operations in a module's forward; None without any."""
 
 
 class RequestTap(Tap):
@@ -83,7 +135,7 @@ class ModuleTap(RequestTap):
     all. What is asked here is only ever about the step that runs.
     """
 
-    shared: EngineTap
+    shared: VisitCounts
 
     def install(self) -> None:
         """Let the engine's tap of the module offer values to this request."""
@@ -151,7 +203,7 @@ class OperationRequestTap(RequestTap):
         """Have the forward around it tapped when it is next called."""
         parent = self.place._parent
         if parent is None:
-            raise AssertionError("an operation stands in something")
+            raise InternalError("an operation stands in something")
         self.driver.tap_for(parent)
         self.driver.engine.add_operation(self)
 
@@ -167,9 +219,9 @@ class OperationRequestTap(RequestTap):
         """Return the error for a machine that asks while the forward runs without this tap."""
         parent = self.place._parent
         if parent is None:
-            raise AssertionError("an operation stands in something")
+            raise InternalError("an operation stands in something")
         above = self.driver.tap_for(parent)
-        inside: Inside | None = self.driver.engine.inside(self.place._owner)
+        inside = self.driver.engine.inside(self.place._owner)
         is_running = above.index == machine.step and not self.driver.is_offering_inputs(above)
         if not is_running or inside is None or inside.covers(self):
             return None
@@ -190,7 +242,7 @@ class RequestDriver(Driver):
         missed: why modules cannot be offered in that; empty where they can.
     """
 
-    def __init__(self, root: EngineRoot, engine: Engine) -> None:
+    def __init__(self, root: EngineRoot, engine: TappingEngine) -> None:
         super().__init__(root, root)
         # steps are told by the engine, not by a tap on the root
         self.stepping = None
@@ -200,7 +252,8 @@ class RequestDriver(Driver):
         self.engine = engine
         self.missed = ""
         self.forward = 0
-        self.slot: Slot | None = None
+        # of a `Run`, which owns this driver
+        self.slot: Slot[Any] | None = None
 
     def _new_tap(self, place: Place) -> Tap:
         if isinstance(place, OperationPlace):

@@ -11,21 +11,23 @@ and what happened is told at the client.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nnsight_dsl.modeling.vllm.client.effects import ANYTHING, Reach
+from nnsight_dsl.modeling.vllm.engine.context import EngineContext
 from nnsight_dsl.modeling.vllm.engine.portions import Portion
 from nnsight_dsl.modeling.vllm.engine.request_driver import RequestDriver, RequestTap
+from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import OutOfTime
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.payload import Outcome, Part, changed_in, load_parts, sizes_of
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.errors import RunAborted, WriteError
+from nnsight_dsl.runtime.errors import InternalError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.tapping.checkpoints import INPUTS, OUTPUT
@@ -34,52 +36,6 @@ from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values.elements import misfit
 from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
 from nnsight_dsl.tracing.tracer import Input, Tracer
-
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine
-
-
-class Slot:
-    """One request in the forward that runs.
-
-    Attributes:
-        run: its programs.
-        key: by which taps know it.
-        first: the position of its first token in this forward.
-        again: those of its tokens that were offered before, and are computed again.
-        span: those that are new.
-        is_piece: whether the prompt goes on in a later forward.
-        is_offered: whether programs are offered something of it.
-        is_special: whether more is to be done than to offer it.
-    """
-
-    __slots__ = ("again", "first", "is_offered", "is_piece", "is_special", "key", "run", "span")
-
-    def __init__(self, run: Run, first: int, again: Span, span: Span, is_piece: bool) -> None:
-        self.run = run
-        self.key = id(run.driver)
-        self.first = first
-        self.again = again
-        self.span = span
-        self.is_piece = is_piece
-        self.is_offered = span.count > 0 and not is_piece
-        self.is_special = is_piece or again.count > 0
-
-    @property
-    def first_new(self) -> int:
-        """The position of the first token that is new."""
-        return self.first + self.again.count
-
-
-def visits_among(
-    slots: Sequence[Slot], taps: Mapping[int, RequestTap]
-) -> list[tuple[Slot, RequestTap]]:
-    """List the requests in a forward that address a place, with what each knows of it."""
-    return [
-        (slot, tap)
-        for slot in slots
-        if not slot.run.is_over and (tap := taps.get(slot.key)) is not None
-    ]
 
 
 class Run:
@@ -96,7 +52,7 @@ class Run:
         pieces: how many pieces of the prompt were kept, to be offered with the last.
     """
 
-    def __init__(self, key: str, engine: Engine, reach: Reach = ANYTHING) -> None:
+    def __init__(self, key: str, engine: EngineContext, reach: Reach = ANYTHING) -> None:
         self.key = key
         self.engine = engine
         self.reach = reach
@@ -133,7 +89,7 @@ class Run:
     def _add(self, part: Part, tracer: Tracer) -> None:
         driver = self.driver
         if driver is None:
-            raise AssertionError("a run has no driver yet")
+            raise InternalError("a run has no driver yet")
 
         order = len(driver.machines)
 
@@ -194,7 +150,7 @@ class Run:
         self._guarded(Driver.begin_step)
 
     def edit_again(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], fresh: set[int]
     ) -> Any:
         """Change what is computed again as it was changed the first time."""
         edits = tap.edits.get(visit)
@@ -221,7 +177,7 @@ class Run:
                 tap.pieces.clear()
 
     def offer(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], fresh: set[int]
     ) -> Any:
         """Offer a value of the engine's; return the one to go on with."""
         phase = visit[0]
@@ -248,7 +204,7 @@ class Run:
         self._guarded(lambda driver: driver.offer(tap, phase, portion))
 
     def taken(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, portion: Portion
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], portion: Portion
     ) -> Any:
         """Take in what the programs have done to their portion of a value; return that value."""
         if self.failure is not None or (self.driver is not None and self.driver.failure):
