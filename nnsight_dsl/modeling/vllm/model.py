@@ -81,11 +81,11 @@ class VLLM(EngineRoot):
         _refuse(engine_args)
         if mode not in ("sync", "async"):
             raise EngineError(f"mode={mode!r} is unknown; write 'sync' or 'async'")
-        # the model runner of vLLM's second version has other methods
+        # programs run in wrappers of methods that vLLM's V2 model runner does not have
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         engine_args.update(model=str(model), enforce_eager=enforce_eager)
         if tensor_parallel_size > 1:
-            # the pieces of a prompt that lies over several workers are not put together
+            # pieces of a prompt are not joined where the model is split over several workers
             engine_args.setdefault("enable_chunked_prefill", False)
         module, config = _built(engine_args)
         super().__init__(module, rename=rename)
@@ -188,7 +188,7 @@ class VLLM(EngineRoot):
     def _run_each(
         self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]
     ) -> tuple[Any, ...]:
-        """Serve a prompt once with each of some programs, for a sweep; return their results."""
+        """Serve a prompt once with each program of a sweep; return their results."""
         if self._is_async:
             raise EngineError(
                 "a sweep waits for its results, which an engine with mode='async' gives to who "
@@ -201,7 +201,10 @@ class VLLM(EngineRoot):
         """Do nothing: weights are loaded into the engine, not into this process's modules."""
 
     def _started(self) -> Requests | StreamedRequests:
-        """Return what serves requests; another wrapper's edits go to the same engine."""
+        """Start the engine if it is not running; return the object that submits requests to it.
+
+        A copy of a wrapper (`model.edit()`) shares the engine of its original.
+        """
         origin: Any = self._origin
         if origin is not None:
             found: Requests | StreamedRequests = origin._started()
@@ -241,15 +244,15 @@ class _Engine:
 
 
 def _limit(function: str) -> int | None:
-    """Return how many tokens are generated where a request does not say."""
+    """Return the default of `max_tokens`; None for vLLM's."""
     return 1 if function == "trace" else None
 
 
 def _refuse(engine_args: Mapping[str, Any]) -> None:
-    """Refuse engines in which no program can be served.
+    """Refuse engines that cannot serve a program.
 
     Raises:
-        EngineError: the engine is one of these.
+        EngineError: pipeline parallelism or speculative decoding is asked for.
     """
     if engine_args.get("pipeline_parallel_size", 1) != 1:
         raise EngineError(
@@ -266,7 +269,11 @@ def _refuse(engine_args: Mapping[str, Any]) -> None:
 
 
 def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """Build vLLM's model without weights; return it with its configuration."""
+    """Build vLLM's model on the meta device; return it with its configuration.
+
+    vLLM builds a model only inside an initialized group of processes, so a group of one is made for
+    the time of the build, unless the process has one already.
+    """
     try:
         from vllm.engine.arg_utils import EngineArgs
     except ImportError as error:
@@ -279,7 +286,7 @@ def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     from vllm.model_executor.layers import rotary_embedding
     from vllm.model_executor.model_loader.utils import initialize_model
 
-    # the arguments of the engine are those of a configuration, but for what only `LLM` takes
+    # `LLM` has more arguments than a configuration
     known = EngineArgs.__dataclass_fields__
     config = EngineArgs(
         **{name: value for name, value in engine_args.items() if name in known}
@@ -295,7 +302,8 @@ def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
                 backend="gloo",
             )
             parallel_state.initialize_model_parallel(1, 1)
-        # rotary embeddings are shared by whoever asks for the same ones: these are for nobody else
+        # vLLM caches rotary embeddings for the process: an engine here must not get these, which
+        # are on the meta device
         shared, kept = rotary_embedding._ROPE_DICT, {**rotary_embedding._ROPE_DICT}
         shared.clear()
         try:
