@@ -392,8 +392,8 @@ def sizes_of(names: Mapping[str, Any]) -> dict[str, int]:
 def changed_in(names: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
     """Return the additions to containers around a block, by name.
 
-    Those of a list are its new items. A dict or a set is returned whole, since its new items have no
-    known position. A container that did not grow is left out.
+    Those of a list are its new items. A dict or a set is returned whole, since its new items have
+    no known position. A container that did not grow is left out.
 
     Args:
         names: the names around the block.
