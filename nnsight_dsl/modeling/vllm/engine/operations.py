@@ -1,12 +1,20 @@
-"""Operations inside a module's forward, for all requests of an engine that address some.
+"""Taps on operations inside a module's forward, shared by all requests that address one.
 
-While a module is called, its `forward` is a copy whose code tells of the operations that any
-request in the engine addresses (see `nnsight_dsl.runtime.tapping.operations`); before and after the
-call it is what it was. An operation offers each request its own tokens' rows, as a batch of one, of
-every tensor that has the tokens as its first axis. Its value is the engine's own, in the engine's
-form.
+    # in vLLM's attention                 # in a block
+    qkv, _ = self.qkv_proj(hidden)        qkv = model...attn.source.self_qkv_proj_0.output.save()
 
-A skip does the operation and replaces the request's rows, as that of a module does.
+For the length of a call, the module's `forward` is replaced by a copy of its bytecode with taps on
+the operations that any request in the engine addresses (see
+`nnsight_dsl.runtime.tapping.operations`). The copy is cached until another set of operations is
+addressed.
+
+An operation offers each request its own rows, as a batch of one, of every tensor whose first axis
+is the tokens. The value is vLLM's own, without the forms of module outputs: a projection returns
+`(tensor, None)`. A skip executes the operation and replaces the request's rows, since other
+requests need theirs.
+
+A program can address an operation too late, when the forward around it is already running without
+the tap; `OperationRequestTap.uncovered` makes an error of that.
 """
 
 from __future__ import annotations
@@ -47,13 +55,16 @@ class Forward(Protocol):
 
 
 class Inside:
-    """The operations of one module's forward that requests address."""
+    """The taps on the operations of one module's forward."""
 
     def __init__(self, engine: Forward, module: nn.Module) -> None:
         self._engine = engine
         self._module = module
         self._taps: dict[str, EngineOperationTap] = {}
+        # ids of the requests' taps in the copy that is running; empty between calls
         self._running: frozenset[int] = frozenset()
+        # the cached copy, after its key: the original, and the names of the tapped operations and
+        # of those that are tapped before, too
         self._made: tuple[Any, frozenset[str], frozenset[str], Any] | None = None
 
     def add(self, tap: OperationRequestTap) -> None:
@@ -65,7 +76,7 @@ class Inside:
         found.taps[id(tap.driver)] = tap
 
     def remove(self, tap: OperationRequestTap) -> bool:
-        """Take a request off an operation; return whether none is left."""
+        """Stop offering an operation to a request; return True if no operation is left."""
         found = self._taps.get(tap.place._name)
         if found is not None:
             found.taps.pop(id(tap.driver), None)
@@ -74,13 +85,14 @@ class Inside:
         return not self._taps
 
     def covers(self, tap: OperationRequestTap) -> bool:
-        """Tell whether an operation is tapped for a request in the call that runs now."""
+        """Return whether the running call has a request's tap on an operation."""
         return id(tap) in self._running
 
     def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the call of the module, so that its forward tells of its operations meanwhile.
+        """Wrap a call of the module, so that it runs the tapped copy of the forward.
 
-        What is done before the forward (offering the input) is not part of the call.
+        The copy is made when the call begins: a program that was offered the module's input just
+        before may have added a tap.
         """
 
         def with_taps(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
@@ -131,20 +143,23 @@ class EngineOperationTap:
         self._open: list[tuple[Any, set[int], Any]] = []
 
     def begin_call(self) -> bool:
-        """A forward begins; return whether the operation is told of before it is done, too."""
+        """Begin a call of the forward; return whether to tap before the operation, too.
+
+        A tap before the operation offers its arguments; a tap after it suffices for the result.
+        """
         self._open.clear()
         self._is_around = any(tap.is_around for tap in self.taps.values())
         return self._is_around
 
     def _visits(self) -> list[tuple[Slot[Run], RequestTap]]:
-        """List the requests in this forward that address the operation."""
+        """List the requests that address the operation and are offered values in this forward."""
         visits = visits_among(self._engine.slots, self.taps)
         return [(slot, tap) for slot, tap in visits if slot.is_offered]
 
     def before(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        """Offer the arguments; return what to call in the operation's place."""
+        """Offer the arguments; return a function without arguments that does the operation."""
         if self._is_seen():
             visits = self._visits()
             fresh: set[int] = set()
@@ -157,7 +172,7 @@ class EngineOperationTap:
         return functools.partial(function, *args, **kwargs)
 
     def after(self, value: Any) -> Any:
-        """Offer the result; return the value to go on with."""
+        """Offer the result; return it with the edits of all requests."""
         if not self._is_seen():
             return value
         if self._is_around and self._open:
@@ -173,4 +188,5 @@ class EngineOperationTap:
         return value
 
     def _is_seen(self) -> bool:
+        """Return whether the model called the operation: in its thread, and not from a program."""
         return self._engine.thread == get_ident() and current_machine() is None
