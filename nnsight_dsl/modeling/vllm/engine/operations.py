@@ -1,7 +1,7 @@
 """Taps on operations inside a module's forward, shared by all requests that address one.
 
-    # in vLLM's attention                 # in a block
-    qkv, _ = self.qkv_proj(hidden)        qkv = model...attn.source.self_qkv_proj_0.output.save()
+    qkv, _ = self.c_attn(hidden)                    # in the forward of vLLM's GPT-2 attention
+    qkv, _ = attn.source.self_c_attn_0.output       # in a block, with `attn` the module's envoy
 
 For the length of a call, the module's `forward` is replaced by a copy of its bytecode with taps on
 the operations that any request in the engine addresses (see
