@@ -18,8 +18,8 @@ conservative: a block that calls unknown code, or reaches modules through a name
 not show, gets `ANYTHING`. An edit in place of a value that may be a model's (`hidden += 1`) counts
 as a write; adding to a list or a dict that the block made does not.
 
-A wrong answer is no silent error: the engine enforces the bound, and raises at a write by a program
-that was sent without `may_write`.
+A wrong bound cannot go unnoticed: the engine enforces it, and raises at a write by a program that
+was sent without `may_write`.
 """
 
 from __future__ import annotations
