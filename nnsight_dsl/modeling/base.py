@@ -76,8 +76,11 @@ class NNsight(Envoy):
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        # cache: the guards of each program that has run on this wrapper
         self._fits: dict[Program, Fit] = {}
+        # programs that the linter has checked
         self._linted: set[Program] = set()
+        # the wrapper that this one is a copy of; only `_copy` sets it
         self._origin: NNsight | None = None
         hold_texts()
         self._aliases = Renaming(rename or {}, module, type(self))
@@ -261,7 +264,7 @@ class NNsight(Envoy):
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self._module).forward).parameters
 
-    # what a kind of model defines
+    # overridden by the kinds of models
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
         """Return whether the model can be called with some options and no input."""

@@ -363,6 +363,7 @@ def _are_rows(values: Iterable[Any]) -> bool:
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        # by identity: a comparison of values would read them from the device
         return one is other
     try:
         return bool(one is other or one == other)

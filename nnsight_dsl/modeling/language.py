@@ -138,6 +138,7 @@ class LanguageModel(NNsight):
                 _pad_left(tokenizer, module)
                 tokenizer.padding_side = given.get("padding_side", tokenizer.padding_side)
         super().__init__(module, rename=rename)
+        # None once the weights are loaded; only `dispatch` sets it to None
         self._source = None if dispatch else source
         self._load_options = options
         self.tokenizer = tokenizer
@@ -151,7 +152,7 @@ class LanguageModel(NNsight):
         module = _load(source, self._load_options)
         self._rebind(module)
         self._family = register_modules(module)
-        # last, so that one that is interrupted is done again
+        # last, so that an interrupted load is repeated
         self._source = None
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -171,7 +172,7 @@ class LanguageModel(NNsight):
                 known neither to the generation nor to the tokenizer.
         """
         if not args and kwargs.get("inputs") is not None:
-            # the name that transformers has for it
+            # transformers' name of the prompt
             args = (kwargs.pop("inputs"),)
         return self._opened("generate", Input(args, {}), kwargs, trace)
 

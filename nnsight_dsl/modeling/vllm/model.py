@@ -96,8 +96,10 @@ class VLLM(EngineRoot):
         self._engine_args = engine_args
         self._rename = dict(rename or {})
         self._seconds = block_seconds
+        # a guess from the arguments, until `dispatch` sets it from the engine's configuration
         self._is_compiled = not enforce_eager
         self._is_async = mode == "async"
+        # None until `dispatch` has started the engine
         self._requests: Requests | StreamedRequests | None = None
         self.engine: Any = None
         if dispatch:

@@ -135,6 +135,7 @@ class EngineTracer(Tracer):
             return {}, None
         driver = self._driver = Driver(self._model)
         machine = self._machine_of(program, user_globals, names)
+        # this machine collects invokes: no model runs, so it cannot ask for values
         machine.is_builder = True
         try:
             driver.build(machine)
@@ -326,6 +327,7 @@ class Requests:
         if not results:
             return
         left = self._engine.collective_rpc("nnsight_dsl_finish", args=(results,))
+        # all ranks answer, rank 0 with the outcomes and the others with None
         found = next(one for one in left if one is not None)
         for one in sent:
             one.left = found[one.key]

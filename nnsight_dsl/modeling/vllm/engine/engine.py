@@ -95,14 +95,19 @@ class Engine:
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
         self.is_compiled = bool(runner.compilation_config.mode)
+        # runs in the engine, by vLLM's id of their request; one leaves when vLLM has finished it
         self._runs: dict[str, Run] = {}
+        # the same by the client's key; one leaves when the client has fetched its outcome
         self._by_key: dict[str, Run] = {}
         self._ids: dict[str, str] = {}
+        # envoys of the model, one for each set of aliases that a client uses
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}
         self._insides: dict[int, Inside] = {}
         self._weights: frozenset[int] | None = None
+        # the scheduler's output for the step that is running
         self._scheduled: Any = None
+        # the requests to sample in this step, with their rows of the logits
         self._sampling: list[tuple[int, Slot[Run]]] = []
         self.leader = None if group is None else Leader(self, group)
         self.install()

@@ -50,9 +50,12 @@ class Follower:
         self.thread = get_ident()
         self._group = group
         self._modules = list(runner.get_model().modules())
+        # the client's keys of requests with programs, by vLLM's ids; rank 0 has the same requests
         self._keys: dict[str, str] = {}
+        # the places where all ranks stop; only `done` sets them, but for the end of all requests
         self._stops: frozenset[Stop] = frozenset()
         self._taps: dict[int, FollowerTap] = {}
+        # True from the start of a forward with programs to the next step, as `Leader._is_open`
         self._is_running = False
         self._install()
 

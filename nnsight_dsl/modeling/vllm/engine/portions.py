@@ -108,6 +108,7 @@ class Portion:
         self._span = span
         self._fresh = fresh
         self._is_inputs = phase == "inputs"
+        # the port that was handed out last, its value and its leaves; None once its edits are taken
         self._seen: tuple[str, Any, list[_Handed]] | None = None
         self.edits: list[Edit] = []
         self.earlier: Mapping[str, Sequence[Any]] = {}

@@ -105,7 +105,8 @@ class Leader:
         modules = engine.runner.get_model().modules()
         self._numbers = {id(module): number for number, module in enumerate(modules)}
         self.stops: frozenset[Stop] = frozenset()
-        # True from the start of a forward with programs to the next step: only then followers stop
+        # True from the start of a forward with programs to the next step: only then followers stop.
+        # `Follower._is_running` is always the same
         self._is_open = False
         # the random states at the start of the stop, to see whether a program has drawn numbers
         self._random: list[torch.Tensor] = []

@@ -75,12 +75,16 @@ class Run:
         self.has_read = 0
         self.cannot_repeat = False
         self.pieces = 0
+        # edited logits and samples of the last step, in case its token is sampled again
         self._sampled: dict[str, torch.Tensor] = {}
         self.failure: BaseException | None = None
         self.driver: RequestDriver | None = None
+        # the machine of the block, which is the last part; the outcome has its names
         self._block: Machine | None = None
+        # the names around the block, and the lengths of the containers among them at the start
         self._around: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
+        # patches of torch (`tensor.save()`), in force until `_close`
         self._patches = ExitStack()
 
     def start(self, payload: bytes) -> None:
@@ -129,9 +133,10 @@ class Run:
                 driver.drive(machine, None)
 
     def _guarded(self, call: Callable[[RequestDriver], Any]) -> Any:
-        """Call into the programs: within the time limit, and with no exception that escapes.
+        """Call a function with the driver, within the time limit.
 
-        An exception ends the programs. Calls to programs that are over do nothing.
+        An exception ends the programs, and never reaches the engine. If the programs are over,
+        nothing is called.
         """
         driver = self.driver
         if self.is_over or driver is None:
