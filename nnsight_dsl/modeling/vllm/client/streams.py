@@ -216,8 +216,11 @@ class StreamedRequests:
     def __init__(self, engine: Any, seconds: float) -> None:
         self._engine = engine
         self._seconds = seconds
+        # the loop of the first trace; all others must be opened in the same one
         self._loop: asyncio.AbstractEventLoop | None = None
+        # the call that prepares the workers; made by the first trace, awaited by all
         self._ready: asyncio.Future[Any] | None = None
+        # keys of requests with programs that are not finished, for the polls of `_end_early`
         self._open: set[str] = set()
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()

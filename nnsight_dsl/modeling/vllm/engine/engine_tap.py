@@ -171,8 +171,8 @@ class EngineTap:
             for slot, one in waiting:
                 value = slot.run.offer(one, (phase, call), value, slot, fresh)
             return value
-        # all copies are of the value before this visit's edits; the edits are applied one by one
-        # after all programs have run, each to the value with those before
+        # All copies show the value before the programs' edits. These are applied after all programs
+        # have run, one request after the other, each to the value with the edits before.
         served = []
         for (slot, one), copy in zip(waiting, copies, strict=True):
             portion = Portion(self.module, value, slot.span, fresh, phase, copy=copy)
