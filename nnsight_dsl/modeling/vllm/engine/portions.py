@@ -366,8 +366,8 @@ class _Handed:
 
     Attributes:
         seen: the program's copy.
-        write: writes rows back into the engine's value; None for a leaf without this request's rows,
-            which all requests share.
+        write: writes rows back into the engine's value; None for a leaf that has no rows of this
+            request, and is shared by all.
         new: the tensor that the program has put in its place, None without one.
         version: the version of `seen` when it was handed out; a later one means an edit in place.
     """
