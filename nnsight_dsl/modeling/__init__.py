@@ -1,1 +1,13 @@
-"""Wrappers of models, by what they take as input."""
+"""Wrappers of models: `NNsight` for any module, `LanguageModel` for transformers, `VLLM`.
+
+A kind of model subclasses `NNsight` and overrides the methods that say how inputs become one call:
+
+    base.py          the wrapper of any module: traces, edits, scans, plans
+    language.py      models of transformers, with their tokenizer; prompts as text
+      inputs.py        the forms of a prompt           prompts.py    from prompts to arguments
+      options.py       whose keyword is it             keywords.py   the keywords of a forward
+      batching.py      one call of several inputs      padding.py    which models can be padded
+      positions.py     counted, and limited            checks.py     of token ids, before a run
+    offload.py       weights that accelerate loads for each call
+    vllm/            models in an engine of vLLM
+"""

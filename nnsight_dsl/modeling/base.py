@@ -1,4 +1,18 @@
-"""The wrapper of any PyTorch module."""
+"""`NNsight`: the wrapper of any PyTorch module.
+
+The wrapper is the root envoy of the module, and opens the blocks that run it:
+
+    model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
+    with model.trace(torch.rand(1, 5)):
+        hidden = model[0].output.save()
+
+It sorts the keywords of `trace` (options of the trace, inputs, arguments of the forward), holds the
+edits, and caches the guards of programs. The run itself is in `nnsight_dsl/tracing`.
+
+Kinds of model (`LanguageModel`, `VLLM`) override the methods at the end of the class: how inputs
+make one call, which function is called, where a step of a generation begins. Inputs of any module
+have no known batch dimension, so two invokes with an input are an error here.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +41,7 @@ from nnsight_dsl.transforms.program import Program
 OWN_OPTIONS = (
     "backend", "blocking", "interventions", "log", "plan", "remote", "scan", "stop", "validate",
 )  # fmt: skip
-"""Keywords of `trace` that are not the model's."""
+"""Keywords of `trace` that are options of the trace, not arguments of the model."""
 
 _REMOTE_OPTIONS = ("remote", "blocking", "backend")
 
@@ -51,7 +65,7 @@ class NNsight(Envoy):
     """
 
     _makes_batches = False
-    """Whether one input by itself is more than the arguments of the call."""
+    """True if `_batch` is called for one input, too: it is not yet the arguments of the call."""
 
     _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
 
@@ -62,8 +76,11 @@ class NNsight(Envoy):
         super().__init__(module, "", None)
         install_backward()
         self._edits: list[KeptEdit] = []
+        # cache: the guards of each program that has run on this wrapper
         self._fits: dict[Program, Fit] = {}
+        # programs that the linter has checked
         self._linted: set[Program] = set()
+        # the wrapper that this one is a copy of; only `_copy` sets it
         self._origin: NNsight | None = None
         hold_texts()
         self._aliases = Renaming(rename or {}, module, type(self))
@@ -161,7 +178,10 @@ class NNsight(Envoy):
         self._edits.clear()
 
     def _copy(self) -> NNsight:
-        """Make another wrapper of the same module, with the same edits to begin with."""
+        """Copy the wrapper: the same module and family, the same edits at first, empty caches.
+
+        `_origin` of the copy is this wrapper, which loads the weights of both.
+        """
         copy = type(self).__new__(type(self))
         restore(
             copy, state_of(self), _edits=[*self._edits], _fits={}, _linted=set(),
@@ -220,7 +240,7 @@ class NNsight(Envoy):
                 )
 
     def _refuse_remote(self, options: dict[str, Any]) -> None:
-        """Refuse what only remote execution knows, but not what is an argument of the model."""
+        """Refuse options of remote execution, except those that are arguments of the forward."""
         given = {
             word: options.pop(word)
             for word in _REMOTE_OPTIONS
@@ -244,10 +264,10 @@ class NNsight(Envoy):
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self._module).forward).parameters
 
-    # what a kind of model defines
+    # overridden by the kinds of models
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
-        """Tell whether the model can be called with some options and no input."""
+        """Return whether the model can be called with some options and no input."""
         parameters = self._parameters().values()
         kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
         needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
@@ -257,43 +277,48 @@ class NNsight(Envoy):
         )
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
-        """Tell whether a keyword of `trace` is an input by itself, as `input_ids=` is."""
+        """Return whether a keyword of `trace` is an input, as `input_ids=` is, not an option."""
         return True
 
     def _has_prompt(self, given: Input) -> bool:
-        """Tell whether an input of a trace is one by itself, where invokes have inputs, too."""
+        """Return whether the arguments of a trace are an input, in a trace that has invokes."""
         return True
 
     def _run_each(
         self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]
     ) -> tuple[Any, ...] | None:
-        """Run a prompt once with each of some programs; None where a sweep is to see to that."""
+        """Run a prompt once with each program of a sweep; None to let the sweep run them."""
         return None
 
     def _prepare(self) -> None:
-        """Get ready for a run: a model that is loaded late is loaded here."""
+        """Prepare for a run: a model with lazily loaded weights is loaded here."""
         origin = self._origin
         if origin is not None:
-            # the weights are those of the wrapper that this one was made from
+            # the original loads the weights for its copies
             origin._prepare()
             if origin._module is not self._module:
                 self._rebind(origin._module)
                 self._family = origin._family
 
     def _function(self, name: str) -> Callable[..., Any]:
-        """Return the function that a run calls."""
+        """Return the function that a run calls, by the name of the tracer's method."""
         module: Callable[..., Any] = self._module
         return module
 
     def _stepping(self) -> Envoy:
-        """Return what is called once in each step of a generation."""
+        """Return the envoy that is called once in each step of a generation."""
         return self
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        """Make one call of several inputs.
+        """Make one call of the inputs of a run.
+
+        Args:
+            inputs: the inputs, one for each invoke that has one.
+            function: `"trace"` or `"generate"`.
+            options: arguments that were given for all inputs together.
 
         Raises:
-            BatchingError: this kind of model does not know how to.
+            BatchingError: there are several inputs, and this kind of model cannot join them.
         """
         if len(inputs) > 1:
             raise BatchingError(
@@ -305,25 +330,28 @@ class NNsight(Envoy):
         return Batch(one.args, {**options, **one.kwargs}, (1,))
 
     def _explain(self, error: BaseException) -> None:
-        """Add what is known of this kind of model to an error of a run."""
+        """Add a note to an error of a run, if its cause is known for this kind of model."""
 
     def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of the first forward of a generation, from those of all of it."""
+        """Return the arguments of a generation's first forward, from those of `generate`."""
         return kwargs
 
     def _row_factors(self, function: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
-        """Return how many rows stand for one row of the input: in the model, and in the result."""
+        """Return the rows for each row of the input: in the model, and in the result.
+
+        Both are 1, but under beam search and with several sequences for each prompt.
+        """
         return 1, 1
 
 
 def module_of(given: Any) -> nn.Module:
-    """Return the module that was given, by itself or wrapped.
+    """Return a module, unwrapped if it is given as an envoy.
 
     Raises:
-        TypeError: it is none.
+        TypeError: the value is neither a module nor an envoy.
     """
     if isinstance(given, Envoy):
-        # a model that is not loaded yet is loaded first: loading makes other modules
+        # load the model first: loading replaces the modules
         given._root._prepare()
         given = given._module
     if not isinstance(given, nn.Module):

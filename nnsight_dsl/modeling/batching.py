@@ -1,16 +1,20 @@
-"""Batches: the inputs of several invokes as the arguments of one call.
+"""Batches: joining the inputs of several invokes into the arguments of one call.
 
     with tracer.invoke("the cat"):                                   # 2 tokens
     with tracer.invoke(input_ids=ids, pixel_values=image):           # 7 tokens and an image
 
-becomes one call with `input_ids` of shape [2, 7], an `attention_mask` that says where the first
-prompt begins, and `pixel_values` of shape [1, 3, 8, 8]. There are three kinds of arguments:
+becomes one call with `input_ids` of shape [2, 7], an `attention_mask` that hides the padding before
+the first prompt, and `pixel_values` of shape [1, 3, 8, 8]. There are three kinds of arguments:
 
-- *sequences* have one item for each token of the prompt. They are padded on the side that the
-  architecture takes its prompts from.
-- what an encoder-decoder's *decoder* is given has lengths of its own, and is padded on the right.
-- *others*: tensors are joined along their first axis, as images are, which belong to placeholders
-  among the tokens in the order in which they come; anything else has to be the same for all.
+- *Sequences* have one item for each token of the prompt. They are padded on the side that the
+  architecture expects: on the left for a model that generates.
+- The inputs of an encoder-decoder's *decoder* have other lengths, and are padded on the right.
+- All *others*: tensors are concatenated along the first axis. Images belong to placeholders among
+  the tokens in order, so their order is kept. Any other value has to be equal for all inputs.
+
+Padding must not change the result of a row (see `padding.py`). Anything ambiguous is a
+`BatchingError`, such as embeddings for one invoke and token ids for another, or a tensor with one
+item for each row of the batch, of which one invoke has more items than rows.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ SEQUENCES = (
 """Arguments with one item for each token of the prompt."""
 
 DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
-"""Arguments with one item for each token that the decoder of an encoder-decoder is given."""
+"""Arguments with one item for each token of an encoder-decoder's decoder."""
 
 WITHOUT_TOKENS = (
     "input_features",
@@ -46,7 +50,7 @@ WITHOUT_TOKENS = (
     "encoder_outputs",
     "decoder_inputs_embeds",
 )
-"""Arguments that an input may consist of in place of tokens, as those of sound and images do."""
+"""Arguments that can replace the tokens of an input, such as images and sound."""
 
 TOKENS = frozenset(SEQUENCES + DECODED)
 INPUTS = TOKENS.union(WITHOUT_TOKENS)
@@ -55,10 +59,14 @@ IDS = ("input_ids", "decoder_input_ids")
 
 
 def rows_of(key: str, value: Any) -> Rows:
-    """Split a sequence into rows: a tensor, a list of numbers or a list of lists.
+    """Split a sequence into rows.
+
+    Args:
+        key: name of the argument.
+        value: a tensor [items] or [rows, items, ...], a list of numbers, or a list of lists.
 
     Raises:
-        InputError: it is none of these.
+        InputError: no tensor can be made of it, or it has no rows.
     """
     if key in IDS:
         return id_rows(key, value)
@@ -80,7 +88,7 @@ def rows_of(key: str, value: Any) -> Rows:
 
 
 def find_prompt(sequences: Mapping[str, Rows]) -> Rows | None:
-    """Return the rows of an input's prompt, as token ids or embeddings."""
+    """Return the rows of an input's token ids or embeddings; None without either."""
     for key in ("input_ids", "inputs_embeds"):
         if key in sequences:
             return sequences[key]
@@ -88,7 +96,7 @@ def find_prompt(sequences: Mapping[str, Rows]) -> Rows | None:
 
 
 def find_count(given: Mapping[str, Any], main: str) -> int | None:
-    """Return how many rows an input without tokens has.
+    """Return the number of rows of an input without tokens; None if no argument shows it.
 
     Args:
         given: its arguments.
@@ -105,8 +113,8 @@ def find_count(given: Mapping[str, Any], main: str) -> int | None:
 
 
 def is_padded(prompts: Sequence[Rows]) -> bool:
-    """Tell whether prompts differ in length, so that one batch of them needs padding."""
-    # by shape: `len` of a tensor is a function of torch's in Python
+    """Return whether prompts differ in length, so that one batch of them needs padding."""
+    # `shape[0]`, since `len(tensor)` runs a Python function of torch
     return len({row.shape[0] for prompt in prompts for row in prompt}) > 1
 
 
@@ -120,18 +128,22 @@ def padded(
 ) -> dict[str, torch.Tensor]:
     """Make one batch of the sequences of several inputs.
 
-    Arguments that no input has are not made up, but for the mask where something is padded.
+    An argument that only some inputs have gets its default for the others. The attention mask is
+    added if there is padding.
 
     Args:
         inputs: for each input, its arguments with one item for each token.
         prompts: for each input, the rows of its prompt.
-        pad_id: what token ids are padded with.
-        left: whether the padding comes before the prompts.
+        pad_id: the token id for padding.
+        left: True for padding on the left.
         first: the position of a prompt's first token.
 
+    Returns:
+        The arguments, each [rows, longest prompt, ...].
+
     Raises:
-        BatchingError: an argument has not one item for each token, or is of another kind for
-            another input.
+        BatchingError: an argument does not have one item for each token, or one input gives token
+            ids and another embeddings.
     """
     lengths = [[row.shape[0] for row in prompt] for prompt in prompts]
     longest = max(map(max, lengths))
@@ -163,10 +175,14 @@ def padded(
 
 
 def stacked(key: str, rows: Rows) -> torch.Tensor:
-    """Make one tensor of rows.
+    """Stack rows into one tensor.
+
+    Args:
+        key: name of the argument, for the message.
+        rows: the rows.
 
     Raises:
-        BatchingError: they differ in shape.
+        BatchingError: the rows differ in shape.
     """
     shapes = {row.shape for row in rows}
     if len(shapes) > 1:
@@ -185,17 +201,20 @@ def padded_for_decoder(
     is_continued: bool,
     refusal: str | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Make one batch of what the decoder is given, padded on the right, where it never looks.
+    """Make one batch of the inputs of a decoder, padded on the right.
+
+    A causal decoder attends to earlier tokens only, so padding on the right needs no mask.
 
     Args:
         inputs: for each input, its arguments for the decoder.
-        pad_id: what token ids are padded with.
-        is_continued: whether the decoder goes on writing where these end.
-        refusal: why this model cannot have inputs of unequal length for its decoder.
+        pad_id: the token id for padding.
+        is_continued: True if the decoder generates from the end of these.
+        refusal: the reason why this model's decoder cannot be padded, as the end of a sentence;
+            None if it can.
 
     Raises:
-        BatchingError: only some have an argument, or they are of unequal length and continued, or
-            padding is refused.
+        BatchingError: only some inputs have an argument; or the lengths differ, and the decoder
+            continues them or cannot be padded.
     """
     merged: dict[str, torch.Tensor] = {}
     for key in sorted(set().union(*inputs), key=DECODED.index):
@@ -222,11 +241,11 @@ def padded_for_decoder(
 
 
 def make_labels_of_rows(inputs: Sequence[dict[str, Any]]) -> None:
-    """Make a tensor of the labels of each input, with one item for each row.
+    """Replace the labels of each input by a tensor with one item for each row, in place.
 
     Raises:
         BatchingError: only some inputs have labels.
-        InputError: no tensor can be made of them.
+        InputError: no tensor can be made of the labels of an input.
     """
     for number, one in enumerate(inputs):
         value = one.get("labels")
@@ -249,16 +268,16 @@ def make_labels_of_rows(inputs: Sequence[dict[str, Any]]) -> None:
 def joined(
     inputs: Sequence[Mapping[str, Any]], counts: Sequence[int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Make one argument each of those that are no sequences.
+    """Join the arguments that are not sequences: tensors by `cat`, others if they are equal.
 
     Args:
-        inputs: for each input, its arguments that are no sequences.
-        counts: rows of each input.
+        inputs: for each input, its arguments that are not sequences.
+        counts: the number of rows of each input.
         options: arguments that were given for all inputs together.
 
     Raises:
-        BatchingError: they cannot be joined, or have as many items as there are rows, of other
-            inputs.
+        BatchingError: values differ and cannot be concatenated; or a tensor has one item for each
+            row of the batch, but another number for an input than that input has rows.
     """
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for one in inputs for key in one):
@@ -292,7 +311,17 @@ def joined(
 
 
 def _unsaid(key: str, one: Mapping[str, Rows], prompt: Rows, first: int) -> Rows:
-    """Return what a sequence is for an input that was given without it."""
+    """Return the default of a sequence, for an input without it beside one that has it.
+
+    Args:
+        key: name of the sequence.
+        one: the sequences that the input has.
+        prompt: the rows of its prompt.
+        first: the position of a prompt's first token.
+
+    Raises:
+        BatchingError: the sequence is the prompt itself, as token ids or as embeddings.
+    """
     if key in ("input_ids", "inputs_embeds"):
         raise BatchingError(
             "one invoke gives token ids and another one embeddings, and one batch has either; "
@@ -311,7 +340,8 @@ def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -
         return row
     fill = pad_id if key in IDS else -100 if key == "labels" else 0
     if key == "labels" and left:
-        # alone, the first token is not predicted; here, it would be from the padding
+        # Labels are shifted by one: alone, the first token is never predicted. Behind padding, it
+        # would be predicted from a padding token, so its label is masked.
         missing, row = missing + 1, row[1:]
     padding = row.new_full((missing, *row.shape[1:]), fill)
     return torch.cat([padding, row] if left else [row, padding])
@@ -323,7 +353,7 @@ def _tensor_of(value: Any) -> Any:
 
 
 def _are_rows(values: Iterable[Any]) -> bool:
-    """Tell whether these are tensors that can stand one below the other."""
+    """Return whether these are tensors that can be concatenated along the first axis."""
     shapes = {
         value.shape[1:] if isinstance(value, torch.Tensor) and value.ndim else None
         for value in values
@@ -333,11 +363,12 @@ def _are_rows(values: Iterable[Any]) -> bool:
 
 def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        # by identity: a comparison of values would read them from the device
         return one is other
     try:
         return bool(one is other or one == other)
     except (RuntimeError, ValueError):
-        # of tensors or arrays, which have no one answer
+        # a container of tensors or arrays, whose `==` has no single truth value
         return False
 
 
@@ -345,6 +376,6 @@ def _brief(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        # an output of transformers is one, whose repr has its tensors
+        # such as a ModelOutput, whose repr would print its tensors
         return f"of type {type(value).__qualname__}"
     return repr(value)

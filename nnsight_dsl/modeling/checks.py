@@ -1,8 +1,14 @@
-"""Checks of token ids, before a model runs on them.
+"""Checks of token ids before a run, with errors that name the input.
 
-Ids are compared with the size of the embedding where they are on the CPU, since an index that is
-out of range ends a process's use of a GPU. Values on a GPU are not looked at, which would wait for
-it.
+An index out of range raises an unhelpful error on the CPU, and on a GPU a device-side assert, after
+which the process cannot use the GPU any more. So three things are checked before the model runs:
+
+- ids are in the range of the embedding: `input_ids has the id 60000 in row 0, and ...`;
+- a mask is at least as long as its tokens;
+- a prompt is not longer than the model's table of positions.
+
+Ids on a GPU are not compared with the embedding, since reading them would wait for the GPU. Neither
+are those of a model whose ids may mean other things than rows of its embedding, such as images.
 """
 
 from __future__ import annotations
@@ -19,11 +25,11 @@ from nnsight_dsl.runtime.errors import InputError
 
 _OF_CHOICES = ("MultipleChoice", "DoubleHeads")
 _OF_ROWS = ("SequenceClassification", "MultipleChoice", "NextSentencePrediction")
-"""Parts of the names of transformers' classes whose labels are of rows, and not of tokens."""
+"""Parts of the names of transformers' classes that have a label for each row, not each token."""
 
 _MASKS = {"input_ids": "attention_mask", "inputs_embeds": "attention_mask"}
 _MASKS["decoder_input_ids"] = "decoder_attention_mask"
-"""By the name of the tokens: the name of their mask."""
+"""Names of token arguments, with the names of their masks."""
 
 
 def check(
@@ -33,16 +39,17 @@ def check(
     *,
     is_traced: bool,
 ) -> None:
-    """Refuse ids that have no embedding, and prompts that have more tokens than positions.
+    """Check the token ids, the masks and the lengths of all inputs.
 
     Args:
         module: a model of transformers.
         prompts: for each input, the arguments with an item for each token of its prompt.
         decoded: for each input, the arguments for the decoder of an encoder-decoder.
-        is_traced: whether texts can be cut by `max_length=`, as in a trace.
+        is_traced: True in a trace, where `max_length=` is the tokenizer's and can cut a text.
 
     Raises:
-        InputError: they are not for this model.
+        InputError: an id has no embedding, a mask is too short, or a prompt has more tokens than
+            the model has positions.
     """
     count = count_embeddings(module)
     name = type(module).__name__
@@ -69,13 +76,13 @@ def check(
 
 
 def takes_choices(module: nn.Module) -> bool:
-    """Tell whether a model may take ids of shape [rows, choices, tokens]."""
+    """Return whether a model may take ids of shape [rows, choices, tokens]."""
     cls = type(module)
     return not cls.__module__.startswith("transformers.") or _is_named(cls, _OF_CHOICES)
 
 
 def has_labels_of_rows(module: nn.Module) -> bool:
-    """Tell whether the labels of a model are those of rows, as of a classifier of texts."""
+    """Return whether a model has one label for each row, as a text classifier has."""
     return _is_named(type(module), _OF_ROWS)
 
 
@@ -103,7 +110,7 @@ def _check_range(key: str, rows: Rows, count: int, name: str) -> None:
 
 
 def _check_mask(key: str, rows: Rows, name: str, mask: Rows | None) -> None:
-    """Refuse a mask that ends before its tokens do; one may begin before, with cached tokens."""
+    """Refuse a mask that is shorter than its tokens; it may be longer, by cached tokens."""
     if mask is None or mask[0].ndim != 1:
         return
     if len(mask) not in (1, len(rows)):
@@ -119,7 +126,7 @@ def _check_mask(key: str, rows: Rows, name: str, mask: Rows | None) -> None:
 
 
 def count_embeddings(module: nn.Module) -> int | None:
-    """Count the embeddings of a model of text; None where ids may stand for anything else."""
+    """Return the number of embeddings; None if the model's ids may mean anything else."""
     if positions.has_parts(getattr(module, "config", None)):
         return None
     try:
@@ -130,7 +137,10 @@ def count_embeddings(module: nn.Module) -> int | None:
 
 
 def _has_own_places(sequences: Mapping[str, Rows]) -> bool:
-    """Tell whether positions are given, or a row may begin with padding, which has none."""
+    """Return whether a row of n tokens may need fewer than n positions.
+
+    That is so if positions are given, or a row may begin with padding, which has no position.
+    """
     if "position_ids" in sequences:
         return True
     masks = sequences.get("attention_mask", ())

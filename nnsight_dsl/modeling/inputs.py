@@ -1,8 +1,14 @@
-"""Prompts of a language model: the forms that one may have.
+"""The forms of a prompt: recognised before anything is tokenized.
 
-A prompt is a text, a chat (a list of messages with a role), or token ids, or several of these in a
-list. Token ids are a list of ints, lists of unequal length, a tensor or an array of integers. All
-else is refused with an `InputError` that names what was seen and how to write it.
+    "the cat"                                       text
+    ["the cat", "the dog"]                          texts
+    [{"role": "user", "content": "Hello"}]          chat; a list of chats: chats
+    [464, 3797], [[1, 2], [3]], a tensor, an array  ids
+    {"input_ids": ids, "pixel_values": image}       arguments
+
+Anything else is an `InputError` that describes the value and how to write it: bytes, a set, a list
+with mixed forms, floats as token ids. Without this, such values would reach the tokenizer or the
+model, with errors from deep inside, or with none.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import torch
 from nnsight_dsl.runtime.errors import InputError
 
 Rows = list[torch.Tensor]
-"""One sequence of an input, row by row; the rows may differ in length."""
+"""One sequence of an input as a list of rows, which may differ in length."""
 
 _INTEGERS = frozenset(
     {
@@ -27,7 +33,7 @@ _INTEGERS = frozenset(
     }
 )  # fmt: skip
 _INDICES = (torch.int32, torch.int64)
-"""Types that an embedding takes."""
+"""Integer types that an embedding accepts."""
 
 _FORMS = "give a text, a list of texts, token ids as a list or a tensor of integers, or a chat"
 
@@ -35,7 +41,7 @@ _BESIDE_TOKENS = frozenset(
     "assistant_masks length num_truncated_tokens offset_mapping overflow_to_sample_mapping "
     "overflowing_tokens special_tokens_mask".split()
 )
-"""Results of a tokenizer that are for its caller, and no arguments of a model."""
+"""Results of a tokenizer that are information for its caller, not arguments of a model."""
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 40
@@ -43,7 +49,7 @@ _repr.maxstring = _repr.maxother = 40
 
 @contextmanager
 def blaming(number: int) -> Iterator[None]:
-    """Say of an error which of the inputs of a run it is about."""
+    """Note in an `InputError` the number of the input that it is about, in the order of invokes."""
     try:
         yield
     except InputError as error:
@@ -55,10 +61,10 @@ def form_of(value: Any) -> str:
     """Return the form of a positional input.
 
     Returns:
-        `"text"`, `"texts"`, `"chat"`, `"chats"`, `"arguments"` for a mapping of them, else `"ids"`.
+        `"text"`, `"texts"`, `"chat"`, `"chats"`, `"ids"`, or `"arguments"` for a mapping.
 
     Raises:
-        InputError: it is none of these.
+        InputError: the value has none of these forms.
     """
     if isinstance(value, str):
         return "text"
@@ -76,7 +82,7 @@ def form_of(value: Any) -> str:
 
 
 def as_list(value: Any) -> Any:
-    """Return an array of texts or objects as a list; anything else as it is."""
+    """Return an array of texts or objects as a list, and any other value unchanged."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in ("U", "S", "O", "T") and hasattr(value, "tolist"):
         return value.tolist()
@@ -144,8 +150,11 @@ def id_rows(key: str, value: Any) -> Rows:
         value: a tensor or an array of one or two axes, or of three for a model of choices, a list
             of ints, or a list of rows.
 
+    Returns:
+        The rows, as integer tensors that an embedding accepts.
+
     Raises:
-        InputError: these are no token ids.
+        InputError: the value is not token ids, or has an empty row.
     """
     value = as_list(value)
     if not isinstance(value, (list, tuple)):
@@ -183,7 +192,7 @@ def id_rows(key: str, value: Any) -> Rows:
 
 
 def wrong_axes(key: str, shape: Sequence[int]) -> InputError:
-    """Return the error for ids of another number of axes than a model takes."""
+    """Return the error for ids with a number of axes that the model does not take."""
     return InputError(
         f"{key} is a tensor of shape {tuple(shape)}; token ids are [tokens] or [rows, tokens], and "
         "embeddings are given as inputs_embeds="
@@ -191,12 +200,12 @@ def wrong_axes(key: str, shape: Sequence[int]) -> InputError:
 
 
 def without_extras(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an encoding, without what a tokenizer tells its caller."""
+    """Return a tokenizer's results without those that are not arguments of a model."""
     return {key: value for key, value in given.items() if key not in _BESIDE_TOKENS}
 
 
 def brief(value: Any) -> str:
-    """Describe a value in a few words, for a message."""
+    """Return a short description of a value, for an error message."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, str):
@@ -214,7 +223,7 @@ def brief(value: Any) -> str:
 
 
 def _remedy(value: Any) -> str:
-    """Return how to write what was probably meant."""
+    """Return the second half of a message: how to write the input that was probably meant."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "a prompt is a text: decode it, as in value.decode()"
     if isinstance(value, bool) or value is None:
@@ -236,7 +245,7 @@ def _are_numbers(items: Sequence[Any]) -> bool:
 
 
 def _row_of(key: str, items: Sequence[Any]) -> torch.Tensor:
-    """Make a row of numbers."""
+    """Return a list of token ids as a tensor."""
     if set(map(type, items)) != {int}:
         items = [_id_of(key, number, one) for number, one in enumerate(items)]
     try:

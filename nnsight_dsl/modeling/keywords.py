@@ -1,16 +1,17 @@
-"""Keywords of a forward: the ones that it takes, also where it passes `**kwargs` on.
+"""The keywords that a forward takes, including those that it passes on as `**kwargs`.
 
     class Mine(LlamaForCausalLM):
         def forward(self, *args, **kwargs):
             return super().forward(*args, **kwargs)
 
-takes an `attention_mask` although its signature has none. `keywords_of` follows `**kwargs` through
-the text of a forward: to the next class, to a submodule (`self.model(..., **kwargs)`) and to a
-function. Where the text cannot be read, or a local variable is called, nothing is known about the
-other keywords, and the forward counts as open.
+takes an `attention_mask` although its signature has none. A misspelt keyword would vanish in such a
+`**kwargs`, so the names that it accepts have to be found. `keywords_of` reads the source of a
+forward and follows `**kwargs` to the next class (`super().forward`), to a submodule
+(`self.model(..., **kwargs)`) and to a method (`self.embed(**kwargs)`). If the source is not
+available, or a local variable is called, further keywords are possible, and the result is open.
 
-An open forward may swallow a keyword that nothing uses. `is_used` looks for its name in the code of
-the model's classes: as a parameter, or as a string, which `kwargs.pop("name")` has.
+An open forward may accept a keyword that nothing uses. `is_used` searches for the name in the
+bytecode of the model's classes: as a parameter, or as a string constant, for `kwargs.pop("name")`.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from typing import Any
 from torch import nn
 
 _DEEPEST = 8
-"""How many calls `**kwargs` is followed through."""
+"""The number of nested calls through which `**kwargs` is followed."""
 
 _NOT_MODELS = ("torch.", "transformers.modeling_utils", "transformers.generation.")
-"""Modules whose classes are bases of models, and have parameters that no forward takes."""
+"""Modules with base classes of models, whose methods have parameters that no forward takes."""
 
 _Kind = inspect.Parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Keywords:
-    """The keywords of a call.
+    """The keywords that a call accepts.
 
     Attributes:
-        names: the ones that are known.
-        is_open: whether there may be others.
+        names: the known ones.
+        is_open: True if it may accept others.
     """
 
     names: frozenset[str]
@@ -54,7 +55,7 @@ _UNKNOWN = Keywords(frozenset(), is_open=True)
 
 
 def forward_of(module: nn.Module) -> Any:
-    """Return the function that a call of a module runs: its own, or that of its class."""
+    """Return the forward of a module: that of the instance, if it was replaced, or of its class."""
     return module.__dict__.get("forward") or type(module).forward
 
 
@@ -63,13 +64,16 @@ def keywords_of(module: nn.Module) -> Keywords:
     own = module.__dict__.get("forward")
     if own is not None:
         found = _Reading(module).of(own, None)
-        # a wrapper, as accelerate puts one, which calls the forward of the class
+        # an open one is usually a wrapper, such as accelerate's, around the forward of the class
         return either(found, _of_class(module)) if found.is_open else found
     return _of_class(module)
 
 
 def is_used(module: nn.Module, name: str) -> bool:
-    """Tell whether any class of a model, or a function beside one, knows a keyword."""
+    """Return whether the code of a model uses a keyword.
+
+    The code is that of its classes and of its attention function.
+    """
     # composite models pass `decoder_x` on as `x`
     names = {name, name.removeprefix("decoder_"), name.removeprefix("encoder_")}
     classes = {cls for one in module.modules() for cls in type(one).__mro__}
@@ -82,7 +86,7 @@ def is_used(module: nn.Module, name: str) -> bool:
 
 
 def named_parameters(function: Any) -> frozenset[str]:
-    """Return the parameters of a function that can be given by name, without `self`."""
+    """Return the parameters of a function that can be passed by name, without `self`."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -100,7 +104,7 @@ def takes_any(function: Any) -> bool:
 
 
 def words_of(function: Any) -> frozenset[str]:
-    """Return the parameters of a function and the strings in it that could be names."""
+    """Return the parameters of a function, and its string constants that are identifiers."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     words = _words_of(code) if isinstance(code, CodeType) else set()
     return frozenset(one for one in words if one.isidentifier())
@@ -114,12 +118,17 @@ def _of_class(module: nn.Module) -> Keywords:
 
 
 def either(one: Keywords, other: Keywords) -> Keywords:
-    """Return the keywords that one of two calls takes."""
+    """Return the union of the keywords of two calls."""
     return Keywords(one.names | other.names, is_open=one.is_open or other.is_open)
 
 
 class _Reading:
-    """Follows `**kwargs` from the forward of one module."""
+    """Follows `**kwargs` from the forward of one module.
+
+    Args:
+        module: the module, to resolve `self.x` in the source.
+        depth: the number of calls followed so far.
+    """
 
     def __init__(self, module: nn.Module, depth: int = 0) -> None:
         self._module = module
@@ -130,8 +139,9 @@ class _Reading:
 
         Args:
             function: a forward, or anything else that is called.
-            number: place of its class among the module's bases, for `super()`.
-            by_position: how many arguments are given to it by position.
+            number: index of its class in the MRO of the module's class, to resolve `super()`; None
+                for a function that is not a method of it.
+            by_position: the number of arguments passed to it by position.
         """
         try:
             parameters = inspect.signature(function).parameters.values()
@@ -146,7 +156,7 @@ class _Reading:
         return Keywords(frozenset(named) | passed_on.names, passed_on.is_open)
 
     def _passed_on(self, function: Any, rest: str, number: int | None) -> Keywords:
-        """Return the keywords that are taken where `**rest` is passed on to."""
+        """Return the keywords that are accepted by the calls to which `**rest` is passed on."""
         tree = _tree_of(function)
         if tree is None or self._depth >= _DEEPEST:
             return self._of_next_class(number) if number is not None else _UNKNOWN
@@ -164,7 +174,7 @@ class _Reading:
             return _UNKNOWN
         names = frozenset().union(*(one.names for one in found))
         return Keywords(
-            # a keyword goes to all of them
+            # a keyword is passed to all of these calls, so all must accept it
             frozenset(name for name in names if all(one.is_open or name in one for one in found)),
             is_open=any(one.is_open for one in found),
         )
@@ -215,12 +225,12 @@ _NAMED = (_Kind.POSITIONAL_OR_KEYWORD, _Kind.KEYWORD_ONLY)
 
 
 def _positions(call: ast.Call) -> int:
-    """Count the arguments that are given by position; of `*args` nothing is known."""
+    """Count the arguments passed by position; `*args`, of unknown length, is not counted."""
     return sum(not isinstance(one, ast.Starred) for one in call.args)
 
 
 def _tree_of(function: Any) -> ast.FunctionDef | None:
-    """Return the syntax tree of a function; None where its text cannot be found."""
+    """Return the syntax tree of a function; None if its source is not available."""
     try:
         text = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
         (statement,) = ast.parse(text).body
@@ -237,7 +247,7 @@ def _codes_of(cls: type) -> Iterator[CodeType]:
 
 
 def _attention_codes(module: nn.Module) -> Iterator[CodeType]:
-    """Find the functions that compute attention, which transformers keeps in a table."""
+    """Yield the code of the model's attention function, which transformers keeps in a registry."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = getattr(getattr(module, "config", None), "_attn_implementation", None)
@@ -247,7 +257,7 @@ def _attention_codes(module: nn.Module) -> Iterator[CodeType]:
 
 
 def _words_of(code: CodeType) -> set[str]:
-    """Return the parameters of a function and the strings in it."""
+    """Return the parameters and the string constants of a function, with those of inner ones."""
     count = code.co_argcount + code.co_kwonlyargcount
     words = set(code.co_varnames[:count])
     for constant in code.co_consts:

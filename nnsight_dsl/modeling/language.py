@@ -1,7 +1,22 @@
-"""The wrapper of language models of the transformers library.
+"""`LanguageModel`: the wrapper of language models of the transformers library.
 
-Prompts go in as text. Several of them run as one batch, padded so that each gets what it gets
-alone: causal models are padded on the left, with position ids counted from the attention mask.
+    model = LanguageModel("openai-community/gpt2")
+    with model.trace() as tracer:
+        with tracer.invoke("the cat"):                  # 2 tokens
+            one = model.lm_head.output[:, -1].save()
+        with tracer.invoke("the red dog ran"):          # 4 tokens, in the same batch
+            two = model.lm_head.output[:, -1].save()
+
+A model given by name is built on the meta device, and its weights are loaded at the first run.
+Inputs pass through these steps to one call of the model, all of them in `_batch`:
+
+1. Keywords are split into those of the tokenizer and those of the model (`options.py`).
+2. Prompts become arguments (`prompts.py`), and arguments become rows (`batching.rows_of`).
+3. Ids, masks and lengths are checked (`checks.py`).
+4. Rows are padded so that each gets the result that it gets alone (`batching.py`, `padding.py`):
+   causal models on the left, with position ids counted from the attention mask.
+
+An architecture that cannot be padded refuses prompts of unequal length with a `BatchingError`.
 """
 
 from __future__ import annotations
@@ -31,11 +46,14 @@ from nnsight_dsl.tracing.tracer import Batch, Input
 from nnsight_dsl.transforms import requests
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
-"""Adapters of learned prompts that do not stand among the tokens, where padding would come next."""
+"""PEFT's kinds of learned prompts that are in the KV cache, not among the tokens.
+
+Padding on the left would separate learned tokens from the prompt, so other kinds are not padded.
+"""
 
 
 class Generation(Place):
-    """`model.generator`: the generation as a whole. Its output is the generated token ids."""
+    """`model.generator`: the place of a whole generation. Its output is the generated token ids."""
 
     _module = None
     _path = "generator"
@@ -43,7 +61,7 @@ class Generation(Place):
 
     @property
     def output(self) -> Any:
-        """What `generate` returned: token ids of shape [rows, prompt and new tokens].
+        """The result of `generate`: token ids of shape [rows, prompt and new tokens].
 
         Raises:
             NotRunningError: no model is running.
@@ -120,6 +138,7 @@ class LanguageModel(NNsight):
                 _pad_left(tokenizer, module)
                 tokenizer.padding_side = given.get("padding_side", tokenizer.padding_side)
         super().__init__(module, rename=rename)
+        # None once the weights are loaded; only `dispatch` sets it to None
         self._source = None if dispatch else source
         self._load_options = options
         self.tokenizer = tokenizer
@@ -133,7 +152,7 @@ class LanguageModel(NNsight):
         module = _load(source, self._load_options)
         self._rebind(module)
         self._family = register_modules(module)
-        # last, so that one that is interrupted is done again
+        # last, so that an interrupted load is repeated
         self._source = None
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -153,7 +172,7 @@ class LanguageModel(NNsight):
                 known neither to the generation nor to the tokenizer.
         """
         if not args and kwargs.get("inputs") is not None:
-            # the name that transformers has for it
+            # transformers' name of the prompt
             args = (kwargs.pop("inputs"),)
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
@@ -179,9 +198,10 @@ class LanguageModel(NNsight):
         return super()._function(name)
 
     def _restoring(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """Return PEFT's generate, which lends the model inside a method for as long as it lasts.
+        """Wrap PEFT's `generate`, which replaces a method of the inner model while it runs.
 
-        It takes that back after an Exception; what ends a run early is none.
+        PEFT restores the method after an `Exception`. A run that ends early raises a
+        `BaseException`, so it is restored here, too.
         """
 
         def generate_and_restore(*args: Any, **kwargs: Any) -> Any:
@@ -211,7 +231,7 @@ class LanguageModel(NNsight):
         return max(beams, sequences), sequences
 
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
-        # all arguments of such a forward can be left out, and the model cannot do without them
+        # every argument of such a forward has a default, but the model needs one of them
         return False
 
     def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -301,7 +321,7 @@ class LanguageModel(NNsight):
                 refusal=padding.refusal_of_decoded(self._inner()),
             )
         device = self.device
-        # the token ids come first, so that they are the root's `.input`
+        # the order matters: the first argument, the token ids, is the root's `.input`
         kwargs = {
             key: value.to(device) if isinstance(value, torch.Tensor) else value
             for key, value in {**merged, **joined}.items()
@@ -313,7 +333,11 @@ class LanguageModel(NNsight):
         return Batch((), kwargs, counts)
 
     def _options_of(self, function: str) -> Options:
-        """Return which keywords a run can have; found once for each forward and tokenizer."""
+        """Return the keywords that a run accepts, cached for each function.
+
+        The cached value is valid as long as the model, both forwards and the tokenizer are the
+        same objects: users replace a forward, and accelerate does.
+        """
         cached: dict[str, Any] = self.__dict__.setdefault("_known_options", {})
         inner, tokenizer = self._inner(), self.__dict__["tokenizer"]
         forward, outer = forward_of(inner), forward_of(self._module)
@@ -365,9 +389,13 @@ class LanguageModel(NNsight):
         prompts: Sequence[Rows],
         arguments: Mapping[str, Any],
     ) -> None:
-        """Take off the masks of a tokenizer where a cache holds the tokens before.
+        """Drop the tokenizer's masks if a KV cache (`past_key_values`) holds earlier tokens.
 
-        A mask has an item for each token of the cache, too, and without one all are looked at.
+        A mask must cover the cached tokens, too, and the tokenizer's does not. Without a mask, the
+        model attends to all tokens.
+
+        Raises:
+            BatchingError: there is padding, which only a mask could hide.
         """
         if arguments.get("past_key_values") is None:
             return
@@ -384,7 +412,10 @@ class LanguageModel(NNsight):
             )
 
     def _set_padding(self, kwargs: dict[str, Any]) -> None:
-        """Say what a generation fills finished rows with, which transformers warns of otherwise."""
+        """Set the token id that fills finished rows of a generation.
+
+        It is the one that transformers would choose, with a warning.
+        """
         config = kwargs.get("generation_config") or getattr(self._module, "generation_config", None)
         if getattr(config, "pad_token_id", None) is not None or "pad_token_id" in kwargs:
             return
@@ -407,15 +438,15 @@ class LanguageModel(NNsight):
         counting = padding.counting_of(self._inner())
         pad_id, left = counting.padding_id, False
         if is_padded:
-            # each attribute of a config costs 5 µs, and most runs need none
+            # only now: each attribute of a configuration costs 5 µs, and most runs need none
             left = self._pads_left()
             self._check_can_pad(function, left=left)
             pad_id = self._pad_id() if pad_id is None else pad_id
         merged = batching.padded(sequences, prompts, pad_id or 0, left=left, first=counting.first)
         mask = merged.get("attention_mask")
-        # the places of an image are no single numbers: such a model counts from the mask itself
+        # an image token has a position of several numbers: such a model computes positions itself
         counts_itself = any(key.endswith("grid_thw") for key in others)
-        # ... or from the token ids, as it does for a prompt alone
+        # a model that computes positions from token ids does so in a padded batch, too
         counts_itself |= counting.padding_id is not None and "input_ids" in merged
         if (
             mask is not None
@@ -430,17 +461,17 @@ class LanguageModel(NNsight):
         return merged
 
     def _takes_positions(self, function: str) -> bool:
-        """Tell whether positions are counted here: for a causal model, padded on the left."""
+        """Return whether position ids are computed here: for a causal model, padded on the left."""
         if not self._pads_left() or "position_ids" not in self._accepted():
             return False
         if function != "generate":
             return True
-        # transformers counts them itself if the signature has them, not if `**kwargs` takes them
+        # `generate` computes them if they are in the signature, but not if `**kwargs` takes them
         signature = inspect.signature(forward_of(self._inner()))
         return "position_ids" not in signature.parameters
 
     def _infer_masks(self, sequences: Sequence[dict[str, Rows]]) -> None:
-        """Mask padding in ids that are given without a mask, as `generate` does for one input."""
+        """Mask padding in ids without a mask, as `generate` does for a single input."""
         config = getattr(self._module, "generation_config", None)
         pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
         if pad is None or pad == end or (isinstance(end, list) and pad in end):
@@ -487,10 +518,10 @@ class LanguageModel(NNsight):
         return self._options_of("trace").forward.names
 
     def _inner(self) -> nn.Module:
-        """Return the model of transformers, which may stand in a wrapper of another library.
+        """Return the model of transformers, unwrapped from a wrapper of another library.
 
-        The model of an adapter passes on what it is given, so its own signature tells nothing,
-        and generates by calling the model inside.
+        PEFT's wrapper of an adapter passes its arguments on, so its signature says nothing, and its
+        generation calls the model inside.
         """
         from transformers import PreTrainedModel
 
@@ -514,7 +545,7 @@ class LanguageModel(NNsight):
         return getattr(self.tokenizer, "padding_side", "right") == "left"
 
     def _pad_id(self) -> int:
-        """Return an id to pad with, of which the model has an embedding; it is never looked at."""
+        """Return an id for padding that has an embedding; the mask hides its value."""
         count = checks.count_embeddings(self._inner())
         config = getattr(self._module, "config", None)
         text_config = getattr(config, "text_config", None)
@@ -533,7 +564,7 @@ TransformersModel = LanguageModel
 
 
 def _build(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
-    """Build a model without weights."""
+    """Build a model on the meta device, from its configuration."""
     import transformers
     from accelerate import init_empty_weights
 
@@ -551,7 +582,10 @@ def _build(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
 
 
 def _pad_left(tokenizer: Any, module: nn.Module) -> None:
-    """Let a tokenizer pad as prompts are padded here: on the left, where a model generates."""
+    """Set a tokenizer's padding side to the left, as prompts are padded here, if a model generates.
+
+    A tokenizer without a padding token gets its end token for it.
+    """
     config = getattr(module, "config", None)
     can_generate = getattr(module, "can_generate", None)
     if (

@@ -1,10 +1,14 @@
-"""Options of a run: which keyword goes to the forward, to `generate` or to the tokenizer.
+"""Options of a run: which keyword is the forward's, which `generate`'s, which the tokenizer's.
 
     model.trace("a long text", truncation=True, max_length=64, output_attentions=True)
 
 `truncation` and `max_length` are the tokenizer's, `output_attentions` is the forward's. In
-`model.generate(...)`, `max_length` is the generation's. A keyword that none of them knows would get
-lost in the `**kwargs` of a forward, and is refused.
+`model.generate(...)`, `max_length` is the generation's. The forward and the generation take
+precedence over the tokenizer.
+
+A keyword that none of them accepts would vanish in the `**kwargs` of a forward, and the run would
+silently ignore it. So it is an `InputError`, with a suggestion: a similar keyword, or the name that
+transformers has for an argument of another library (`max_tokens`: write `max_new_tokens`).
 """
 
 from __future__ import annotations
@@ -46,23 +50,23 @@ _OTHER_NAMES = {
     "stop_sequences": "stop_strings",
     "stop_token_ids": "eos_token_id",
 }
-"""What arguments of other libraries' generation are called in transformers."""
+"""Arguments of generation in other libraries, with their names in transformers."""
 
 FOR_PROCESSORS = ("audio", "image", "images", "raw_speech", "video", "videos")
-"""Keywords of processors, which make arguments of a model of images and of sound."""
+"""Keywords of processors, for images, sound and video."""
 
 _IGNORED = frozenset({"return_tensors"})
-"""Options of a tokenizer that change nothing here: tensors are made in any case."""
+"""Options of a tokenizer that have no effect here: tensors are made in any case."""
 
 _NOT_FOR_USERS = frozenset(
     "conversation return_assistant_tokens_mask return_dict text tokenize".split()
 )
-"""Parameters of a tokenizer that are set here."""
+"""Parameters of a tokenizer that this package sets itself."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The keywords that a run of a model can have. They hold as long as its forward is the same.
+    """The keywords that a run of a model accepts. Valid as long as the model's forward is the same.
 
     Attributes:
         module: the model of transformers.
@@ -70,7 +74,7 @@ class Options:
         tokenizer: its tokenizer, or None.
         generate: the function that generates, None in a trace.
         own: options of the trace itself, for suggestions.
-        used: other keywords that were looked for, and that the model uses.
+        used: cache: keywords outside of any signature that the model's code was found to use.
     """
 
     module: nn.Module
@@ -81,10 +85,13 @@ class Options:
     used: set[str] = field(default_factory=set)
 
     def parted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Part the options for the tokenizer from those for the model.
+        """Split options into those for the tokenizer and those for the model.
+
+        Returns:
+            The options for the tokenizer, and those for the forward or the generation.
 
         Raises:
-            InputError: a keyword is known to neither.
+            InputError: neither accepts a keyword.
         """
         texts: dict[str, Any] = {}
         rest: dict[str, Any] = {}
@@ -100,17 +107,17 @@ class Options:
         return texts, rest
 
     def check(self, given: Iterable[str]) -> None:
-        """Refuse arguments of a model that this one does not know.
+        """Check that the model accepts arguments.
 
         Raises:
-            InputError: one is unknown.
+            InputError: it does not accept one of them.
         """
         for key in given:
             if key not in self.forward and key not in self.generation:
                 self._check(key)
 
     def kept_of(self, encoding: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a plain call takes of a tokenizer's result."""
+        """Return the items of a tokenizer's result that are arguments of this run."""
         is_open = self.forward.is_open
         is_trace = self.generate is None
         return {
@@ -121,7 +128,7 @@ class Options:
 
     @cached_property
     def generation(self) -> frozenset[str]:
-        """Keywords of the generation; none in a trace."""
+        """Keywords of the generation; empty in a trace."""
         return _generation_keywords(self.generate) if self.generate is not None else frozenset()
 
     @cached_property
@@ -180,7 +187,7 @@ class Options:
 
 
 def text_keywords(tokenizer: Any) -> frozenset[str]:
-    """Return the options that a tokenizer has for texts."""
+    """Return the options of a tokenizer's call, for texts."""
     if tokenizer is None:
         return frozenset()
     return _text_keywords(type(tokenizer).__call__)
@@ -190,7 +197,7 @@ def text_keywords(tokenizer: Any) -> frozenset[str]:
 def _text_keywords(call: Any) -> frozenset[str]:
     names = named_parameters(call)
     if takes_any(call):
-        # a processor, or a class around a tokenizer, passes them on
+        # a processor, or a wrapper of a tokenizer, passes `**kwargs` on to one
         from transformers import PreTrainedTokenizerBase
 
         names |= named_parameters(PreTrainedTokenizerBase.__call__)
@@ -198,13 +205,17 @@ def _text_keywords(call: Any) -> frozenset[str]:
 
 
 def chat_keywords(tokenizer: Any) -> frozenset[str]:
-    """Return the options that a tokenizer has for chats."""
+    """Return the options of a tokenizer's chat template, for chats."""
     apply = getattr(type(tokenizer), "apply_chat_template", None)
     return named_parameters(apply) - _NOT_FOR_USERS if apply is not None else frozenset()
 
 
 def refuse_idle(options: Iterable[str]) -> None:
-    """Refuse options for texts where no input is a text."""
+    """Refuse options for texts if no input is a text.
+
+    Raises:
+        InputError: there is an option.
+    """
     for key in options:
         raise InputError(
             f"{key!r} is an option of the tokenizer, and the input has token ids already; give it "
@@ -214,7 +225,7 @@ def refuse_idle(options: Iterable[str]) -> None:
 
 @cache
 def _of_transformers() -> frozenset[str]:
-    """Return the keywords that transformers passes through the forwards of all its models."""
+    """Return the keywords that transformers passes through the forwards of all models."""
     from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
     from transformers.utils import generic
 

@@ -1,21 +1,24 @@
-"""Padding: which architectures may be padded, and how positions are counted beside it.
+"""Padding: which architectures can be padded, and how they count positions in a padded batch.
 
     with model.trace(["the cat", "the red dog ran"]):         # 2 tokens and 4
 
-Each row of the batch has to get what it gets alone. What is before or behind its tokens is hidden
-from them by the attention mask; what is left is that an architecture counts its positions right,
-and that nothing but attention goes from one place to another. Three facts are found in the model:
+Each row of the batch must get the result that it gets alone. The attention mask hides padding from
+attention. That suffices if the model counts positions from the first real token, and if nothing but
+attention mixes tokens. Three facts are read from the model:
 
-- whether its forward takes position ids: they are counted from the mask;
-- where they start: the embeddings of RoBERTa and its like make positions out of token ids, by a
-  method or function of one name, and begin behind the index of the padding; others have a buffer
-  of the position ids that they use by themselves;
-- whether it counts by the place in the batch: a decoder whose table of positions is given neither
-  position ids nor the mask, as that of BART.
+- Does its forward take position ids? Then they are computed from the mask.
+- Where do positions start? Embeddings like RoBERTa's compute them from token ids, with a method or
+  function of one name, and start behind the index of the padding token. Others have a buffer with
+  the position ids that they use by default.
+- Does it count by the index in the batch? So does a decoder whose position table gets neither
+  position ids nor the mask, such as BART's. It cannot be padded on the left.
 
-What the model does not show is in the tables below, with the reason. The test
-`tests/equivalence/test_padding_sweep.py` compares every architecture of transformers that can be
-made small with the rows alone; it fails where one is wrong, and where one is refused without need.
+Facts that the model does not show (convolutions, recurrent states, a mask that is ignored) are in
+the tables below, by model type, with the reason, which is part of the error message.
+
+`tests/equivalence/test_padding_sweep.py` compares padded rows with the rows alone, for every
+architecture of transformers that can be made small. It fails if one is wrong, and if one is refused
+that would be right.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ MIXES: Mapping[str, str] = {
     "reformer": "sorts tokens into chunks that are counted from the start of the batch",
     "yoso": _ALL_PLACES,
 }
-"""By model type, why padding reaches the tokens beside it."""
+"""By model type, why padding on either side changes the result."""
 
 MIXES_ON_THE_LEFT: Mapping[str, str] = {
     "deepseek_v4": "compresses tokens in groups that are counted from the start of the batch",
@@ -54,12 +57,12 @@ MIXES_ON_THE_LEFT: Mapping[str, str] = {
     "recurrent_gemma": _IGNORES_MASK,
     "rwkv": _IGNORES_MASK,
 }
-"""By model type, why padding reaches the tokens behind it."""
+"""By model type, why padding on the left changes the result."""
 
 MIXES_ON_THE_RIGHT: Mapping[str, str] = {
     "cpmant": "looks for its padding on the left",
 }
-"""By model type, why padding reaches the tokens before it."""
+"""By model type, why padding on the right changes the result."""
 
 _DROPS_MASK = "drops the attention mask when it generates"
 
@@ -70,22 +73,22 @@ GENERATES_UNPADDED: Mapping[str, str] = {
     "xlm": _DROPS_MASK,
     "xlnet": _DROPS_MASK,
 }
-"""By model type, why its generation goes wrong where a forward does not."""
+"""By model type, why padding changes a generation, but not a single forward."""
 
 _SEES_AHEAD = "gives another output when more tokens follow in its decoder"
 
 DECODES_UNPADDED: Mapping[str, str] = {"fsmt": _SEES_AHEAD, "prophetnet": _SEES_AHEAD}
-"""By model type, why inputs of its decoder have to be of equal length."""
+"""By model type, why the inputs of its decoder must have the same length."""
 
 GENERATES_ALONE: Mapping[str, str] = {
     "rwkv": "mixes the rows of a batch when it generates",
 }
-"""By model type, why it generates from one prompt only."""
+"""By model type, why it can generate from one prompt at a time only."""
 
 EAGER: Mapping[str, str] = {
     "hrm_text": "makes no number of a place that sees padding only, with eager attention",
 }
-"""By model type, why padding shows with `attn_implementation="eager"`."""
+"""By model type, why padding changes the result with `attn_implementation="eager"`."""
 
 _NOT_TEXT = ("vision", "visual", "image", "audio", "speech")
 
@@ -96,8 +99,8 @@ class Counting:
 
     Attributes:
         first: the position of the first token.
-        padding_id: the token id that it takes for padding when it counts, None if it takes none.
-        by_place: whether it counts by the place in the batch and cannot be told otherwise.
+        padding_id: the token id that it skips when it counts; None if it does not count token ids.
+        by_place: True if it counts by the index in the batch and takes no position ids.
     """
 
     first: int
@@ -109,7 +112,7 @@ _known: WeakKeyDictionary[nn.Module, Counting] = WeakKeyDictionary()
 
 
 def counting_of(module: nn.Module) -> Counting:
-    """Return how a model of transformers counts positions."""
+    """Return how a model of transformers counts positions; computed once for each model."""
     found = _known.get(module)
     if found is None:
         found = _known[module] = _counting_of(module)
@@ -138,13 +141,13 @@ def _counting_of(module: nn.Module) -> Counting:
 
 
 def _counts_token_ids(cls: type) -> bool:
-    """Tell whether embeddings make positions out of token ids, by a method or by a function."""
+    """Return whether a class of embeddings computes positions from token ids, as RoBERTa's does."""
     name = "create_position_ids_from_input_ids"
     return hasattr(cls, name) or hasattr(sys.modules.get(cls.__module__), name)
 
 
 def _first_of_buffer(embeddings: nn.Module) -> int | None:
-    """Return the first of the position ids that embeddings use where they are given none."""
+    """Return the first position id in the buffer of embeddings; None without such a buffer."""
     ids = getattr(embeddings, "position_ids", None)
     if not isinstance(ids, torch.Tensor) or ids.is_meta or not ids.numel():
         return None
@@ -152,16 +155,16 @@ def _first_of_buffer(embeddings: nn.Module) -> int | None:
 
 
 def refusal(module: nn.Module, forward: Keywords, *, left: bool, generates: bool) -> str | None:
-    """Say why prompts of unequal length cannot make one batch; None if they can.
+    """Return why prompts of unequal length cannot make one batch; None if they can.
 
     Args:
         module: the model of transformers.
         forward: the keywords that its forward takes.
-        left: whether the batch is padded on the left.
-        generates: whether the model generates from it.
+        left: True if the batch is padded on the left.
+        generates: True if the model generates from it.
 
     Returns:
-        What the model does, as the end of a sentence.
+        The reason, as a predicate of the model's name: "ignores the attention mask".
     """
     types = set(model_types(getattr(module, "config", None)))
     reasons = dict(MIXES)
@@ -181,7 +184,7 @@ def refusal(module: nn.Module, forward: Keywords, *, left: bool, generates: bool
 
 
 def refusal_of_decoded(module: nn.Module) -> str | None:
-    """Say why inputs of a decoder of unequal length cannot make one batch; None if they can."""
+    """Return why decoder inputs of unequal length cannot make one batch; None if they can."""
     for one in model_types(getattr(module, "config", None)):
         if one in DECODES_UNPADDED:
             return DECODES_UNPADDED[one]
@@ -189,7 +192,7 @@ def refusal_of_decoded(module: nn.Module) -> str | None:
 
 
 def model_types(config: Any) -> Iterator[str]:
-    """Iterate over the types of a model and of the text models in it."""
+    """Yield the model types in a configuration: that of the model, and of the text models in it."""
     if config is None:
         return
     model_type = getattr(config, "model_type", None)

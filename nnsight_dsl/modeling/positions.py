@@ -1,7 +1,11 @@
-"""Positions of tokens: counted from a mask, and how many a model has.
+"""Positions: counted from an attention mask, and limited by a model's table of positions.
 
-A model with learned positions has a table of them, and no entry for a token beyond its end. A model
-with rotary or relative positions has no such limit.
+    mask       0 0 1 1 1        two tokens of padding on the left
+    positions  0 0 0 1 2
+
+A model with learned positions has a table with one entry for each position. A prompt beyond its end
+would raise an index error, or end the process's use of a GPU. `find_limit` finds the table among
+the modules and buffers of the model. A model with rotary or relative positions has no such limit.
 """
 
 from __future__ import annotations
@@ -23,20 +27,20 @@ _LIMITS = (
     "max_encoder_position_embeddings",
     "max_decoder_position_embeddings",
 )
-"""Names that configurations have for the number of positions."""
+"""Attributes of configurations with the number of positions."""
 
 
 def counted(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Count positions from the first token that is no padding on the left.
+    """Count positions from the first token behind the padding on the left.
 
-    A token that is masked elsewhere has a position, as it has where nothing is padded.
+    A token that is masked in another place keeps its position, as in a prompt without padding.
 
     Args:
-        mask: [rows, tokens before and of the prompt], 0 for padding.
-        length: how many tokens the prompt has; the mask may begin before it, with cached ones.
+        mask: [rows, cached tokens and tokens of the prompt], 0 for padding.
+        length: the number of tokens of the prompt.
 
     Returns:
-        Positions, [rows, length].
+        Positions of the prompt's tokens, [rows, length], from 0.
     """
     padding = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
     numbers = torch.arange(mask.shape[-1], device=mask.device)
@@ -44,7 +48,7 @@ def counted(mask: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def begins_late(mask: torch.Tensor) -> bool:
-    """Tell whether a row may begin with padding; on a GPU that is not looked at, but assumed."""
+    """Return whether a row may begin with padding; always True on a GPU, to not wait for it."""
     if mask.ndim != 2:
         return False
     return mask.device.type != "cpu" or not bool(mask[:, 0].all())
@@ -52,13 +56,13 @@ def begins_late(mask: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of learned positions.
+    """A table of positions, learned or of sines and cosines.
 
     Attributes:
         parent: the module that has it.
-        name: its name there.
-        skipped: how many of its entries stand for no token.
-        is_decoders: whether it is of the decoder of an encoder-decoder.
+        name: its name in the module.
+        skipped: the number of entries that are not positions of tokens.
+        is_decoders: True if it belongs to the decoder of an encoder-decoder.
     """
 
     parent: nn.Module
@@ -67,7 +71,7 @@ class Table:
     is_decoders: bool
 
     def find_size(self) -> int | None:
-        """Return how many tokens it has positions for, None where it is no longer there."""
+        """Return the number of tokens that it has positions for; None if it was removed."""
         table = self.parent._modules.get(self.name) or self.parent._buffers.get(self.name)
         entries = table.weight if isinstance(table, nn.Embedding) else table
         if not isinstance(entries, torch.Tensor):
@@ -76,17 +80,17 @@ class Table:
 
 
 _WITHOUT_END = frozenset({"tapas"})
-"""Model types whose last position is that of all tokens beyond."""
+"""Model types that give all tokens beyond the end the last position."""
 
 _tables: WeakKeyDictionary[nn.Module, tuple[Table, ...]] = WeakKeyDictionary()
 
 
 def find_limit(module: nn.Module, *, decoder: bool = False) -> int | None:
-    """Return how many tokens a prompt may have, None where nothing is known to limit it.
+    """Return the largest number of tokens of a prompt; None if no limit is known.
 
     Args:
         module: a model of transformers.
-        decoder: ask for the tokens that the decoder of an encoder-decoder is given.
+        decoder: True for the limit of an encoder-decoder's decoder.
     """
     tables = _tables.get(module)
     if tables is None:
@@ -116,9 +120,13 @@ def _tables_of(module: nn.Module) -> list[Table]:
 
 
 def _skipped(table: Any, limits: Collection[Any]) -> int | None:
-    """Return how many entries of a table stand for no token; None where it is no such table."""
+    """Return the number of entries that are not positions; None if it is not a position table.
+
+    A table is recognised by its size: one of the numbers that the configuration has for positions,
+    or that with a known offset.
+    """
     if isinstance(table, torch.Tensor):
-        # of sines and cosines
+        # a buffer of sines and cosines
         return 0 if table.ndim == 2 and table.shape[0] in limits else None
     if not isinstance(table, nn.Embedding) or _clamps(table):
         return None
@@ -128,17 +136,17 @@ def _skipped(table: Any, limits: Collection[Any]) -> int | None:
         offset = 0 if table.padding_idx is None else table.padding_idx + 1
     if size in limits or size - offset in limits:
         return offset
-    # some models count from 2 on, and have two entries more than they say
+    # some models count from 2, and have two entries more than their configuration says
     return 2 if size - 2 in limits else None
 
 
 def _clamps(table: nn.Embedding) -> bool:
-    """Tell whether tokens beyond the end of a table have its last position."""
+    """Return whether a table clamps indices, so that it has a position for any token."""
     code = getattr(type(table).forward, "__code__", None)
     return "clamp" in getattr(code, "co_names", ())
 
 
 def has_parts(config: Any) -> bool:
-    """Tell whether a configuration consists of several, as those of images and of text."""
+    """Return whether a configuration has sub-configurations, such as one of images and text."""
     parts = getattr(type(config), "sub_configs", None)
     return isinstance(parts, Mapping) and bool(parts)

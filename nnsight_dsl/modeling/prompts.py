@@ -1,7 +1,14 @@
-"""Prompts as arguments of a model: what a tokenizer makes of texts and of chats, and the rest.
+"""From prompts to arguments of a model: texts and chats are tokenized, other forms passed on.
 
-A chat is a list of messages, `[{"role": "user", "content": "Hello"}]`. The tokenizer's template
-makes a text of it, which ends where the model's answer begins.
+    all_given([Input(("the cat",)), Input((), {"input_ids": ids})], ...)
+    -> [{"input_ids": [[1169, 3797]], "attention_mask": [[1, 1]]}, {"input_ids": ids}]
+
+A chat is a list of messages, `[{"role": "user", "content": "Hello"}]`. The tokenizer's chat
+template turns it into text, which ends where the model's answer begins.
+
+Texts of several invokes are tokenized in one call, which takes a third of the time. A tokenizer of
+another library may pad such texts or reject a list, so the one call is made only for the classes of
+transformers, and its result is used only if it has one row for each text.
 """
 
 from __future__ import annotations
@@ -24,14 +31,14 @@ from nnsight_dsl.runtime.errors import InputError, TokenizerNotFoundError
 from nnsight_dsl.tracing.tracer import Input
 
 _PAIRED = ("text_pair", "text_target", "text_pair_target")
-"""Options that are texts themselves, one for each text."""
+"""Options that are texts themselves, one for each text of the input."""
 
 
 class Given(dict[str, Any]):
-    """The arguments of one input.
+    """The arguments of one input, by name.
 
     Attributes:
-        made: those that the tokenizer made.
+        made: names of those that the tokenizer returned; the user gave all others.
     """
 
     def __init__(self, arguments: Mapping[str, Any], made: frozenset[str]) -> None:
@@ -40,7 +47,7 @@ class Given(dict[str, Any]):
 
     @property
     def may_begin_late(self) -> bool:
-        """Whether a row may begin with padding, as far as can be told without tensors."""
+        """True if a row may begin with padding. A mask in a tensor is not read: it may have any."""
         mask = self.get("attention_mask")
         if mask is None:
             return False
@@ -54,16 +61,14 @@ def all_given(
 ) -> list[Given]:
     """Return the arguments of each input.
 
-    Texts are tokenized in one call, which costs a third of one call for each.
-
     Args:
-        inputs: what the user gave.
-        known: the keywords that the run can have.
+        inputs: the inputs, as the user gave them.
+        known: the keywords that the run accepts.
         for_texts: options of the tokenizer that were given for all inputs together.
         main: name of the model's main argument.
 
     Raises:
-        InputError: an input is nothing that a language model runs on.
+        InputError: an input has no form of a prompt, or options do not apply to it.
         TokenizerNotFoundError: an input is a text, and there is no tokenizer.
     """
     tokenizer = known.tokenizer
@@ -76,14 +81,14 @@ def all_given(
         for number, one in enumerate(inputs)
         if len(one.args) == 1 and type(one.args[0]) is str and not options[number][0]
     ]
-    # one of the user's own may pad what it is given together, or take one text at a time
+    # a tokenizer of another library may pad texts given together, or take one text at a time
     is_usual = type(tokenizer).__module__.startswith("transformers.")
     rows: dict[int, Mapping[str, Any]] = {}
     if len(texts) > 1 and is_usual and for_texts.keys().isdisjoint(_PAIRED):
         encoding = _encoded_texts(
             tokenizer, [inputs[number].args[0] for number in texts], for_texts
         )
-        # otherwise such a tokenizer does not give one row for each text
+        # with some options (overflowing tokens), a text has several rows, or the result is a tensor
         if all(type(one) is list and len(one) == len(texts) for one in encoding.values()):
             for row, number in enumerate(texts):
                 rows[number] = {key: one[row : row + 1] for key, one in encoding.items()}
@@ -115,7 +120,10 @@ def all_given(
 def _read(
     one: Input, known: Options, for_texts: Mapping[str, Any], main: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return what the tokenizer makes of an input, and what the user gives as it is."""
+    """Return the tokenizer's result for an input, and the arguments that the user gave directly.
+
+    One of the two is empty.
+    """
     if len(one.args) > 1:
         raise InputError(
             f"{len(one.args)} inputs were given at once; give several prompts as a list"
@@ -135,7 +143,11 @@ def _read(
 
 
 def _check_encoding(value: Any, encoding: Mapping[str, Any]) -> None:
-    """Refuse a text of which the tokenizer makes no tokens."""
+    """Refuse a text that the tokenizer turns into no tokens.
+
+    Raises:
+        InputError: there is such a text.
+    """
     for number, row in enumerate(encoding.get("input_ids", ())):
         if hasattr(row, "__len__") and not len(row):
             texts = [value] if isinstance(value, str) else value
@@ -149,12 +161,12 @@ def _check_encoding(value: Any, encoding: Mapping[str, Any]) -> None:
 def _encoded(
     tokenizer: Any, value: Any, form: str, options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return what a tokenizer makes of one input.
+    """Tokenize one input.
 
     Args:
         tokenizer: the tokenizer, or None.
         value: a text, a list of texts, a chat or a list of chats.
-        form: which of them it is.
+        form: the form of the value, from `form_of`.
         options: options of the tokenizer.
 
     Raises:
@@ -172,11 +184,15 @@ def _encoded(
 
 
 def _encoded_texts(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a tokenizer makes of a text, or of several."""
+    """Tokenize a text, or several.
+
+    Raises:
+        InputError: an option is not one for texts, or a paired text does not fit the input.
+    """
     is_one = isinstance(value, str)
     known = text_keywords(tokenizer)
     if "images" in known:
-        # a processor's first parameter is not the text
+        # the first parameter of a processor is the images
         tokenizer = partial(_processed, tokenizer)
     if not options:
         plain: Mapping[str, Any] = tokenizer([value] if is_one else list(value))
@@ -202,7 +218,7 @@ def _encoded_texts(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> Ma
 
 
 def _processed(processor: Any, texts: list[str], **options: Any) -> Any:
-    """Return what a processor makes of texts, and of the images or the sound along with them."""
+    """Call a processor with texts, and with the images or the sound among the options."""
     has_more = any(options.get(key) is not None for key in FOR_PROCESSORS)
     if has_more:
         options["return_tensors"] = "pt"

@@ -1,7 +1,14 @@
-"""The places of an engine that are no modules: the logits, and the tokens sampled from them.
+"""Places of an engine without a module: the logits, and the tokens sampled from them.
 
-Both have one port, and can be named with it or without: `model.logits.output`, as every other
-location, or `model.logits`, which in a block is the tensor itself.
+vLLM's model runner computes logits and samples outside of the model's modules, so a program cannot
+reach them through an envoy. `EngineRoot`, the envoy of an engine's model, adds two places for them.
+Each has one port, which can be left out:
+
+    with model.trace("The Eiffel Tower is in"):
+        model.logits.output[:, banned] = -torch.inf     # as for any other location
+        best = model.logits.argmax(-1).save()           # `model.logits` is the tensor itself
+
+Outside of a block, `model.logits` is the place. Operations on the tensor return plain tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +34,8 @@ NAMES = ("logits", "samples")
 class EnginePlace(Place):
     """`model.logits` or `model.samples`.
 
-    The module behind it is a stand-in, which is never called: the engine offers the values itself.
+    `_module` is a placeholder that is never called: the engine offers the values itself. The driver
+    keeps taps by the id of a place's module, so a place needs one.
     """
 
     _parent = None
@@ -41,7 +49,7 @@ class EnginePlace(Place):
 
     @property
     def output(self) -> Any:
-        """The value of the engine's step; assign to it to replace that.
+        """The value in this step of the engine; assign to it to replace it.
 
         Raises:
             NotRunningError: no model is running.
@@ -63,9 +71,9 @@ class EnginePlace(Place):
 
 
 class EngineValue(torch.Tensor):
-    """The tensor that `model.logits` is in a block; `.output` is the same tensor.
+    """The tensor that `model.logits` returns in a block; `.output` is the same tensor.
 
-    What is computed from it is a plain tensor.
+    Operations on it return plain tensors (`__torch_function__` is disabled).
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -73,7 +81,7 @@ class EngineValue(torch.Tensor):
 
     @property
     def output(self) -> torch.Tensor:
-        """The value itself, so that both spellings mean the same."""
+        """The value as a plain tensor, so that both spellings have the same meaning."""
         return self.as_subclass(torch.Tensor)
 
     @output.setter
@@ -82,7 +90,11 @@ class EngineValue(torch.Tensor):
 
 
 class EngineRoot(NNsight):
-    """The envoy of a model that an engine runs: that of its modules, and two places more."""
+    """The root envoy of a model in an engine: its modules, and the places `logits` and `samples`.
+
+    Both ends have one: the client's is `VLLM`, the worker's is made by `Engine.opened`.
+    `_is_sharded` is True only in a worker with tensor parallelism, set there when the root is made.
+    """
 
     _own = NNsight._own | frozenset({"_is_sharded", "_places"})
 
@@ -107,8 +119,10 @@ class EngineRoot(NNsight):
         if machine is None:
             return place
         if machine.is_builder:
+            # the code around invokes has no request, and so no value
             return place
         value = machine.request((requests.READ, place, "output"))
+        # a tensor that knows its place, so that `model.logits.output = ...` writes there
         named = value.as_subclass(EngineValue)
         named._place = place
         return named

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Requests, Sent
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Requests
+from nnsight_dsl.modeling.vllm.client.service import Sent
 from nnsight_dsl.modeling.vllm.client.streams import Stream, StreamedRequests, StreamTracer
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
-from nnsight_dsl.runtime.errors import EngineError
+from nnsight_dsl.runtime.errors import EngineError, InternalError
 from nnsight_dsl.tracing.tracer import Input
 
 _EXTENSION = "nnsight_dsl.modeling.vllm.engine.worker.WorkerExtension"
@@ -80,11 +81,11 @@ class VLLM(EngineRoot):
         _refuse(engine_args)
         if mode not in ("sync", "async"):
             raise EngineError(f"mode={mode!r} is unknown; write 'sync' or 'async'")
-        # the model runner of vLLM's second version has other methods
+        # programs run in wrappers of methods that vLLM's V2 model runner does not have
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         engine_args.update(model=str(model), enforce_eager=enforce_eager)
         if tensor_parallel_size > 1:
-            # the pieces of a prompt that lies over several workers are not put together
+            # pieces of a prompt are not joined where the model is split over several workers
             engine_args.setdefault("enable_chunked_prefill", False)
         module, config = _built(engine_args)
         super().__init__(module, rename=rename)
@@ -95,8 +96,10 @@ class VLLM(EngineRoot):
         self._engine_args = engine_args
         self._rename = dict(rename or {})
         self._seconds = block_seconds
+        # a guess from the arguments, until `dispatch` sets it from the engine's configuration
         self._is_compiled = not enforce_eager
         self._is_async = mode == "async"
+        # None until `dispatch` has started the engine
         self._requests: Requests | StreamedRequests | None = None
         self.engine: Any = None
         if dispatch:
@@ -181,58 +184,77 @@ class VLLM(EngineRoot):
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         self._refuse_remote(options)
         kind = StreamTracer if self._is_async else EngineTracer
-        tracer = kind(self, function, given, options)
+        tracer = kind(self, _Engine(self), function, given, options)
         return tracer if trace else tracer._run_without_block()
 
     def _run_each(
         self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]
     ) -> tuple[Any, ...]:
-        """Serve a prompt once with each of some programs, for a sweep; return their results."""
+        """Serve a prompt once with each program of a sweep; return their results."""
         if self._is_async:
             raise EngineError(
                 "a sweep waits for its results, which an engine with mode='async' gives to who "
                 "awaits them; write an invoke for each program"
             )
-        tracer = EngineTracer(self, "trace", Input((prompt,), {}), dict(options))
+        tracer = EngineTracer(self, _Engine(self), "trace", Input((prompt,), {}), dict(options))
         return tracer.run_each(programs)
 
     def _prepare(self) -> None:
         """Do nothing: weights are loaded into the engine, not into this process's modules."""
 
-    def _serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
-        requests = self._started()
-        if not isinstance(requests, Requests):
-            raise AssertionError("an asynchronous engine was asked to wait")
-        requests.serve(sent, parts, self._rename, _limit(function))
-
-    def _stream(self, stream: Stream, parts: list[Part], function: str) -> None:
-        requests = self._started()
-        if not isinstance(requests, StreamedRequests):
-            raise AssertionError("an engine that waits was asked for a stream")
-        requests.start(stream, parts, self._rename, _limit(function))
-
     def _started(self) -> Requests | StreamedRequests:
-        """Return what serves requests; another wrapper's edits go to the same engine."""
+        """Start the engine if it is not running; return the object that submits requests to it.
+
+        A copy of a wrapper (`model.edit()`) shares the engine of its original.
+        """
         origin: Any = self._origin
         if origin is not None:
             found: Requests | StreamedRequests = origin._started()
             return found
         self.dispatch()
         if self._requests is None:
-            raise AssertionError("the engine has not been started")
+            raise InternalError("the engine has not been started")
         return self._requests
 
 
+class _Engine:
+    """The engine of a model, as its tracers see it (`Service` and `StreamService`)."""
+
+    def __init__(self, model: VLLM) -> None:
+        self._model = model
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._model._is_compiled
+
+    @property
+    def is_sharded(self) -> bool:
+        shards: int = self._model._engine_args.get("tensor_parallel_size", 1)
+        return shards > 1
+
+    def serve(self, sent: list[Sent], parts: list[Part], function: str) -> None:
+        requests = self._model._started()
+        if not isinstance(requests, Requests):
+            raise InternalError("an asynchronous engine was asked to wait")
+        requests.serve(sent, parts, self._model._rename, _limit(function))
+
+    def stream(self, stream: Stream, parts: list[Part], function: str) -> None:
+        requests = self._model._started()
+        if not isinstance(requests, StreamedRequests):
+            raise InternalError("an engine that waits was asked for a stream")
+        requests.start(stream, parts, self._model._rename, _limit(function))
+
+
 def _limit(function: str) -> int | None:
-    """Return how many tokens are generated where a request does not say."""
+    """Return the default of `max_tokens`; None for vLLM's."""
     return 1 if function == "trace" else None
 
 
 def _refuse(engine_args: Mapping[str, Any]) -> None:
-    """Refuse engines in which no program can be served.
+    """Refuse engines that cannot serve a program.
 
     Raises:
-        EngineError: the engine is one of these.
+        EngineError: pipeline parallelism or speculative decoding is asked for.
     """
     if engine_args.get("pipeline_parallel_size", 1) != 1:
         raise EngineError(
@@ -249,7 +271,11 @@ def _refuse(engine_args: Mapping[str, Any]) -> None:
 
 
 def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """Build vLLM's model without weights; return it with its configuration."""
+    """Build vLLM's model on the meta device; return it with its configuration.
+
+    vLLM builds a model only inside an initialized group of processes, so a group of one is made for
+    the time of the build, unless the process has one already.
+    """
     try:
         from vllm.engine.arg_utils import EngineArgs
     except ImportError as error:
@@ -262,7 +288,7 @@ def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     from vllm.model_executor.layers import rotary_embedding
     from vllm.model_executor.model_loader.utils import initialize_model
 
-    # the arguments of the engine are those of a configuration, but for what only `LLM` takes
+    # `LLM` has more arguments than a configuration
     known = EngineArgs.__dataclass_fields__
     config = EngineArgs(
         **{name: value for name, value in engine_args.items() if name in known}
@@ -278,7 +304,8 @@ def _built(engine_args: Mapping[str, Any]) -> tuple[nn.Module, Any]:
                 backend="gloo",
             )
             parallel_state.initialize_model_parallel(1, 1)
-        # rotary embeddings are shared by whoever asks for the same ones: these are for nobody else
+        # vLLM caches rotary embeddings for the process: an engine here must not get these, which
+        # are on the meta device
         shared, kept = rotary_embedding._ROPE_DICT, {**rotary_embedding._ROPE_DICT}
         shared.clear()
         try:

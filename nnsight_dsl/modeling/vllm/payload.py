@@ -1,13 +1,20 @@
-"""Programs on their way to the engine, and what they have saved on its way back.
+"""The format between client and engine: programs one way, their outcomes the other.
 
-A program travels as its recipe (`transforms/recipes.py`): the text that it was lowered from and
-what it takes to lower it again, which the engine does once for each text. With it come the values
-of the names that it takes from around it. The model and its modules, the tracer, and the engine's
-logits and samples are not sent: they go by name, and stand at the other end for those there.
+    client                                    engine
+    dump_parts(parts, rename)  -- bytes -->   opened(data), then load_parts(data, root, tracer)
+    load_outcome(data, ...)    <-- bytes --   dump_outcome(outcome)
 
-Everything is pickled by `cloudpickle` (vLLM brings it), so that functions of the user's own
-module travel by value: the engine may run in a process that cannot import that module. Only such
-functions bind a payload to one version of Python, and only a payload that has some names it.
+A program travels as its recipe (`transforms/recipes.py`): its source text and the facts needed to
+lower it again. The engine lowers each text once and caches the result. The values of its free names
+travel along, with these exceptions: the model, its modules and operations, the tracer, the logits
+and the samples are pickled as references, by name, and resolved to the objects of the other end.
+
+`cloudpickle`, a dependency of vLLM, pickles the functions of the user's module by value, since the
+engine may run in a process that cannot import that module. Bytecode is valid for one version of
+Python only, so a payload with such a function names its version, and the engine refuses another.
+
+A value that cannot be pickled is an `InterventionError` at the client, with its name. A saved value
+that cannot be sent back is one at the engine, in place of the outcome.
 """
 
 from __future__ import annotations
@@ -38,27 +45,28 @@ from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.recipes import lower_again
 
 KEY = "nnsight_dsl"
-"""Key of `SamplingParams.extra_args` under which a payload travels."""
+"""Key of `SamplingParams.extra_args` that holds a payload."""
 
 WHOLE = "whole"
-"""Key beside the payload: whether the prompt is to be computed in one piece."""
+"""Key beside the payload: True if the prompt must be computed in one piece."""
 
 _FORMAT = 3
+"""Raised with each change of this format; the engine refuses any other number."""
 _PYTHON = sys.version_info[:2]
 _MUTABLE = (list, dict, set)
 
 
 @dataclass(slots=True)
 class Part:
-    """One program of a request, with what its names stand for.
+    """One program of a request, with the values of its free names.
 
     Attributes:
-        program: what runs.
+        program: the program.
         user_globals: the globals that it reads.
-        names: the names that it takes from around it.
-        is_for_each_step: whether it starts anew in each step, as an edit does.
-        leaves_all: whether all its names leave, saved or not.
-        reach: what it can do at most.
+        names: the values of the other names that it takes from around the block.
+        is_for_each_step: True if it restarts in each step, as an edit does.
+        leaves_all: True if all its names leave the block, saved or not.
+        reach: upper bound of its effects on the request.
     """
 
     program: Program
@@ -71,16 +79,16 @@ class Part:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a request's programs have left.
+    """The results of a request's programs.
 
     Attributes:
-        names: the names that leave the block.
-        saved: those of them that may leave what is around it, too.
-        returned: what the block returned, if it is an intervention.
-        changed: containers around the block that it has added to, by name.
-        failure: what it raised.
-        frames: file, line and function of each entry of that one's traceback.
-        warnings: text, category, file and line of what it was warned of.
+        names: the names that leave the block, with their values.
+        saved: those of them that may leave the block around it, too.
+        returned: the return value of the block, if it is an intervention.
+        changed: items added to lists, dicts and sets around the block, by the container's name.
+        failure: the exception that ended the programs, None without one.
+        frames: file, line and function of each frame of the failure's traceback.
+        warnings: text, category, file and line of each warning.
     """
 
     names: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +101,11 @@ class Outcome:
 
 
 def _reference_to(value: Any) -> tuple[str, ...] | None:
-    """Name what is at both ends, as `("envoy", path)`; return None for what has to be sent."""
+    """Return a reference to an object that both ends have; None for one that must be pickled.
+
+    The first item is the kind: `("envoy", path)`, `("place", path)`, `("tracer",)`, or
+    `("operation", path of the module, name, ...)`. `_here` resolves it at the other end.
+    """
     if not isinstance(value, (Place, Tracer)):
         return None
     if isinstance(value, Envoy) and isinstance(value._root, EngineRoot):
@@ -106,7 +118,11 @@ def _reference_to(value: Any) -> tuple[str, ...] | None:
 
 
 def _operation_named(value: Source | SourceOperation) -> tuple[str, ...]:
-    """Name an operation by its module and the operations around it; a source ends in nothing."""
+    """Return the reference to an operation, or to the source of a module or an operation.
+
+    It has the path of the module and the names of the nested operations, from outside to inside;
+    that of a source ends in the empty string.
+    """
     names: list[str] = [] if isinstance(value, SourceOperation) else [""]
     place: Place | None = value if isinstance(value, SourceOperation) else value._parent
     while isinstance(place, SourceOperation):
@@ -117,22 +133,24 @@ def _operation_named(value: Source | SourceOperation) -> tuple[str, ...]:
 
 @cache
 def _pickler() -> Any:
-    """Return the class of picklers; vLLM's library is imported when the first is made."""
+    """Return the class of picklers, made once: the import of cloudpickle is put off until then."""
     from cloudpickle import Pickler
 
     class ReferringPickler(Pickler):
+        # per instance: set `to_cpu` before a dump; `has_code` is True after one that met a function
+        # pickled by value
         to_cpu = False
         has_code = False
 
         def reducer_override(self, obj: Any) -> Any:
-            # not `persistent_id`, which is asked of every number and name, too
+            # not `persistent_id`, which is called for every number and string, too
             reference = _reference_to(obj)
             if reference is not None:
                 return _here, reference
             if type(obj) is torch.Tensor or type(obj) is EngineValue:
                 kept = _compact(obj, to_cpu=self.to_cpu)
                 if _is_simple(kept):
-                    # torch's own way takes fifty times as long for a small tensor
+                    # torch's own reduction takes fifty times as long for a small tensor
                     data = kept.reshape(-1).view(torch.uint8).numpy().tobytes()
                     return _tensor_of, (data, kept.dtype, tuple(kept.shape))
                 if kept is not obj:
@@ -150,7 +168,7 @@ def _pickled(value: Any, *, to_cpu: bool = False) -> bytes:
 def _pickled_with_version(
     value: Any, *, to_cpu: bool = False
 ) -> tuple[bytes, tuple[int, int] | None]:
-    """Return a value as bytes, and the version of Python that code in it was made for, if any."""
+    """Return a value as bytes, and the version of Python that bytecode in it needs, if any."""
     buffer = io.BytesIO()
     pickler = _pickler()(buffer, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.to_cpu = to_cpu
@@ -159,7 +177,7 @@ def _pickled_with_version(
 
 
 def _is_simple(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor is no more than numbers in the memory of this machine."""
+    """Return whether dtype, shape and raw bytes describe a tensor completely."""
     return (
         tensor.device.type == "cpu"
         and tensor.layout == torch.strided
@@ -172,14 +190,18 @@ def _is_simple(tensor: torch.Tensor) -> bool:
 
 
 def _tensor_of(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """Make a tensor of the bytes that were in one."""
+    """Rebuild a tensor from its raw bytes."""
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
 def _compact(tensor: torch.Tensor, *, to_cpu: bool) -> torch.Tensor:
-    """Return a tensor without the storage that it is only a part of."""
+    """Return a tensor as a plain one whose storage holds nothing else; a copy where needed.
+
+    A pickled view would bring its whole storage along. An inference tensor is copied, too, since
+    autograd could not use it at the other end.
+    """
     plain = tensor.as_subclass(torch.Tensor) if type(tensor) is EngineValue else tensor
     if to_cpu and plain.device.type != "cpu":
         return plain.detach().cpu()
@@ -193,11 +215,11 @@ def _compact(tensor: torch.Tensor, *, to_cpu: bool) -> torch.Tensor:
 
 
 _ends: ContextVar[tuple[EngineRoot, Tracer | None]] = ContextVar("_ends")
-"""The model and the tracer at this end, while something is unpickled."""
+"""The model and the tracer that references resolve to; set by `_unpickled` only."""
 
 
 def _here(kind: str, *rest: str) -> Any:
-    """Return what `_reference_to` has named, at this end."""
+    """Resolve a reference of `_reference_to` at this end."""
     root, tracer = _ends.get()
     if kind == "envoy":
         return root.get(rest[0])
@@ -221,16 +243,21 @@ def _unpickled(data: bytes, root: EngineRoot, tracer: Tracer | None) -> Any:
 
 
 def dump_parts(parts: Sequence[Part], rename: Mapping[str, Any]) -> bytes:
-    """Return the programs of a request as bytes.
+    """Pickle the programs of a request.
+
+    Args:
+        parts: the programs, in the order in which they run.
+        rename: the model's aliases, which paths in the programs may use.
 
     Raises:
-        InterventionError: a value that a program takes from around it cannot be pickled.
+        InterventionError: a value that a program takes from around its block cannot be pickled.
     """
     from cloudpickle import register_pickle_by_value, unregister_pickle_by_value
 
     modules = [sys.modules.get(part.user_globals.get("__name__", "")) for part in parts]
     by_value = {one.__name__: one for one in modules if one is not None}
-    by_value.pop("__main__", None)  # always is
+    # cloudpickle pickles the functions of `__main__` by value in any case
+    by_value.pop("__main__", None)
     for module in by_value.values():
         register_pickle_by_value(module)
     try:
@@ -250,6 +277,7 @@ def _each_pickled(
     try:
         return _pickled_with_version(values)
     except Exception as error:
+        # pickle each value again, by itself, to name the one that fails
         for part, (user_globals, names) in zip(parts, values, strict=True):
             for name, value in {**user_globals, **names}.items():
                 try:
@@ -265,17 +293,20 @@ def _each_pickled(
 
 
 def rename_in(data: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the aliases that a payload's paths are written with."""
+    """Return the model's aliases, which paths in an opened payload may use."""
     rename: dict[str, Any] = data[1]
     return rename
 
 
 def opened(data: bytes) -> tuple[Any, ...]:
-    """Unpack a payload as far as it can be without a model.
+    """Unpack the outer layer of a payload, which needs no model.
+
+    Returns:
+        The versions, the aliases, the recipes, the flags, and the still pickled values of names.
 
     Raises:
-        InterventionError: it was made by another version of this package, or brings functions of
-            another version of Python.
+        InterventionError: the payload was made by another version of this package, or has
+            functions that were compiled by another version of Python.
     """
     found: tuple[Any, ...] = pickle.loads(data)
     number, python = found[0]
@@ -298,10 +329,15 @@ def _dotted(version: Sequence[int]) -> str:
 
 
 def load_parts(data: tuple[Any, ...], root: EngineRoot, tracer: Tracer) -> list[Part]:
-    """Return the programs of an unpacked payload, with places of a model here.
+    """Lower the programs of an opened payload, and resolve references to a model at this end.
+
+    Args:
+        data: the result of `opened`.
+        root: the envoy that paths start from.
+        tracer: the tracer that the blocks' tracer resolves to.
 
     Raises:
-        InterventionError: the text of a program cannot be lowered here.
+        InterventionError: this version of Python cannot parse the text of a program.
     """
     _, _, programs, flags, values = data
     loaded = _unpickled(values, root, tracer)
@@ -323,7 +359,7 @@ def _program_of(recipe: str, number: int) -> Program:
 
 
 def _globals_of(part: Part) -> dict[str, Any]:
-    """Collect the globals that a program reads; those that are not there are builtins."""
+    """Collect the globals that a program reads; a name that is not among them is a builtin."""
     program = part.program
     wanted = {*program.params, *_roots(program)} - part.names.keys()
     for one in program.all_programs():
@@ -336,6 +372,7 @@ def _names_of(part: Part) -> dict[str, Any]:
     program = part.program
     wanted = {*program.params, *_roots(program)}
     if program.looks_outside:
+        # it looks names up in the frame around it, and no table lists them: any word may be one
         wanted |= set(re.findall(r"[^\W\d]\w*", program.source))
     return {name: part.names[name] for name in wanted if name in part.names}
 
@@ -348,12 +385,20 @@ def _roots(program: Program) -> set[str]:
 
 
 def sizes_of(names: Mapping[str, Any]) -> dict[str, int]:
-    """Note how much the containers around a block hold before it runs."""
+    """Return the length of each list, dict and set around a block, to find later additions."""
     return {name: len(value) for name, value in names.items() if type(value) in _MUTABLE}
 
 
 def changed_in(names: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return what was added to the containers around a block while it ran."""
+    """Return the additions to containers around a block, by name.
+
+    Those of a list are its new items. A dict or a set is returned whole, since its new items have
+    no known position. A container that did not grow is left out.
+
+    Args:
+        names: the names around the block.
+        sizes: their lengths before the block ran, from `sizes_of`.
+    """
     changed: dict[str, Any] = {}
     for name, size in sizes.items():
         value = names[name]
@@ -363,7 +408,7 @@ def changed_in(names: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, 
 
 
 def add_changes(names: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Add to the containers at this end what the block has added at the other."""
+    """Repeat at this end the additions that a block made to containers at the other."""
     for name, added in changed.items():
         value = names.get(name)
         if isinstance(value, list):
@@ -376,7 +421,10 @@ def add_changes(names: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
 
 
 def dump_outcome(outcome: Outcome) -> bytes:
-    """Return what a request's programs have left as bytes; tensors go to the CPU."""
+    """Pickle an outcome, with its tensors on the CPU.
+
+    If a value cannot be pickled, the result is an outcome whose failure says so.
+    """
     failure = outcome.failure
     if failure is not None:
         outcome.frames = _frames_of(failure.__traceback__)
@@ -392,7 +440,7 @@ def dump_outcome(outcome: Outcome) -> bytes:
 
 
 def load_outcome(data: bytes, root: EngineRoot, tracer: Tracer) -> Outcome:
-    """Return what was left, with places of the model here and the user's lines in the failure."""
+    """Unpickle an outcome; give its failure a traceback with the user's lines."""
     outcome: Outcome = _unpickled(data, root, tracer)
     if outcome.failure is not None:
         outcome.failure.__traceback__ = _rebuilt(outcome.frames)
@@ -400,7 +448,10 @@ def load_outcome(data: bytes, root: EngineRoot, tracer: Tracer) -> Outcome:
 
 
 def _shippable(failure: BaseException) -> BaseException:
-    """Return an exception that can be pickled, and that says the same."""
+    """Return an exception that can be pickled: the given one, or one with the same message.
+
+    It is unpickled as a trial, since many exceptions pickle but fail to unpickle.
+    """
     failure = failure.with_traceback(None)
     failure.__cause__ = failure.__context__ = None
     try:

@@ -1,7 +1,18 @@
-"""A trace on an engine: programs are sent with their requests, and what they leave comes back.
+"""A trace on an engine: each block is sent with its request, and its results come back.
 
-The block of a trace, and that of each invoke, is the program of one request. They share a batch
-and nothing else: each sees its own tokens, counts its own steps and ends by itself.
+The block of a trace, or of each invoke in it, is the program of one vLLM request:
+
+    with model.trace(max_tokens=3) as tracer:
+        with tracer.invoke("The Eiffel Tower is in"):        # one request, with one program
+            first = model.logits.output.save()
+        with tracer.invoke("The Colosseum is in"):           # another one
+            second = model.logits.output.save()
+
+`EngineTracer` lowers the blocks, checks that the engine can serve each place they name, and
+collects a `Sent` for each. `Requests` submits them, steps the engine until all are done, and
+fetches the outcomes. The programs share a batch and nothing else: each sees its own tokens, counts
+its own steps and ends when its own request ends. So barriers, names shared between invokes and
+invokes without a prompt are refused here, before anything is sent.
 """
 
 from __future__ import annotations
@@ -10,13 +21,13 @@ import pickle
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.modeling.vllm.client.effects import NOTHING, Reach, reach_of
+from nnsight_dsl.modeling.vllm.client.service import Sent, Service
 from nnsight_dsl.modeling.vllm.engine.request_driver import compiled, operation
-from nnsight_dsl.modeling.vllm.engine_places import EnginePlace
+from nnsight_dsl.modeling.vllm.engine_places import EnginePlace, EngineRoot
 from nnsight_dsl.modeling.vllm.payload import (
     KEY,
     WHOLE,
@@ -28,7 +39,13 @@ from nnsight_dsl.modeling.vllm.payload import (
 )
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.errors import BarrierError, BatchingError, EngineError, SharedNameError
+from nnsight_dsl.runtime.errors import (
+    BarrierError,
+    BatchingError,
+    EngineError,
+    InternalError,
+    SharedNameError,
+)
 from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machines.machine import current_machine, set_current
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
@@ -37,47 +54,29 @@ from nnsight_dsl.tracing.tracer import BarrierCall, Input, Tracer
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.model import VLLM
     from nnsight_dsl.tracing.intervene import Intervention
 
 _WORDS = {"max_new_tokens": "max_tokens"}
+"""Names of sampling parameters in transformers, with those of vLLM."""
 _FIRST_WAIT = 0.005
 _LONGEST_WAIT = 0.1
-"""Seconds between two looks at which programs have ended."""
+"""Seconds between two polls for programs that have ended; doubled from the first to the longest."""
 _keys = count()
-
-
-@dataclass(slots=True)
-class Sent:
-    """One request of a trace.
-
-    Attributes:
-        part: its own program.
-        prompt: its prompt, as vLLM takes it.
-        options: its sampling parameters.
-        names: the names around its block at this end.
-        key: what it is called at both ends.
-        output: its latest `RequestOutput`.
-        left: what its programs have left, as bytes.
-        outcome: the same, loaded.
-    """
-
-    part: Part | None
-    prompt: Any
-    options: dict[str, Any]
-    names: Mapping[str, Any] = field(default_factory=dict)
-    key: str = ""
-    output: Any = None
-    left: bytes | None = None
-    outcome: Outcome | None = None
 
 
 class EngineTracer(Tracer):
     """One trace on an engine. Made by `model.trace(...)`."""
 
-    _model: VLLM
+    _model: EngineRoot
 
-    def __init__(self, model: VLLM, function: str, given: Input, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: EngineRoot,
+        service: Service,
+        function: str,
+        given: Input,
+        options: dict[str, Any],
+    ) -> None:
         is_planned = options.pop("plan", False)
         super().__init__(model, function, given, options)
         if self._is_validated or self._log is not None or is_planned:
@@ -91,10 +90,11 @@ class EngineTracer(Tracer):
                 "stop='auto' ends a forward early, which an engine computes for all of its "
                 "requests; leave it out, or write stop=['auto'] to stop at that text"
             )
+        self._service = service
         self._sent: list[Sent] = []
 
     def barrier(self, participants: int) -> BarrierCall:
-        """Refuse: requests of an engine do not wait for each other.
+        """Refuse: requests of an engine do not synchronise.
 
         Raises:
             BarrierError: always.
@@ -110,7 +110,7 @@ class EngineTracer(Tracer):
         left, failure = self._collected(program, user_globals, names)
         if failure is not None:
             return {}, failure
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         own, failure = self._outcomes()
         left.update(own)
         self._sent = []
@@ -121,13 +121,21 @@ class EngineTracer(Tracer):
     def _collected(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        """Collect the requests of a block; return the names that leave what is around them."""
+        """Collect the requests of a block.
+
+        A block with invokes is run here, to call `tracer.invoke` for each; one without is itself
+        the program of the one request.
+
+        Returns:
+            The names saved by the code around the invokes, and the exception that it raised.
+        """
         self._sent = []
         if self._given and not program.has_invokes:
             self._add(program, user_globals, names, self._given)
             return {}, None
         driver = self._driver = Driver(self._model)
         machine = self._machine_of(program, user_globals, names)
+        # this machine collects invokes: no model runs, so it cannot ask for values
         machine.is_builder = True
         try:
             driver.build(machine)
@@ -140,9 +148,12 @@ class EngineTracer(Tracer):
         return machine.leaving(machine.names), None
 
     def _outcomes(self) -> tuple[dict[str, Any], BaseException | None]:
-        """Take in what the requests have left, in their order; return names, and what was raised.
+        """Apply the outcomes of the requests, in the order of the requests.
 
-        Warnings are given, and what was added to containers around the blocks is added here.
+        Warnings are issued again, and additions to containers around the blocks are repeated.
+
+        Returns:
+            The names that leave the blocks, and the first failure.
         """
         left: dict[str, Any] = {}
         failure: BaseException | None = None
@@ -161,9 +172,9 @@ class EngineTracer(Tracer):
         return left, failure
 
     def _loaded(self, one: Sent) -> Outcome:
-        """Return what a request's programs have left, with places of the model here."""
+        """Return the outcome of a request, unpickled once, with the places of this model."""
         if not isinstance(one.left, bytes):
-            raise AssertionError("a request has left nothing yet")
+            raise InternalError("a request has left nothing yet")
         if one.outcome is None:
             one.outcome = load_outcome(one.left, self._model, self)
         return one.outcome
@@ -193,7 +204,7 @@ class EngineTracer(Tracer):
         self._sent.append(Sent(part, _prompt_of(one), options, names))
 
     def _parts(self) -> list[Part]:
-        """Return the programs that run before the block of each request."""
+        """Return the programs that run before each request's block: edits, then interventions."""
         found = [
             Part(one.program, one.user_globals, dict(one.names), one.is_for_each_step)
             for one in self._model._edits
@@ -213,10 +224,13 @@ class EngineTracer(Tracer):
     def _check_served(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> None:
-        """Refuse at the client what the engine cannot offer, as far as the text tells.
+        """Refuse a program that names a place which the engine cannot serve.
+
+        Places that the text does not name, such as those in a function the block calls, are checked
+        by the worker.
 
         Raises:
-            EngineError: a place is asked for that is not served, at the user's line.
+            EngineError: the program names such a place; the error is at the user's line.
         """
         for one in program.all_programs():
             for state in one.states:
@@ -231,22 +245,21 @@ class EngineTracer(Tracer):
                         raise EngineError(reason).with_traceback(at)
 
     def _unserved(self, place: Place, port: str) -> str | None:
-        """Say why a place is not served, None if it is."""
+        """Return the reason why the engine cannot serve a place; None if it can."""
         if isinstance(place, OperationPlace):
-            shards = self._model._engine_args.get("tensor_parallel_size", 1)
-            return operation(place, self._model._is_compiled, shards > 1)
+            return operation(place, self._service.is_compiled, self._service.is_sharded)
         is_inside = place._module is not None and not isinstance(place, EnginePlace)
-        if self._model._is_compiled and is_inside:
+        if self._service.is_compiled and is_inside:
             return compiled(name_of(place, port))
         return None
 
     def run_each(self, programs: Sequence[Intervention[..., Any]]) -> tuple[Any, ...]:
-        """Serve the prompt once with each of some programs; return what they have returned."""
+        """Serve the prompt once with each program; return the results, in the same order."""
         self._sent = []
         for one in programs:
             names = one.names({"model": self._model, "tracer": self})
             self._add(one.program, one.user_globals, names, self._given)
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         _, failure = self._outcomes()
         if failure is not None:
             raise failure
@@ -260,7 +273,7 @@ class EngineTracer(Tracer):
         """Serve the prompt with the edits and interventions given; return its `RequestOutput`."""
         one = self._plain()
         self._sent = [one]
-        self._model._serve(self._sent, self._parts(), self._function)
+        self._service.serve(self._sent, self._parts(), self._function)
         _, failure = self._outcomes()
         if failure is not None:
             raise failure
@@ -268,7 +281,12 @@ class EngineTracer(Tracer):
 
 
 class Requests:
-    """Serves the requests of traces on one engine of vLLM, in this process or in its own."""
+    """Submits the requests of traces to one `LLMEngine`, whose core may be in another process.
+
+    Args:
+        engine: the `LLMEngine`.
+        seconds: how long a block may run without asking for a value.
+    """
 
     def __init__(self, engine: Any, seconds: float) -> None:
         self._engine = engine
@@ -277,19 +295,22 @@ class Requests:
     def serve(
         self, sent: list[Sent], parts: list[Part], rename: Mapping[str, Any], limit: int | None
     ) -> None:
-        """Run some requests to their ends, and fill in their outputs and outcomes.
+        """Run requests to their ends, and fill in their outputs and outcomes.
+
+        If anything is raised, all of them are aborted, and their programs ended.
 
         Args:
             sent: the requests.
-            parts: programs that run before that of each.
-            rename: the aliases that paths are written with.
-            limit: how many tokens are generated where a request does not say.
+            parts: programs to run before the block of each request.
+            rename: the model's aliases, which paths in the programs may use.
+            limit: default of `max_tokens`; None for vLLM's.
         """
         ids = {}
         for one in sent:
             params, prompt = prepared(one, parts, rename, limit)
             ids[one.key] = (params, prompt)
-        # the block of a session is running: what it calls by itself would be offered to nobody
+        # in a session, the machine of its block is current: taps would take the forwards of an
+        # engine in this process for that machine's own calls, and offer nothing
         outer = set_current(None)
         try:
             for one in sent:
@@ -306,6 +327,7 @@ class Requests:
         if not results:
             return
         left = self._engine.collective_rpc("nnsight_dsl_finish", args=(results,))
+        # all ranks answer, rank 0 with the outcomes and the others with None
         found = next(one for one in left if one is not None)
         for one in sent:
             one.left = found[one.key]
@@ -322,7 +344,7 @@ class Requests:
                 if output.finished:
                     del waiting[output.request_id]
             for key in self._ended() if waiting and looks.is_due() else ():
-                # what its programs were for is done, or has failed
+                # its programs have stopped or failed, so its further tokens are not needed
                 if waiting.pop(key, None) is not None:
                     self._engine.abort_request([key])
 
@@ -332,14 +354,20 @@ class Requests:
 
 
 class Looks:
-    """When to look for programs that have ended early: often at first, seldom in a long request."""
+    """The times at which to poll for programs that have ended early, with exponential backoff.
+
+    A poll is a call to the worker. It is made often at first, and rarely in a long request.
+
+    Attributes:
+        wait: seconds until the next poll.
+    """
 
     def __init__(self) -> None:
         self.wait = _FIRST_WAIT
         self._next = time.monotonic() + self.wait
 
     def is_due(self) -> bool:
-        """Tell whether it is time to look, and put off the next time."""
+        """Return whether a poll is due; if it is, schedule the next one."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -351,7 +379,14 @@ class Looks:
 def prepared(
     one: Sent, parts: list[Part], rename: Mapping[str, Any], limit: int | None
 ) -> tuple[Any, Any]:
-    """Give a request its key; return its sampling parameters, with its programs, and its prompt."""
+    """Give a request its key; return its sampling parameters and its prompt, as vLLM takes them.
+
+    Args:
+        one: the request.
+        parts: programs to run before its own.
+        rename: the model's aliases, which paths in the programs may use.
+        limit: default of `max_tokens`; None for vLLM's.
+    """
     own = [*parts, *([one.part] if one.part is not None else [])]
     one.key = f"nnsight_dsl-{next(_keys)}"
     return _params_of(one, own, rename, limit)
@@ -360,7 +395,7 @@ def prepared(
 def _params_of(
     one: Sent, parts: list[Part], rename: Mapping[str, Any], limit: int | None
 ) -> tuple[Any, Any]:
-    """Return a request's sampling parameters, with its programs, and its prompt."""
+    """Return a request's sampling parameters, with its programs in them, and its prompt."""
     from vllm import SamplingParams
 
     options = {_WORDS.get(name, name): value for name, value in one.options.items()}
@@ -387,19 +422,20 @@ def _params_of(
     }
     extra = {**(options.pop("extra_args", None) or {}), KEY: sent}
     if reach.meets_prompt:
-        # what was computed for somebody else is offered to nobody here
+        # a cached token is not computed again, so no module would offer its values
         options["skip_reading_prefix_cache"] = True
     if reach.may_write:
-        # others must not meet what it writes into: the salt is part of what a block goes by
+        # no other request may read the KV cache that its writes have changed: vLLM finds a cached
+        # block by a hash, of which the salt is a part
         prompt = {**prompt, "cache_salt": one.key}
     return SamplingParams(**options, extra_args=extra), prompt
 
 
 def _prompt_of(one: Input) -> Any:
-    """Return the one prompt of an input: a text, or token ids.
+    """Return the prompt of an input: a text, or a list of token ids.
 
     Raises:
-        BatchingError: several were given.
+        BatchingError: the input is several prompts, or something else.
     """
     value: Any = one.args[0] if one.args else None
     if len(one.args) == 1 and hasattr(value, "tolist"):

@@ -1,16 +1,25 @@
-"""What a program can do to its request, as far as that is certain from its text.
+"""Effect analysis: an upper bound of a program's effects on its request, from the program's text.
 
-An engine serves a request best when it knows what the program leaves alone:
+vLLM serves a request better the less its program does:
 
-* one that asks no module for its prompt's values lets the prompt be read from the prefix cache;
-* one that changes no module's values leaves blocks in that cache which are anybody's, and can be
-  shown its prompt after that was computed in pieces.
+* If the program asks no module for values of the prompt, the request may read the prefix cache.
+* If it changes no module's values, the KV blocks that the request computes are valid for other
+  requests. Its prompt may also be computed in pieces (chunked prefill), and be shown to the program
+  as a whole after the last piece.
 
-Certain is what the table of states and the names of the operations tell: a block that calls
-unknown code, or names modules by a way that is not in its text, can do anything. So can one that
-edits in place what might be a model's value (`hidden += 1`); counting on in a list or in a dict of
-the block's own is known to be none. The engine holds a program to what was said of it here, so
-nothing is wrong silently where this module should be.
+`reach_of` returns this bound as a `Reach`:
+
+    hidden = model.transformer.h[1].output.save()      meets_prompt
+    model.transformer.h[1].output[:] = 0               meets_prompt, may_write
+    logits = model.logits.output.save()                neither: logits are not a module's value
+
+The analysis reads the table of states, and looks in the syntax tree for edits in place. It is
+conservative: a block that calls unknown code, or reaches modules through a name that its text does
+not show, gets `ANYTHING`. An edit in place of a value that may be a model's (`hidden += 1`) counts
+as a write; adding to a list or a dict that the block made does not.
+
+A wrong bound cannot go unnoticed: the engine enforces it, and raises at a write by a program that
+was sent without `may_write`.
 """
 
 from __future__ import annotations
@@ -32,11 +41,11 @@ from nnsight_dsl.transforms.source.accesses import State
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What programs can do.
+    """Upper bound of the effects of programs; `|` is the bound of both operands.
 
     Attributes:
-        meets_prompt: whether they can ask a module for the values of the prompt's tokens.
-        may_write: whether they can change what a module hands on.
+        meets_prompt: False only if no program asks a module for values of the prompt's tokens.
+        may_write: False only if no program changes a module's input or output.
     """
 
     meets_prompt: bool
@@ -53,12 +62,12 @@ _CONTAINERS = (list, dict, set)
 
 
 def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str, Any]) -> Reach:
-    """Tell what a program can do, at most.
+    """Return an upper bound of a program's effects.
 
     Args:
-        machine: the program, with the names that it starts from.
+        machine: the program, with the initial values of its names.
         user_globals: the globals around the block.
-        names: the names around the block.
+        names: the other names around the block.
     """
     program = machine.program
     plain = program.plain
@@ -78,7 +87,8 @@ def reach_of(machine: Machine, user_globals: dict[str, Any], names: Mapping[str,
         if places is None:
             return ANYTHING
         if any(isinstance(one, OperationPlace) for one in places):
-            # neither kept of the pieces of a prompt, nor repeated
+            # operations are not offered piece by piece, and their edits are not repeated after
+            # preemption, so the prompt must be computed whole
             return ANYTHING
         if any(one._module is not None and not isinstance(one, EnginePlace) for one in places):
             meets = not any(state.line in lines for lines in text.later)
@@ -93,15 +103,16 @@ def _places_of(state: State, machine: Machine) -> list[Place] | None:
 
 @dataclass(slots=True)
 class _Text:
-    """What a program's text tells, whatever its names stand for.
+    """Facts about a program's text that hold for any values of its free names; cached by program.
 
     Attributes:
-        tree: the text, parsed.
-        later: lines in which no step but later ones than the first is asked for.
-        made: names that the block gives containers of its own.
-        around: names that it takes from around it.
-        other: names that it gives something else.
-        edits: whether something may be edited in place, by the names around that are containers.
+        tree: the syntax tree.
+        later: lines that ask for values of steps after the first only, which is the prompt's.
+        made: names that the block binds to new containers.
+        around: names that the block reads from around it.
+        other: names that it binds to other values.
+        edits: cache: whether a model's value may be edited in place, by the set of names around
+            the block that are containers.
     """
 
     tree: ast.Module
@@ -112,7 +123,11 @@ class _Text:
     edits: dict[frozenset[str], bool] = field(default_factory=dict)
 
     def containers(self, around: frozenset[str]) -> frozenset[str]:
-        """Collect the names that stand for nothing but lists, dicts and sets."""
+        """Return the names that are bound to lists, dicts and sets only.
+
+        Args:
+            around: the names around the block that are containers.
+        """
         return (self.made | around) - self.other - (self.around - around)
 
 
@@ -130,7 +145,7 @@ def _text_of(program: Program) -> _Text:
                     assigned.add(target)
                     made.add(target.id)
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-            # in place, so it stays what it was
+            # `+=` on a container returns the same container, so this binds no other value
             assigned.add(node.target)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -143,7 +158,7 @@ def _text_of(program: Program) -> _Text:
 
 
 def _parsed(program: Program) -> tuple[ast.Module, int]:
-    """Parse a program's own text; return what to add to its lines to have the file's."""
+    """Parse a program's text; return the tree, and the difference of its lines to the file's."""
     text = program.source
     if text[:1] in (" ", "\t"):
         return ast.parse(f"if 1:\n{text}"), program.line - 2
@@ -151,7 +166,11 @@ def _parsed(program: Program) -> tuple[ast.Module, int]:
 
 
 def _later_lines(tree: ast.AST, shift: int) -> list[range]:
-    """Collect the lines in which no step but later ones than the first is asked for."""
+    """Collect the lines that ask for values of steps after the first only.
+
+    Those are the bodies of `for ... in tracer.iter[1:]` and `with tracer.iter[1]` with a constant
+    of at least 1, unless another `iter` or `all` in the body could go back to the first step.
+    """
     found = []
     for node in ast.walk(tree):
         heads: list[ast.expr] = []
@@ -180,14 +199,19 @@ def _is_later(head: ast.expr) -> bool:
 
 
 def _edits_in_place(tree: ast.AST, containers: frozenset[str]) -> bool:
-    """Tell whether something could be edited in place that may be a model's value."""
+    """Return whether the text edits a value in place that may be a model's.
+
+    Args:
+        tree: the syntax tree.
+        containers: names that are bound to lists, dicts and sets only.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
             if node.target.id not in containers:
                 return True
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
             if not _is_harmless(node.target, frozenset()):
-                # the item is edited in place, and may be a model's value
+                # `hiddens[0] += 1` edits the item, which may be a model's value
                 return True
         elif isinstance(node, (ast.Attribute, ast.Subscript)):
             if not isinstance(node.ctx, ast.Load) and not _is_harmless(node, containers):
@@ -197,17 +221,21 @@ def _edits_in_place(tree: ast.AST, containers: frozenset[str]) -> bool:
                 return True
             function = node.func
             if isinstance(function, ast.Attribute) and function.attr.endswith("_"):
+                # torch's name of an operation in place, as `add_`
                 return True
     return False
 
 
 def _is_harmless(target: ast.expr, containers: frozenset[str]) -> bool:
-    """Tell whether an assignment is one of a state's, or of a container of the block's own."""
+    """Return whether an assignment to a target cannot edit a model's value unseen.
+
+    It is harmless if the target is a port, since the table of states has that write, if it is
+    `model.logits` or `model.samples`, or if it is an item of a container.
+    """
     depth = 0
     while isinstance(target, ast.Subscript):
         target, depth = target.value, depth + 1
     if isinstance(target, ast.Attribute):
-        # a port is a state, which is looked at as such; the engine's own values are no module's
         return target.attr in PORTS or (target.attr in NAMES and isinstance(target.value, ast.Name))
     return depth == 1 and isinstance(target, ast.Name) and target.id in containers
 

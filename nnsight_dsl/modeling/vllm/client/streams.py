@@ -7,15 +7,19 @@
             print(output.outputs[0].text)
         return hidden
 
-The end of a block submits its requests, and the code goes on. `async for` gives their outputs;
-`await tracer` waits for the last, and returns it (a list of them for a trace of several invokes).
-When the last has come, the names that the blocks have saved are bound where the block stands, if it
-is that function which waits. What waits elsewhere (`asyncio.gather`, `asyncio.wait_for`, another
-function) finds them in `tracer.saves`, for a function may have gone on to another block of the
-same names by then. The last output of each request has that request's own as `output.saves`.
+The end of a block submits its requests as a task of the running event loop, and returns at once.
+`async for` yields their outputs; `await tracer` waits for the last output and returns it (or a
+list, one for each invoke).
 
-What a block raises is raised by the `async for` or the `await`. To leave the `async for` early, or
-to cancel what awaits, ends the requests.
+After the last output, saved names are bound in the function that has the block, if that function is
+the one that waits. Otherwise (`asyncio.gather`, `asyncio.wait_for`, another function) they are in
+`tracer.saves`, since the function may have reached another block with the same names by then. The
+last output of each request has the names that this request saved, as `output.saves`.
+
+An exception of a block is raised by the `async for` or the `await`. Leaving the `async for` early,
+or cancelling the awaiting task, aborts the requests.
+
+vLLM's sockets and tasks belong to one event loop, so an engine can be used in one loop only.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, Sent, prepared
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, prepared
+from nnsight_dsl.modeling.vllm.client.service import Sent, Service
+from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tracebacks import clean
+from nnsight_dsl.tracing.tracer import Input
 from nnsight_dsl.transforms.frame_names import set_names
 from nnsight_dsl.transforms.program import Program
 
@@ -41,13 +48,13 @@ _SESSION = (
 
 
 class Stream:
-    """The requests of one trace that are under way.
+    """The submitted requests of one trace.
 
     Attributes:
         sent: the requests.
-        outputs: their outputs as they come, then None.
-        task: serves them.
-        finished: told of each request that is over.
+        outputs: queue of their outputs; None after the last.
+        task: the task that serves them; None until `StreamedRequests.start` sets it.
+        finished: called with each request that is over, before its last output is queued.
     """
 
     def __init__(self, sent: list[Sent], finished: Callable[[Sent], None]) -> None:
@@ -57,19 +64,42 @@ class Stream:
         self.finished = finished
 
 
+class StreamService(Service, Protocol):
+    """An asynchronous engine, started by the first request that is served."""
+
+    def stream(self, stream: Stream, parts: list[Part], function: str) -> None:
+        """Submit the requests of a stream, and return at once.
+
+        Args:
+            stream: the requests, and the queue for their outputs.
+            parts: programs to run before the block of each request.
+            function: `"trace"` or `"generate"`, which sets the default number of tokens.
+        """
+
+
 class StreamTracer(EngineTracer):
-    """One trace on an asynchronous engine: iterate over it, or await it, when its block is over.
+    """One trace on an asynchronous engine: iterate over it, or await it, below its block.
 
     Attributes:
-        saves: what the blocks have saved, by name, once the requests are over.
+        saves: the saved names with their values, filled in when all requests are over.
     """
 
     _stream: Stream | None = None
     _at: FrameType | None = None
+    """The frame that has the block, in which saved names are bound; None after the first wait."""
     _is_over = False
+    """True once the outcomes have been applied; set by `_take_in` only, which runs once."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(
+        self,
+        model: EngineRoot,
+        service: StreamService,
+        function: str,
+        given: Input,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(model, service, function, given, options)
+        self._streams = service
         self.saves: dict[str, Any] = {}
         self._failure: BaseException | None = None
 
@@ -102,7 +132,7 @@ class StreamTracer(EngineTracer):
                 yield output
         finally:
             stream.task.cancel()
-        # for whoever waits, too, or waits again
+        # the sentinel again, for another iteration at the same time or later
         stream.outputs.put_nowait(None)
         await asyncio.wait([stream.task])
         self._take_in(stream.task)
@@ -113,7 +143,7 @@ class StreamTracer(EngineTracer):
             raise self._failure
 
     def _take_in(self, task: asyncio.Task[None]) -> None:
-        """Take in what the requests have left, once."""
+        """Apply the outcomes of the requests, once."""
         if self._is_over:
             return
         self._is_over = True
@@ -147,10 +177,10 @@ class StreamTracer(EngineTracer):
 
     def _submit(self) -> None:
         self._stream = Stream(self._sent, self._is_finished)
-        self._model._stream(self._stream, self._parts(), self._function)
+        self._streams.stream(self._stream, self._parts(), self._function)
 
     def _is_finished(self, one: Sent) -> None:
-        """Give the last output of a request what its block has saved."""
+        """Attach the saved names of a request to its last output."""
         if one.left is not None and one.output is not None:
             one.output.saves = dict(self._loaded(one).names)
 
@@ -166,7 +196,7 @@ class StreamTracer(EngineTracer):
         return self
 
     def _run_alone(self, intervention: Any) -> Any:
-        """Submit one intervention and no block; return what awaits its result."""
+        """Submit one intervention without a block; return an awaitable of its result."""
         super()._run_alone(intervention)
         return self._returned()
 
@@ -176,13 +206,21 @@ class StreamTracer(EngineTracer):
 
 
 class StreamedRequests:
-    """Serves the requests of traces on vLLM's `AsyncLLM`, whose engine has a process of its own."""
+    """Submits the requests of traces to an `AsyncLLM`, whose core is always in another process.
+
+    Args:
+        engine: the `AsyncLLM`.
+        seconds: how long a block may run without asking for a value.
+    """
 
     def __init__(self, engine: Any, seconds: float) -> None:
         self._engine = engine
         self._seconds = seconds
+        # the loop of the first trace; all others must be opened in the same one
         self._loop: asyncio.AbstractEventLoop | None = None
+        # the call that prepares the workers; made by the first trace, awaited by all
         self._ready: asyncio.Future[Any] | None = None
+        # keys of requests with programs that are not finished, for the polls of `_end_early`
         self._open: set[str] = set()
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,13 +231,13 @@ class StreamedRequests:
         """Submit the requests of a trace.
 
         Args:
-            stream: the requests, and where their outputs go.
-            parts: programs that run before that of each.
-            rename: the aliases that paths are written with.
-            limit: how many tokens are generated where a request does not say.
+            stream: the requests, and the queue for their outputs.
+            parts: programs to run before the block of each request.
+            rename: the model's aliases, which paths in the programs may use.
+            limit: default of `max_tokens`; None for vLLM's.
 
         Raises:
-            EngineError: no event loop is running, or another than before.
+            EngineError: no event loop is running, or another one than at the first trace.
         """
         loop = self._running_loop()
         requests = [(one, *prepared(one, parts, rename, limit)) for one in stream.sent]
@@ -209,7 +247,7 @@ class StreamedRequests:
         has_programs = bool(parts)
         task = loop.create_task(self._serve(stream, requests, has_programs))
         stream.task = task
-        # a task that nobody holds may be collected
+        # the event loop keeps only a weak reference to a task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: stream.outputs.put_nowait(None))
@@ -276,7 +314,10 @@ class StreamedRequests:
         stream.outputs.put_nowait(one.output)
 
     async def _end_early(self) -> None:
-        """End the requests whose programs have ended: what they were for is done, or has failed."""
+        """Abort the requests whose programs have stopped or failed; their tokens are not needed.
+
+        Runs as one task for all streams, as long as a request with programs is open.
+        """
         looks = Looks()
         while self._open:
             await asyncio.sleep(looks.wait)

@@ -1,17 +1,24 @@
-"""The engine's side: what stands in a worker of vLLM, between its model runner and the requests.
+"""The engine: runs programs in a worker of vLLM, between its model runner and the requests.
 
-A model runner takes all requests of a step as one flat batch of tokens, runs the model once, picks
-each request's last position, computes logits and samples. Four of its methods are wrapped, on that
-one runner:
+In each step, a model runner takes the tokens of all requests as one flat batch, runs the model
+once, picks each request's last position, computes the logits and samples. A worker extension cannot
+replace methods, so three methods are wrapped on the worker's one runner:
 
-| method           | what happens there                                                   |
+| method           | the wrapper                                                          |
 |------------------|----------------------------------------------------------------------|
-| `execute_model`  | programs of new requests start                                       |
-| `_model_forward` | each request learns its span of the flat batch; modules offer values |
-| `_sample`        | logits before, sampled tokens after                                  |
+| `execute_model`  | starts the programs of new requests                                  |
+| `_model_forward` | finds each request's tokens in the batch; modules offer their values |
+| `_sample`        | offers the logits before the call, and the sampled tokens after it   |
 
-A module carries a tap only while a request in the engine addresses it, and without programs each
-wrapper costs one look at an empty dict.
+For a batch of requests a and b, of which b has a program that waits for layer 3:
+
+    tokens       a a a b                slot of b: start 3, count 1
+    layer 3      [4, width]             `EngineTap.visit` offers row 3 to b, as [1, 1, width]
+
+A module has a tap only while a request in the engine addresses it. Without programs, a step costs a
+check of an empty dict, and of the list of new requests.
+
+An exception in a program must not end the step, which serves other requests, too: `Run` catches it.
 """
 
 from __future__ import annotations
@@ -25,23 +32,23 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling.vllm.client.effects import Reach
+from nnsight_dsl.modeling.vllm.engine.engine_tap import EngineTap
 from nnsight_dsl.modeling.vllm.engine.operations import Inside
-from nnsight_dsl.modeling.vllm.engine.portions import Portion, copies_of
-from nnsight_dsl.modeling.vllm.engine.ranks import WATCH, Leader
+from nnsight_dsl.modeling.vllm.engine.ranks import Leader
 from nnsight_dsl.modeling.vllm.engine.request_driver import (
     ModuleTap,
     OperationRequestTap,
     RequestDriver,
-    RequestTap,
 )
-from nnsight_dsl.modeling.vllm.engine.request_run import Run, Slot
+from nnsight_dsl.modeling.vllm.engine.request_run import Run
+from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
-from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
+from nnsight_dsl.transforms.requests import OUTPUT
 
 _SPLIT = (
     "this prompt was computed in pieces, and a block that can change what modules give needs it as "
@@ -57,39 +64,51 @@ _PREEMPTED = (
 
 
 class Engine:
-    """What a worker keeps of its requests' programs.
+    """The programs of all requests in one worker.
+
+    Args:
+        runner: vLLM's model runner.
+        seconds: how long a program may run without asking for a value.
+        group: the group of ranks, with this as the first; None if the model is on one device.
 
     Attributes:
-        thread: where the model runs.
-        is_compiled: whether the model's modules are not called one by one.
-        slots: the requests whose values the forward that runs is to offer.
-        special: those of them of which more is to be done than that.
-        forward: how many forwards have begun.
-        serving: the driver whose programs are being advanced.
-        limit: how long a program may go on without asking for a value.
-        leader: tells the other ranks what to do, where the model lies over several.
+        thread: id of the thread that runs the model; set at the start of each forward.
+        is_compiled: True if vLLM has compiled the model, so that no module is called.
+        slots: requests with programs in the forward that is running; empty between forwards.
+        special: those of `slots` with tokens to keep or edits to repeat (see `Slot.is_special`).
+        forward: number of forwards that have begun.
+        serving: the driver whose programs are running; set by `Run` for the length of a call into
+            its programs, None at all other times.
+        limit: time limit of a program between two requests for a value.
+        leader: sends commands to the other ranks; None if the model is on one device.
     """
 
     is_in_backward = False
+    """Always False: no backward pass runs in an engine."""
 
     def __init__(self, runner: Any, seconds: float, group: Any | None = None) -> None:
         self.runner = runner
         self.thread = get_ident()
-        self.slots: list[Slot] = []
-        self.special: list[Slot] = []
+        self.slots: list[Slot[Run]] = []
+        self.special: list[Slot[Run]] = []
         self.forward = 0
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
         self.is_compiled = bool(runner.compilation_config.mode)
+        # runs in the engine, by vLLM's id of their request; one leaves when vLLM has finished it
         self._runs: dict[str, Run] = {}
+        # the same by the client's key; one leaves when the client has fetched its outcome
         self._by_key: dict[str, Run] = {}
         self._ids: dict[str, str] = {}
+        # envoys of the model, one for each set of aliases that a client uses
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}
         self._insides: dict[int, Inside] = {}
         self._weights: frozenset[int] | None = None
+        # the scheduler's output for the step that is running
         self._scheduled: Any = None
-        self._sampling: list[tuple[int, Slot]] = []
+        # the requests to sample in this step, with their rows of the logits
+        self._sampling: list[tuple[int, Slot[Run]]] = []
         self.leader = None if group is None else Leader(self, group)
         self.install()
 
@@ -141,7 +160,7 @@ class Engine:
         self._scheduled = scheduled
         if self.leader is not None:
             self.leader.begin_step()
-        # a forward that failed may have left some
+        # left over from a step whose forward failed before sampling
         self._sampling = []
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
@@ -156,7 +175,12 @@ class Engine:
                 run.start(sent["payload"])
 
     def finish(self, key: str, result: Any) -> Any:
-        """End a request's programs, and return what they have left."""
+        """End a request's programs; return their `Outcome`, None for an unknown key.
+
+        Args:
+            key: the client's key of the request.
+            result: its `RequestOutput`, which `tracer.result` returns; None if it was aborted.
+        """
         run = self._by_key.pop(key, None)
         if run is None:
             return None
@@ -167,7 +191,7 @@ class Engine:
             return run.finish(result)
 
     def ended(self) -> list[str]:
-        """List the requests whose programs have ended early, by a fault or by `stop`."""
+        """List the keys of requests whose programs have ended early, by an error or by `stop`."""
         return [key for key, run in self._by_key.items() if run.is_over]
 
     def count_taps(self) -> int:
@@ -177,7 +201,7 @@ class Engine:
     # the model
 
     def add_tap(self, tap: ModuleTap) -> EngineTap:
-        """Let a module offer its values to a request, too; return the module's one tap."""
+        """Let a module offer its values to one more request; return the module's tap."""
         module: nn.Module = tap.place._module
         found = self._taps.get(id(module))
         if found is None:
@@ -187,7 +211,7 @@ class Engine:
         return found
 
     def remove_tap(self, tap: ModuleTap) -> None:
-        """Take a request off a module, and the tap with the last one."""
+        """Stop offering a module's values to a request; remove the tap with the last request."""
         module: nn.Module = tap.place._module
         found = self._taps.get(id(module))
         if found is None:
@@ -198,7 +222,7 @@ class Engine:
             remove_tap(module)
 
     def add_operation(self, tap: OperationRequestTap) -> None:
-        """Let an operation in a module's forward offer its values to a request, too."""
+        """Let an operation in a module's forward offer its values to one more request."""
         module = tap.place._owner
         inside = self._insides.get(id(module))
         if inside is None:
@@ -206,18 +230,18 @@ class Engine:
         inside.add(tap)
 
     def remove_operation(self, tap: OperationRequestTap) -> None:
-        """Take a request off an operation."""
+        """Stop offering an operation's values to a request."""
         inside = self._insides.get(id(tap.place._owner))
         if inside is not None and inside.remove(tap):
             del self._insides[id(tap.place._owner)]
 
     def inside(self, module: nn.Module) -> Inside | None:
-        """Return the operations that are addressed in a module's forward, None without any."""
+        """Return the taps on operations in a module's forward; None without any."""
         return self._insides.get(id(module))
 
     @property
     def weights(self) -> frozenset[int]:
-        """Where the model's weights and buffers lie in memory."""
+        """Addresses of the storages of the model's weights and buffers."""
         if self._weights is None:
             model = self.runner.get_model()
             found = (*model.parameters(), *model.buffers())
@@ -241,10 +265,22 @@ class Engine:
                     slot.run.driver.slot = None
             self.slots = self.special = []
 
-    def _spans(self, total: int) -> list[Slot]:
-        """Find each program's tokens in the flat batch, and let its step begin."""
+    def _spans(self, total: int) -> list[Slot[Run]]:
+        """Make a slot for each request with programs, and begin its programs' step.
+
+        The order of tokens in the batch is that of `input_batch.req_ids`. A request can be
+
+        - in its prompt's last piece, or past its prompt: its step begins, and it is sampled;
+        - in an earlier piece of its prompt (chunked prefill): nothing is sampled. Its values are
+          kept, if the programs may ask for them, and offered with those of the last piece;
+        - recomputed after preemption (`again`): the positions up to `has_read` were offered before.
+          Their edits are repeated, and they are not offered again.
+
+        Args:
+            total: the length of the batch, padding included.
+        """
         batch = self.runner.input_batch
-        slots: list[Slot] = []
+        slots: list[Slot[Run]] = []
         self._sampling = []
         start = 0
         for row, request_id in enumerate(batch.req_ids):
@@ -255,7 +291,7 @@ class Engine:
                 continue
             computed = int(batch.num_computed_tokens_cpu[row])
             again = run.has_read - computed
-            # nothing, but for a request that was taken out and is computed again
+            # positive only for a request that is recomputed after preemption
             again = 0 if again <= 0 else min(again, count)
             if again and run.cannot_repeat:
                 run.fail(EngineError(_PREEMPTED))
@@ -266,7 +302,7 @@ class Engine:
                 run, computed, Span(begin, again, total), Span(begin + again, new, total), is_piece
             )
             if is_piece:
-                # nothing is sampled after it; what it gives is kept where it may be asked for
+                # kept only without writes: a write to the first piece could depend on the last one
                 is_kept = run.reach.meets_prompt and not run.reach.may_write
                 if new and is_kept and self.leader is None:
                     run.pieces += 1
@@ -291,8 +327,8 @@ class Engine:
         self._offer_rows("samples", sampling, output.sampled_token_ids)
         return output
 
-    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot]], rows: Any) -> None:
-        """Offer each request its row of the logits, or its sampled token."""
+    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot[Run]]], rows: Any) -> None:
+        """Offer each request its row of the logits, or its sampled token; apply its edits."""
         leader = self.leader
         with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
             for number, slot in sampling if rows is not None else ():
@@ -305,145 +341,6 @@ class Engine:
                 if leader is not None and not torch.equal(new, row):
                     leader.row(number, new)
                 row.copy_(new)
-
-
-class EngineTap:
-    """The tap on a module, for all requests that address it.
-
-    Attributes:
-        taps: what each request knows of the module.
-        forward: number of the last forward that called it, 0 for none.
-        begun: calls that have begun in that forward.
-        done: calls that have ended in it.
-        is_first_done: whether the first of them has.
-        is_entered: see `runtime.taps.Tap`.
-        running: number of the call that runs, None where none does.
-    """
-
-    is_common = False
-
-    __slots__ = (
-        "begun",
-        "done",
-        "driver",
-        "forward",
-        "is_entered",
-        "is_first_done",
-        "module",
-        "running",
-        "taps",
-    )
-
-    def __init__(self, engine: Engine, module: nn.Module) -> None:
-        self.driver = engine
-        self.module = module
-        self.taps: dict[int, ModuleTap] = {}
-        self.forward = self.begun = self.done = 0
-        self.is_first_done = self.is_entered = False
-        self.running: int | None = None
-
-    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run one call of the module, and offer each request its part of the values."""
-        engine = self.driver
-        if engine.serving is not None and engine.serving.own_calls:
-            raise EngineError(
-                "hook=True offers a call to other blocks, which an engine runs apart; call the "
-                "module without it"
-            )
-        inside = engine.inside(module)
-        if inside is not None:
-            call = inside.called(call)
-        if not engine.slots and engine.leader is None:
-            return call(module, *args, **kwargs)
-        if self.forward != engine.forward:
-            self.forward, self.begun, self.done = engine.forward, 0, 0
-            self.is_first_done = False
-        outer, self.running = self.running, self.begun
-        self.begun += 1
-        try:
-            args, kwargs, output = self._called(call, module, args, kwargs)
-        finally:
-            self.is_first_done = self.is_first_done or self.running == 0
-            self.done += 1
-            self.running = outer
-        self._show(args, kwargs, output)
-        return output
-
-    def _called(
-        self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any
-    ) -> tuple[Any, Any, Any]:
-        """Call the module, offering what it is given and what it returns; return these."""
-        fresh: set[int] = set()
-        leader = self.driver.leader
-        if leader is None:
-            args, kwargs = self._offered(INPUTS, (args, kwargs), fresh)
-            output = call(module, *args, **kwargs)
-            return args, kwargs, self._offered(OUTPUT, output, fresh)
-        number = leader.number(module)
-        with leader.stopped(number, INPUTS):
-            args, kwargs = self._offered(INPUTS, (args, kwargs), fresh)
-        output = call(module, *args, **kwargs)
-        with leader.stopped(number, OUTPUT):
-            return args, kwargs, self._offered(OUTPUT, output, fresh)
-
-    def _offered(self, phase: str, value: Any, fresh: set[int]) -> Any:
-        """Keep, change again or offer each request's part; return the value to go on with."""
-        call = self.running or 0
-        for slot in self.driver.special:
-            tap = self.taps.get(slot.key)
-            if tap is not None and not slot.run.is_over:
-                value = _again(slot, tap, (phase, call), value, fresh)
-        if call > 0:
-            # a later call in the same step is none that a request can mean
-            return value
-        waiting: list[tuple[Slot, ModuleTap]] = []
-        for one in self.taps.values():
-            if not one.waiting and not one.skips:
-                continue
-            place = one.driver.slot
-            if place is None or not place.is_offered or place.run.is_over:
-                continue
-            if one.wants(phase, one.driver.step) or (phase == OUTPUT and one.skips):
-                waiting.append((place, one))
-        if not waiting:
-            return value
-        copies = None
-        if phase == OUTPUT and self.driver.leader is None:
-            copies = copies_of(self.module, value, [slot.span for slot, _ in waiting])
-        if copies is None:
-            for slot, one in waiting:
-                value = slot.run.offer(one, (phase, call), value, slot, fresh)
-            return value
-        served = []
-        for (slot, one), copy in zip(waiting, copies, strict=True):
-            portion = Portion(self.module, value, slot.span, fresh, phase, copy=copy)
-            slot.run.serve(one, phase, portion)
-            served.append((slot, one, portion))
-        for slot, one, portion in served:
-            value = slot.run.taken(one, (phase, call), value, slot, portion)
-        return value
-
-    def _show(self, args: Any, kwargs: Any, output: Any) -> None:
-        """Show a visit to the caches."""
-        engine = self.driver
-        leader = engine.leader
-        with nullcontext() if leader is None else leader.stopped(leader.number(self.module), WATCH):
-            for slot in engine.slots:
-                driver = slot.run.driver
-                if driver is None or not driver.watchers or not slot.is_offered:
-                    continue
-                tap = self.taps.get(slot.key)
-                if tap is not None and not slot.run.is_over:
-                    slot.run.end_visit(tap, args, kwargs, output, slot.span)
-
-
-def _again(slot: Slot, tap: RequestTap, visit: tuple[str, int], value: Any, fresh: set[int]) -> Any:
-    """Do what a request needs for what was, or is yet to be, offered in another forward."""
-    if slot.again.count:
-        value = slot.run.edit_again(tap, visit, value, slot, fresh)
-    if slot.is_piece and slot.span.count and not slot.run.reach.may_write:
-        slot.run.keep_piece(tap, visit[0], value, slot.span)
-    return value
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

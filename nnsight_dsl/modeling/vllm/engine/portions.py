@@ -1,62 +1,76 @@
-"""What the values of vLLM's modules are called elsewhere: the form in which a program sees them.
+"""Portions: one request's view of a value in the engine.
 
-vLLM runs all tokens of all requests as one flat axis, and its modules pass values on in ways of
-their own. A location is to mean what it means on the model of transformers, so a program sees
+vLLM runs the tokens of all requests as one flat axis, and some of its modules return more than the
+modules of transformers do. A location has the same meaning in both, so a `Portion` presents
 
-* the tokens of its own request, as a batch of one: `[tokens, width]` is `[1, tokens, width]`;
-* `hidden + residual` where a decoder layer returns or takes the two apart, so that the addition
-  can be fused into the next norm. What is written goes to `hidden`, and the residual becomes 0,
-  so that the sum is exactly what was written;
-* the tensor alone where a linear layer returns it with a bias that somebody else is to add, and
-  where a norm returns the sum beside its output;
-* as `.input`, the hidden states, also of a call that takes the positions first.
+* the tokens of its request only, with a batch dimension: `[tokens, width]` as `[1, tokens, width]`;
+* `hidden + residual` for a decoder layer, which takes and returns the two apart so that the next
+  norm can fuse the addition. A write sets `hidden` to the new value and the residual to 0, so that
+  the sum is exact;
+* the tensor alone for a linear layer, which returns `(output, bias)` and leaves the addition to the
+  caller, and for a fused norm, which returns the sum beside its output;
+* as `.input`, the hidden states, also of a layer that takes the positions first.
 
-`.inputs` are all arguments as vLLM passes them, for the request's tokens.
+`.inputs` are all arguments as vLLM passes them, cut to the request's tokens.
+
+    tokens a a b b b, output of layer 3: [5, width]
+    portion.seen("output")            # request b: a copy of rows 2 to 4, [1, 3, width]
+    portion.put("output", new)        # checks shape, dtype, device and structure
+    value = portion.finished()        # the engine's value, with the rows of b replaced
+
+A program is handed copies, because kernels of the engine reuse buffers that they returned earlier.
+The copies are made outside of inference mode, where tensors have version counters: a changed
+version means that the program edited the copy in place, and the edit is written back.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
 
+from nnsight_dsl.modeling.vllm.engine.forms import FIRST, MAIN, SUM, WHOLE, argument_at, output_form
 from nnsight_dsl.modeling.vllm.engine.token_spans import Edit, Span
-from nnsight_dsl.runtime.errors import EngineError, NotCalledError, WriteError
+from nnsight_dsl.runtime.errors import EngineError, InternalError, NotCalledError, WriteError
 from nnsight_dsl.runtime.values.elements import misfit
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.ranks import RankedVisit
 
-_SUM = "sum"
-_FIRST = "first"
-_WHOLE = "whole"
+class Ranks(Protocol):
+    """The ranks that hold a part of a value; `RankedVisit` in `ranks.py`."""
+
+    def whole(self, value: Any, where: Any, part: torch.Tensor) -> torch.Tensor:
+        """Join a request's rows from the parts of all ranks."""
+
+    def shape(self, where: Any, part: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape of the joined rows."""
+
+    def written(self, where: Any, new: torch.Tensor, edited: bool) -> torch.Tensor:
+        """Write joined rows on the other ranks; return the part of this one."""
 
 
 class Portion:
-    """What one request is offered of a value, and how its edits get back.
-
-    A program is handed copies: kernels of the engine write into buffers that they have handed on,
-    and a copy is a tensor with a version counter, which tells whether it was edited in place.
+    """One request's view of a value, and the way back for its edits.
 
     Args:
-        module: whose value it is.
-        value: the engine's value.
+        module: the module whose input or output the value is.
+        value: `(args, kwargs)` or the output, with the tokens of all requests.
         span: the request's tokens.
-        fresh: ids of tensors that are copies already, made for what was written in this visit.
-        phase: whether it is an input.
-        ranks: the other ranks that hold a part of it.
-        weights: of an operation, where the model's weights lie in memory.
-        copy: the program's copy of an output, where `copies_of` has made it.
+        fresh: ids of tensors in the value that are copies already, made for a write in this visit.
+            Shared by all portions of a visit; only `_own_part` adds to it.
+        phase: `"inputs"` or `"output"`.
+        ranks: the other ranks that hold a part of the value; None if the model is on one device.
+        weights: for an operation, the addresses of the storages of the model's weights. Portions of
+            operations are never joined from ranks.
+        copy: the program's copy of an output, if `copies_of` has made it already.
 
     Attributes:
-        is_edited: whether the engine's value was changed.
-        edits: what was changed, by rows of this portion.
-        earlier: by port, what the pieces of the prompt before this one gave.
-        is_read_only: whether a change is an error.
+        is_edited: True once a write has changed the engine's value.
+        edits: the rows that writes have changed, to be repeated if the request is recomputed.
+        earlier: by port, the values of the prompt's earlier pieces, to put before this one.
+        is_read_only: True if a write is an error, for a program that was sent as one that only
+            reads; set by `Run.serve`.
     """
 
     __slots__ = (
@@ -82,7 +96,7 @@ class Portion:
         span: Span,
         fresh: set[int],
         phase: str,
-        ranks: RankedVisit | None = None,
+        ranks: Ranks | None = None,
         weights: frozenset[int] | None = None,
         copy: torch.Tensor | None = None,
     ) -> None:
@@ -94,6 +108,7 @@ class Portion:
         self._span = span
         self._fresh = fresh
         self._is_inputs = phase == "inputs"
+        # the port that was handed out last, its value and its leaves; None once its edits are taken
         self._seen: tuple[str, Any, list[_Handed]] | None = None
         self.edits: list[Edit] = []
         self.earlier: Mapping[str, Sequence[Any]] = {}
@@ -101,13 +116,20 @@ class Portion:
         self.is_edited = False
 
     def seen(self, port: str) -> Any:
-        """Return what the request's programs see of a port."""
+        """Return the value that the request's programs see at a port.
+
+        The same object is returned until another port is asked for. Edits of the earlier port's
+        value are taken first, so that both ports agree.
+
+        Raises:
+            EngineError: no tensor of an operation's value has the tokens as its first axis.
+        """
         if self._seen is not None and self._seen[0] == port:
             return self._seen[1]
         self._take_edits()
         handed: list[_Handed] = []
         if port == "inputs" or not self._is_inputs:
-            form = _WHOLE if self._is_inputs else _output_form(self._module, self._value)
+            form = WHOLE if self._is_inputs else output_form(self._module, self._value)
             value = self._presented(self._value, form, handed)
         else:
             value = self._presented_input(handed)
@@ -124,10 +146,15 @@ class Portion:
         return value
 
     def put(self, port: str, new: Any) -> None:
-        """Replace what the programs see of a port.
+        """Replace the value that the programs see at a port.
+
+        It is checked here, so that the error is raised at the user's line, and no value that does
+        not fit reaches a kernel.
 
         Raises:
-            WriteError: it has another structure, shape, dtype or device than its place.
+            WriteError: the new value has another structure, shape, dtype or device, or differs in a
+                part that is not this request's.
+            EngineError: the program was sent as one that only reads.
         """
         old = self.seen(port)
         if new is old:
@@ -156,11 +183,11 @@ class Portion:
         self._seen = (port, new, handed)
 
     def finished(self, value: Any = None) -> Any:
-        """Return the engine's value, with the edits of this request.
+        """Return the engine's value with the edits of this request.
 
         Args:
-            value: the engine's value with the edits of other requests, where they were offered
-                theirs at the same time.
+            value: the engine's value with the edits of other requests, if their portions were
+                offered at the same time as this one.
         """
         if value is not None:
             self._value = value
@@ -171,17 +198,17 @@ class Portion:
         """Return the request's rows of one tensor in the value."""
         part = self._span.part(_leaf_at(self._value, where))
         if part is None:
-            raise AssertionError("a value has lost its axis of tokens")
+            raise InternalError("a value has lost its axis of tokens")
         return part
 
     # to the program
 
     def _presented(self, value: Any, form: str, handed: list[_Handed]) -> Any:
-        if form == _WHOLE and isinstance(value, torch.Tensor):
+        if form == WHOLE and isinstance(value, torch.Tensor):
             return self._leaf(value, (), handed)
-        if form == _SUM:
+        if form == SUM:
             return self._summed(value[0], value[1], (0,), (1,), handed)
-        if form == _FIRST:
+        if form == FIRST:
             return self._leaf(value[0], (0,), handed)
         found, structure = pytree.tree_flatten(value)
         seen = [self._leaf(leaf, number, handed) for number, leaf in enumerate(found)]
@@ -189,10 +216,10 @@ class Portion:
 
     def _presented_input(self, handed: list[_Handed]) -> Any:
         args, kwargs = self._value
-        main = _argument_at(self._module, _MAIN, args, kwargs)
+        main = argument_at(self._module, MAIN, args, kwargs)
         if main is None:
             raise NotCalledError("this call has no arguments, so it has no input; read '.inputs'")
-        residual = _argument_at(self._module, ("residual",), args, kwargs)
+        residual = argument_at(self._module, ("residual",), args, kwargs)
         value = _at(self._value, main)
         other = None if residual is None else _at(self._value, residual)
         if other is not None and residual is not None:
@@ -202,10 +229,10 @@ class Portion:
     def _leaf(self, leaf: Any, where: Any, handed: list[_Handed]) -> Any:
         part = self._span.part(leaf)
         if part is not None and self._weights is not None and _is_of(leaf, self._weights):
-            # as many rows as the batch has tokens, by chance
+            # a weight that happens to have as many rows as the batch has tokens
             part = None
         if part is None:
-            # what all requests share is shown as a copy
+            # shared by all requests: shown as a copy, and an edit of it is an error
             leaf = private(leaf) if isinstance(leaf, torch.Tensor) else leaf
             handed.append(_Handed(leaf, None))
             return leaf
@@ -267,17 +294,17 @@ class Portion:
     def _write(
         self, where: Any, new: torch.Tensor, edited: bool, residual: Any | None = None
     ) -> None:
-        """Put rows into a leaf of the value, and note which were changed.
+        """Write rows into a leaf of the value, and record which rows changed.
 
-        An edit in place shows wherever the engine goes on with the same tensor, as in
-        transformers; a replacement is seen by the caller alone. Numbers of tokens and positions
-        stand in buffers of the engine, which are never written to.
+        An edit in place goes into the engine's tensor, so every holder of that tensor sees it, as
+        in transformers. A replacement goes into a copy, which only the module's caller gets.
+        Integer tensors (token ids, positions) are buffers of the engine, so both go into a copy.
 
         Args:
-            where: the leaf.
-            new: its rows, as a batch of one.
-            edited: whether they were edited in place.
-            residual: the leaf that is to become 0, if there is one.
+            where: the path or number of the leaf.
+            new: its rows, with the batch dimension.
+            edited: True for an edit in place.
+            residual: the leaf that a write of a sum sets to 0; None for any other value.
         """
         self.is_edited = True
         part = self.part_at(where)
@@ -298,12 +325,14 @@ class Portion:
     def _own_part(
         self, where: Any, is_in_place: bool, part: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the request's rows of a leaf, in a copy of it where they are not to be edited.
+        """Return a view of the request's rows of a leaf that may be written to.
+
+        Without `is_in_place`, the leaf is replaced by a copy first, once in a visit.
 
         Args:
-            where: the leaf.
-            is_in_place: whether the engine's own tensor is to be edited, if it has real numbers.
-            part: the request's rows of it as it is, if they are at hand.
+            where: the path or number of the leaf.
+            is_in_place: True to write into the engine's own tensor, if it is of floating point.
+            part: the rows of the present leaf, if the caller has them.
         """
         whole = _leaf_at(self._value, where)
         if not (is_in_place and whole.is_floating_point()) and id(whole) not in self._fresh:
@@ -313,11 +342,11 @@ class Portion:
         return self.part_at(where) if part is None else part
 
     def edit_again(self, edits: Sequence[Edit], first: int) -> Any:
-        """Make edits again; return the engine's value.
+        """Repeat edits on recomputed tokens; return the engine's value.
 
         Args:
-            edits: what was changed, by positions in the request.
-            first: the position of this portion's first token.
+            edits: the edits, with positions in the request.
+            first: the position in the request of this portion's first token.
         """
         for edit in edits:
             rows = edit.rows + (edit.first - first)
@@ -333,7 +362,15 @@ class Portion:
 
 
 class _Handed:
-    """A leaf that a program was handed, and how to write it back; None where it cannot be."""
+    """A leaf that a program was handed.
+
+    Attributes:
+        seen: the program's copy.
+        write: writes rows back into the engine's value; None for a leaf that has no rows of this
+            request, and is shared by all.
+        new: the tensor that the program has put in its place, None without one.
+        version: the version of `seen` when it was handed out; a later one means an edit in place.
+    """
 
     __slots__ = ("new", "seen", "version", "write")
 
@@ -357,15 +394,15 @@ _ONLY_ROW = torch.zeros(1, dtype=torch.long)
 def _changed(
     before: torch.Tensor, after: torch.Tensor, residual: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the numbers of the rows that differ, on the CPU, and copies of them.
+    """Return the indices of the rows that differ, on the CPU, and copies of the new rows.
 
     Args:
-        before: rows of the engine's.
-        after: what they are given.
-        residual: what is to be added to the rows before, None for nothing.
+        before: the engine's rows.
+        after: the new rows.
+        residual: the residual to add to the engine's rows; None without one.
     """
     if before.shape[0] == 1:
-        # the one token of a step that goes on: looking would cost more than it saves
+        # the one token of a decoding step: a comparison would make the host wait for a GPU
         return _ONLY_ROW, after.detach().clone()
     before = before if residual is None else before + residual
     rows = (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
@@ -373,7 +410,7 @@ def _changed(
 
 
 def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:
-    """Join what the pieces of a prompt gave, along their tokens."""
+    """Join the values of a prompt's pieces, along the tokens."""
     each = [pytree.tree_leaves(piece) for piece in pieces]
     structure = pytree.tree_structure(pieces[-1])
     whole = []
@@ -382,28 +419,30 @@ def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:
             whole.append(each[-1][number])
             continue
         leaf = private(torch.cat([leaves[number] for leaves in each], dim=1))
-        # what is changed is this one, of which the engine knows nothing
+        # the program now holds the joined tensor: its version shows an edit, which is an error
+        # here, since pieces are kept for programs that only read
         one.seen, one.version = leaf, leaf._version
         whole.append(leaf)
     return pytree.tree_unflatten(whole, structure)
 
 
 def copies_of(module: Any, output: Any, spans: Sequence[Span]) -> list[torch.Tensor] | None:
-    """Copy each request's tokens of an output, as its program is to see them.
+    """Copy each request's tokens of an output, in the form that its program sees.
 
-    This is what `Portion` does for one request, with less between the copies: 2 in place of 10 µs
-    for each.
+    The same as `Portion.seen("output")` for each request, at 2 in place of 10 µs: the work that
+    does not depend on the request is done once.
 
     Args:
-        module: whose output it is.
+        module: the module whose output it is.
         output: the engine's value.
         spans: the tokens of each request.
 
     Returns:
-        A copy for each span; None for an output of more than one tensor.
+        A copy for each span, [1, tokens, ...]; None if the output is not a single tensor or sum
+        with the tokens as its first axis.
     """
-    form = _output_form(module, output)
-    leaves = output if form == _SUM else (output[0] if form == _FIRST else output,)
+    form = output_form(module, output)
+    leaves = output if form == SUM else (output[0] if form == FIRST else output,)
     total = spans[0].total
     if not all(isinstance(one, torch.Tensor) and one.shape[:1] == (total,) for one in leaves):
         return None
@@ -419,58 +458,13 @@ def copies_of(module: Any, output: Any, spans: Sequence[Span]) -> list[torch.Ten
 
 
 def private(part: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor into one that counts its versions, also in inference mode."""
+    """Copy a tensor into one with a version counter, which inference tensors do not have."""
     with torch.inference_mode(False), torch.no_grad():
         return part.detach().clone()
 
 
 def _is_of(leaf: torch.Tensor, weights: frozenset[int]) -> bool:
     return leaf.untyped_storage().data_ptr() in weights
-
-
-_MAIN = ("hidden_states", "x", None)
-"""Names of the argument that is a module's input, None for the first."""
-
-
-def _argument_at(module: Any, names: tuple[str | None, ...], args: Any, kwargs: Any) -> Any:
-    """Find where the first of some arguments stands in `(args, kwargs)`."""
-    known = _parameters(_class_of(module))
-    for name in names:
-        if name is None:
-            return (0, 0) if args else ((1, next(iter(kwargs))) if kwargs else None)
-        if name in kwargs:
-            return (1, name)
-        if name in known and known.index(name) < len(args):
-            return (0, known.index(name))
-    return None
-
-
-def _class_of(module: Any) -> type:
-    cls: type = module.__class__  # a tapped module's own
-    return cls
-
-
-@cache
-def _parameters(cls: type) -> tuple[str, ...]:
-    """List the parameters of a forward; an operation of vLLM's own has them in its native form."""
-    forward = getattr(cls, "forward_native", None) or getattr(cls, "forward", None)
-    if forward is None:
-        return ()
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def _output_form(module: Any, output: Any) -> str:
-    if not isinstance(output, tuple) or len(output) != 2:
-        return _WHOLE
-    first, second = output
-    if not isinstance(first, torch.Tensor):
-        return _WHOLE
-    if any(cls.__name__ == "LinearBase" for cls in type(module).__mro__):
-        return _FIRST
-    is_pair = isinstance(second, torch.Tensor) and second.shape == first.shape
-    if not is_pair or "residual" not in _parameters(_class_of(module)):
-        return _WHOLE
-    return _SUM if module._modules else _FIRST
 
 
 def _at(value: Any, where: Any) -> Any:

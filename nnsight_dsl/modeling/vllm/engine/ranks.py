@@ -1,54 +1,59 @@
-"""Several workers that compute one model in step: one leads, the others follow.
+"""Tensor parallelism: rank 0 runs the programs, and the other ranks follow its commands.
 
-With tensor parallelism each rank runs the same modules on a part of the weights. Programs run on
-rank 0 alone. Where one of them waits for a value, all ranks stop at that module: the others do what
-rank 0 tells them (hand over their part of a tensor, take their part of what was written), until it
-says that they can go on, and where to stop next. So a program may draw random numbers, look at the
-clock, run out of time or fail: nobody decides by itself, and nobody is left waiting.
+With tensor parallelism, each rank runs the same modules on a part of the weights, and a value may
+be split over the ranks. A program must see the whole value, and each rank must get its part of a
+write.
 
-| told             | the others                                                           |
-|------------------|----------------------------------------------------------------------|
-| `begin`          | look at one request's tokens of an input or output                   |
-| `gather`         | hand over their part of a tensor                                     |
-| `write`          | take their part of a tensor, in place or in a copy of the engine's   |
-| `keep`           | go on with what was written; else what was replaced is dropped       |
-| `row`            | take a row of logits, or a token that was sampled                    |
-| `random`         | set the state of random numbers, of which a program has drawn some   |
-| `done`           | go on; with it the modules to tap, and the places to stop at         |
+Programs run on rank 0 only. Where one of them waits for a value, all ranks stop at that module.
+The followers (`follower.py`) execute commands of rank 0 until `done`, which lets them continue and
+says where to stop next:
 
-Ranks that hold nothing of a request with programs exchange nothing.
+| command  | a follower                                                                        |
+|----------|-----------------------------------------------------------------------------------|
+| `begin`  | makes a `Portion` of one request's tokens of an input or output                   |
+| `gather` | contributes its part of a tensor to an all-gather                                 |
+| `write`  | receives a tensor, and writes its part of it, in place or into a copy             |
+| `keep`   | continues with the written value; without it, replacements are dropped            |
+| `row`    | replaces a row of the logits, or a sampled token                                  |
+| `random` | sets its random state to that of rank 0, after a program has drawn random numbers |
+| `done`   | continues; also has the modules to tap and the places to stop at                  |
+
+For a read of `layer.output`, where the layer's output is split:
+
+    rank 0:      begin, gather, [the program runs], done
+    followers:   [make a portion], [all-gather], [wait], [continue]
+
+Running the same program on each rank would need no commands, but then a random number, a clock, the
+order of a set or a time limit could make the ranks decide differently, and leave some of them
+waiting in a collective forever.
+
+Steps without a request that has programs exchange nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.modeling.vllm.engine.portions import Portion
+from nnsight_dsl.modeling.vllm.engine.request_driver import RequestDriver
 from nnsight_dsl.modeling.vllm.engine.shards import Layout, layout_of
+from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
-from nnsight_dsl.modeling.vllm.payload import KEY
-from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, phase_of
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine
-
 WATCH = "watch"
-"""Where a cache is shown a call that is over."""
+"""The phase after a call, in which it is shown to caches."""
 
-_Stop = tuple[int | str, str]
+Stop = tuple[int | str, str]
+"""The number of a module, or `"logits"` or `"samples"`, and a phase."""
 
 
 def group_of(runner: Any) -> Any | None:
-    """Return the group of ranks that a model lies over, None where it lies on one."""
+    """Return the group of ranks that a model is split over; None if it is on one rank."""
     if runner.parallel_config.tensor_parallel_size == 1:
         return None
     from vllm.distributed import get_tp_group
@@ -56,53 +61,98 @@ def group_of(runner: Any) -> Any | None:
     return get_tp_group()
 
 
-class Leader:
-    """Rank 0: tells the others what they are to do.
+class RunningPrograms(Protocol):
+    """The programs of one request, as the leader sees them; `Run` in `request_run.py`."""
+
+    is_over: bool
+
+    @property
+    def driver(self) -> RequestDriver | None:
+        """The driver of the programs, which knows where they wait."""
+
+
+class LedEngine(Protocol):
+    """The engine of rank 0, as the leader sees it.
 
     Attributes:
-        stops: where all ranks stop, as the others were last told.
+        runner: vLLM's model runner.
+        limit: the time limit of programs, which is paused while ranks communicate.
     """
 
-    def __init__(self, engine: Engine, group: Any) -> None:
+    runner: Any
+    limit: Limit
+
+    def runs(self) -> Sequence[RunningPrograms]:
+        """List the requests with programs that are in the engine."""
+
+
+class Leader:
+    """Rank 0: sends commands to the followers.
+
+    Args:
+        engine: the engine, which has the programs.
+        group: the group of ranks.
+
+    Attributes:
+        stops: the places where all ranks stop, as last sent with `done`. All ranks must agree on
+            them, so only `done` sets them.
+    """
+
+    def __init__(self, engine: LedEngine, group: Any) -> None:
         self._engine = engine
         self._group = group
         modules = engine.runner.get_model().modules()
         self._numbers = {id(module): number for number, module in enumerate(modules)}
-        self.stops: frozenset[_Stop] = frozenset()
+        self.stops: frozenset[Stop] = frozenset()
+        # True from the start of a forward with programs to the next step: only then followers stop.
+        # `Follower._is_running` is always the same
         self._is_open = False
+        # the random states at the start of the stop, to see whether a program has drawn numbers
         self._random: list[torch.Tensor] = []
 
     def number(self, module: Any) -> int:
-        """Return the number by which all ranks know a module."""
+        """Return a module's position in `model.modules()`, which is the same on all ranks."""
         return self._numbers[id(module)]
 
     def begin_step(self) -> None:
-        """A step begins: until its forward does, the others stop nowhere."""
+        """Begin a step: until its forward begins, the followers do not stop."""
         self._is_open = False
         self._random = self._random_states()
 
     def begin_forward(self) -> None:
-        """A forward begins, in which programs take part: say where all are to stop."""
+        """Begin a forward with programs: send where to stop."""
         self._is_open = True
         self.done()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Do something between two steps, after which the ranks draw the same numbers again."""
+        """Run programs between two steps, and restore the random state after it.
+
+        Followers are not listening then, so they could not be sent a new state.
+        """
         states = self._random_states()
         try:
             yield
         finally:
-            _set_random(states, self._engine.runner.device)
+            set_random(states, self._engine.runner.device)
 
     def tell(self, *command: Any) -> None:
-        """Tell the others to do something."""
+        """Send a command to the followers.
+
+        The time limit is paused: it must not end a program between a command and the collective
+        that the command announces.
+        """
         with self._engine.limit.paused():
             self._group.broadcast_object(command)
 
     @contextmanager
     def stopped(self, key: int | str, phase: str) -> Iterator[None]:
-        """Hold the others at a place while it is offered, if that is where they stop."""
+        """Hold the followers at a place while it is offered, if they stop there.
+
+        Args:
+            key: the number of a module, or `"logits"` or `"samples"`.
+            phase: INPUTS, OUTPUT or WATCH.
+        """
         if not self._is_open or (key, phase) not in self.stops:
             yield
             return
@@ -113,7 +163,7 @@ class Leader:
             self.done()
 
     def done(self) -> None:
-        """Let the others go on."""
+        """Let the followers continue, with the random state and the stops of now."""
         states = self._random_states()
         if not all(map(torch.equal, states, self._random)):
             self.tell("random", states)
@@ -121,33 +171,40 @@ class Leader:
         self.tell("done", taps, self.stops)
 
     def visit(self, place: Any, phase: str, span: Span) -> RankedVisit:
-        """Let all ranks look at one request's tokens of a value."""
+        """Begin a visit of one request's tokens of a value, on all ranks."""
         self.tell("begin", phase, span)
         return RankedVisit(self, place, phase)
 
     def gathered(self, where: Any, part: torch.Tensor) -> list[torch.Tensor]:
-        """Return the parts that all ranks hold."""
+        """Return the parts of a tensor that the ranks hold, in their order."""
         with self._engine.limit.paused():
             self._group.broadcast_object(("gather", where))
             return list(self._group.all_gather(part.contiguous().unsqueeze(0), 0).unbind(0))
 
     def write(self, where: Any, new: torch.Tensor, edited: bool, layout: Layout | None) -> None:
-        """Let the others write their part."""
+        """Let the followers write their parts.
+
+        Args:
+            where: the path or number of the leaf.
+            new: the whole rows.
+            edited: True for an edit in place.
+            layout: how the rows are split; None if each rank holds all of them.
+        """
         new = new.contiguous()
         with self._engine.limit.paused():
             self._group.broadcast_object(("write", where, edited, layout, new.shape, new.dtype))
             self._group.broadcast(new)
 
     def row(self, number: int, new: torch.Tensor) -> None:
-        """Let the others take a row of the logits or of the samples."""
+        """Let the followers replace a row of the logits or of the samples."""
         self.tell("row", number, new.cpu())
 
     def own(self, whole: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Return this rank's part."""
+        """Return the part of rank 0."""
         return layout.own(whole, 0, self._group.world_size)
 
     def whole_width(self, layout: Layout) -> int:
-        """Return the width of what all ranks hold together."""
+        """Return the width of the joined tensor."""
         return layout.width(self._group.world_size)
 
     def _random_states(self) -> list[torch.Tensor]:
@@ -157,9 +214,13 @@ class Leader:
             states.append(torch.cuda.get_rng_state(device))
         return states
 
-    def _wanted(self) -> tuple[frozenset[_Stop], frozenset[int]]:
-        """Collect where programs wait, and which modules carry a tap."""
-        stops: set[_Stop] = set()
+    def _wanted(self) -> tuple[frozenset[Stop], frozenset[int]]:
+        """Collect the places where programs wait, and the modules with a tap.
+
+        They change only while a program runs, which is during a stop, so followers are up to date
+        with those sent at the end of each stop.
+        """
+        stops: set[Stop] = set()
         taps: set[int] = set()
         for run in self._engine.runs():
             driver = run.driver
@@ -184,7 +245,7 @@ class Leader:
 
 
 class RankedVisit:
-    """What `Portion` asks of the other ranks at one value of one request."""
+    """The ranks that hold one request's tokens of one value; implements `portions.Ranks`."""
 
     def __init__(self, leader: Leader, place: Any, phase: str) -> None:
         self._leader = leader
@@ -193,10 +254,15 @@ class RankedVisit:
         self._layouts: dict[Any, Layout | None] = {}
 
     def whole(self, value: Any, where: Any, part: torch.Tensor) -> torch.Tensor:
-        """Put a request's rows together from what the ranks hold.
+        """Join a request's rows from the parts of all ranks.
+
+        Args:
+            value: the engine's value.
+            where: the path or number of the leaf.
+            part: the rows of this rank.
 
         Raises:
-            EngineError: how they lie is not known.
+            EngineError: it is not known how the tensor is split.
         """
         parent = self._place._parent
         layout = self._layouts[where] = layout_of(
@@ -211,25 +277,34 @@ class RankedVisit:
         return layout.joined(self._leader.gathered(where, part))
 
     def shape(self, where: Any, part: torch.Tensor) -> tuple[int, ...]:
-        """Return the shape that whole rows have."""
+        """Return the shape of the joined rows; `whole` has been called for them before."""
         layout = self._layouts[where]
         if layout is None:
             return tuple(part.shape)
         return (*part.shape[:-1], self._leader.whole_width(layout))
 
     def written(self, where: Any, new: torch.Tensor, edited: bool) -> torch.Tensor:
-        """Let the others write whole rows, too; return this rank's part."""
+        """Write joined rows on the other ranks; return the part of this rank."""
         layout = self._layouts[where]
         self._leader.write(where, new, edited, layout)
         return new if layout is None else self._leader.own(new, layout)
 
     def keep(self) -> None:
-        """Go on with what was written, on all ranks."""
+        """Let the followers continue with the written value."""
         self._leader.tell("keep")
 
 
 def _argument(value: Any, where: Any, phase: str) -> int | str | None:
-    """Return which argument a part of the inputs is in, or which item of a tuple."""
+    """Return the argument that a leaf of the inputs belongs to, or the item of a tuple returned.
+
+    Args:
+        value: the engine's value.
+        where: the path or number of the leaf.
+        phase: INPUTS or OUTPUT.
+
+    Returns:
+        The position or the name; None for an output that is a single tensor.
+    """
     if isinstance(where, int):
         path = pytree.tree_flatten_with_path(value)[0][where][0]
         where = tuple(getattr(step, "idx", getattr(step, "key", None)) for step in path)
@@ -239,179 +314,8 @@ def _argument(value: Any, where: Any, phase: str) -> int | str | None:
     return where[0] if where else None
 
 
-class Follower:
-    """Another rank than the first: it has no programs, and does as it is told."""
-
-    is_in_backward = False
-
-    def __init__(self, runner: Any, group: Any) -> None:
-        self.runner = runner
-        self.thread = get_ident()
-        self._group = group
-        self._modules = list(runner.get_model().modules())
-        self._keys: dict[str, str] = {}
-        self._stops: frozenset[_Stop] = frozenset()
-        self._taps: dict[int, FollowerTap] = {}
-        self._is_running = False
-        self._install()
-
-    def _install(self) -> None:
-        runner = self.runner
-        execute, forward, sample = runner.execute_model, runner._model_forward, runner._sample
-
-        def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.execute(execute, scheduled, args, kwargs)
-
-        def _model_forward(*args: Any, **kwargs: Any) -> Any:
-            return self.forward(forward, args, kwargs)
-
-        def _sample(logits: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.sample(sample, logits, args, kwargs)
-
-        runner.execute_model = execute_model
-        runner._model_forward = _model_forward
-        runner._sample = _sample
-
-    def execute(self, execute: Callable[..., Any], scheduled: Any, args: Any, kwargs: Any) -> Any:
-        """Run a step, after noting which requests have programs."""
-        self._is_running = False
-        for request_id in scheduled.finished_req_ids:
-            self._keys.pop(request_id, None)
-        for new in scheduled.scheduled_new_reqs:
-            extra = getattr(new.sampling_params, "extra_args", None)
-            if extra and extra.get(KEY) is not None:
-                self._keys[new.req_id] = extra[KEY]["key"]
-        return execute(scheduled, *args, **kwargs)
-
-    def forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run the model, stopping where rank 0 wants to."""
-        self.thread = get_ident()
-        if not self._keys:
-            return forward(*args, **kwargs)
-        self._obey(None, {})
-        self._is_running = True
-        return forward(*args, **kwargs)
-
-    def sample(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
-        """Sample, with logits and samples as rank 0 has them."""
-        if self.stops_at("logits", OUTPUT):
-            self._obey(None, {}, rows=logits)
-        output = sample(logits, *args, **kwargs)
-        if self.stops_at("samples", OUTPUT):
-            self._obey(None, {}, rows=output.sampled_token_ids)
-        return output
-
-    def finish(self, key: str, result: Any) -> None:
-        """A request is over."""
-        for request_id, one in list(self._keys.items()):
-            if one == key:
-                del self._keys[request_id]
-        if not self._keys:
-            self._stops = frozenset()
-            self._tap(frozenset())
-
-    def ended(self) -> list[str]:
-        """List nothing: the first rank knows."""
-        return []
-
-    def count_taps(self) -> int:
-        """Count the modules that carry a tap."""
-        return len(self._taps)
-
-    def stops_at(self, number: int | str, phase: str) -> bool:
-        """Tell whether all ranks stop at a place."""
-        return self._is_running and (number, phase) in self._stops
-
-    def obey(self, number: int, values: Mapping[str, Any], fresh: set[int]) -> dict[str, Any]:
-        """Do what rank 0 says, until it says to go on; return what to go on with."""
-        return self._obey(self._modules[number], dict(values), fresh)
-
-    def _obey(
-        self,
-        module: nn.Module | None,
-        values: dict[str, Any],
-        fresh: set[int] | None = None,
-        rows: torch.Tensor | None = None,
-    ) -> dict[str, Any]:
-        portion: Portion | None = None
-        phase = ""
-        while True:
-            kind, *told = self._group.broadcast_object(None)
-            if kind == "begin":
-                phase, span = told
-                portion = Portion(module, values[phase], span, set() if fresh is None else fresh,
-                                  phase)  # fmt: skip
-            elif kind == "gather" and portion is not None:
-                part = portion.part_at(told[0]).contiguous()
-                self._group.all_gather(part.unsqueeze(0), 0)
-            elif kind == "write" and portion is not None:
-                self._write(portion, *told)
-            elif kind == "keep" and portion is not None:
-                values[phase] = portion.finished()
-            elif kind == "row":
-                number, new = told
-                if rows is not None:
-                    rows[number : number + 1].copy_(new.reshape(rows[number : number + 1].shape))
-            elif kind == "random":
-                _set_random(told[0], self.runner.device)
-            elif kind == "done":
-                taps, self._stops = told
-                self._tap(taps)
-                return values
-            else:
-                raise EngineError(f"a rank was told {kind!r} where that has no meaning")
-
-    def _write(
-        self,
-        portion: Portion,
-        where: Any,
-        edited: bool,
-        layout: Layout | None,
-        shape: Any,
-        dtype: torch.dtype,
-    ) -> None:
-        new = torch.empty(shape, dtype=dtype, device=portion.part_at(where).device)
-        self._group.broadcast(new)
-        if layout is not None:
-            new = layout.own(new, self._group.rank_in_group, self._group.world_size)
-        portion._write(where, new.unsqueeze(0), edited)
-
-    def _tap(self, wanted: frozenset[int]) -> None:
-        for number in self._taps.keys() - wanted:
-            del self._taps[number]
-            remove_tap(self._modules[number])
-        for number in wanted - self._taps.keys():
-            tap = self._taps[number] = FollowerTap(self, number)
-            install_tap(tap, self._modules[number])  # type: ignore[arg-type]
-
-
-def _set_random(states: list[torch.Tensor], device: torch.device) -> None:
+def set_random(states: list[torch.Tensor], device: torch.device) -> None:
+    """Set the random state of the CPU, and that of the device if there is a second one."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
-
-
-class FollowerTap:
-    """The tap on a module of a rank that follows."""
-
-    __slots__ = ("driver", "is_entered", "number")
-    is_common = False
-
-    def __init__(self, follower: Follower, number: int) -> None:
-        self.is_entered = False
-        self.driver = follower
-        self.number = number
-
-    def visit(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run one call of the module, and stop before and after it where all do."""
-        follower, number = self.driver, self.number
-        fresh: set[int] = set()
-        if follower.stops_at(number, INPUTS):
-            values = follower.obey(number, {INPUTS: (args, kwargs)}, fresh)
-            args, kwargs = values[INPUTS]
-        output = call(module, *args, **kwargs)
-        if follower.stops_at(number, OUTPUT):
-            output = follower.obey(number, {OUTPUT: output}, fresh)[OUTPUT]
-        if follower.stops_at(number, WATCH):
-            follower.obey(number, {INPUTS: (args, kwargs), OUTPUT: output}, fresh)
-        return output

@@ -1,31 +1,39 @@
-"""A request's programs in the engine: one driver for each request that brings some.
+"""A run: the programs of one request, from its first forward to its outcome.
 
-Requests come and go while the engine runs, and each counts its own steps. So each has a driver of
-its own, as if it ran alone; what is shared is only the tap on a module (see `engine.py`), which
-offers every driver the part of a value that belongs to its request.
+Requests arrive and finish while the engine runs, and each counts its own steps. So each request
+with programs has a `Run` with a driver, as if it ran alone:
 
-What goes wrong in a program ends the programs of its request. The request itself is served on,
-and what happened is told at the client.
+    start           unpack the payload, run each program to its first request for a value
+    begin_step      once in each forward that computes new tokens
+    offer           in each visit of a place where a program waits
+    offer_place     for the logits and the samples
+    finish          serve `tracer.result`, close the programs, collect the outcome
+
+The engine calls these from inside of a forward that serves other requests, too. So an exception in
+a program ends the programs of its request and nothing else: the forward continues, the client finds
+the request in `Engine.ended` and aborts it, and raises the exception.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nnsight_dsl.modeling.vllm.client.effects import ANYTHING, Reach
+from nnsight_dsl.modeling.vllm.engine.context import EngineContext
 from nnsight_dsl.modeling.vllm.engine.portions import Portion
 from nnsight_dsl.modeling.vllm.engine.request_driver import RequestDriver, RequestTap
+from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import OutOfTime
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.payload import Outcome, Part, changed_in, load_parts, sizes_of
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.errors import RunAborted, WriteError
+from nnsight_dsl.runtime.errors import InternalError, RunAborted, WriteError
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
@@ -35,68 +43,31 @@ from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
 from nnsight_dsl.tracing.tracer import Input, Tracer
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.vllm.engine.engine import Engine
-
-
-class Slot:
-    """One request in the forward that runs.
-
-    Attributes:
-        run: its programs.
-        key: by which taps know it.
-        first: the position of its first token in this forward.
-        again: those of its tokens that were offered before, and are computed again.
-        span: those that are new.
-        is_piece: whether the prompt goes on in a later forward.
-        is_offered: whether programs are offered something of it.
-        is_special: whether more is to be done than to offer it.
-    """
-
-    __slots__ = ("again", "first", "is_offered", "is_piece", "is_special", "key", "run", "span")
-
-    def __init__(self, run: Run, first: int, again: Span, span: Span, is_piece: bool) -> None:
-        self.run = run
-        self.key = id(run.driver)
-        self.first = first
-        self.again = again
-        self.span = span
-        self.is_piece = is_piece
-        self.is_offered = span.count > 0 and not is_piece
-        self.is_special = is_piece or again.count > 0
-
-    @property
-    def first_new(self) -> int:
-        """The position of the first token that is new."""
-        return self.first + self.again.count
-
-
-def visits_among(
-    slots: Sequence[Slot], taps: Mapping[int, RequestTap]
-) -> list[tuple[Slot, RequestTap]]:
-    """List the requests in a forward that address a place, with what each knows of it."""
-    return [
-        (slot, tap)
-        for slot in slots
-        if not slot.run.is_over and (tap := taps.get(slot.key)) is not None
-    ]
-
 
 class Run:
-    """The programs of one request, from its first forward to its result.
+    """The programs of one request.
+
+    Args:
+        key: the client's key of the request.
+        engine: the engine.
+        reach: upper bound of the programs' effects, as the client has sent it.
 
     Attributes:
-        key: what the client calls the request.
-        driver: drives them.
-        is_over: whether they have ended, by themselves or by a fault.
-        reach: what the programs can do, as was said when they were sent.
-        cannot_repeat: whether a program has changed what is not changed again, should the request
-            be computed again.
-        has_read: positions of the request whose values have been offered, or kept to be.
-        pieces: how many pieces of the prompt were kept, to be offered with the last.
+        key: the client's key of the request.
+        engine: the engine.
+        driver: the driver of the programs; None until `start` has made it.
+        is_over: True once the programs are closed, by their end or an error. Set by `_close` only;
+            never reset.
+        reach: upper bound of the programs' effects; a write beyond it is an error.
+        failure: the exception that ended the programs from outside of a machine; None without one.
+        cannot_repeat: True once a program has made an edit that is not repeated after preemption:
+            of an operation, or with several ranks. If the request is preempted, the engine ends
+            its programs with an error.
+        has_read: number of positions of the request that were offered, or kept for an offer.
+        pieces: number of the prompt's pieces that are kept, to be offered with the last one.
     """
 
-    def __init__(self, key: str, engine: Engine, reach: Reach = ANYTHING) -> None:
+    def __init__(self, key: str, engine: EngineContext, reach: Reach = ANYTHING) -> None:
         self.key = key
         self.engine = engine
         self.reach = reach
@@ -104,16 +75,20 @@ class Run:
         self.has_read = 0
         self.cannot_repeat = False
         self.pieces = 0
+        # edited logits and samples of the last step, in case its token is sampled again
         self._sampled: dict[str, torch.Tensor] = {}
         self.failure: BaseException | None = None
         self.driver: RequestDriver | None = None
+        # the machine of the block, which is the last part; the outcome has its names
         self._block: Machine | None = None
+        # the names around the block, and the lengths of the containers among them at the start
         self._around: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
+        # patches of torch (`tensor.save()`), in force until `_close`
         self._patches = ExitStack()
 
     def start(self, payload: bytes) -> None:
-        """Load the programs, and run each to its first request."""
+        """Lower the programs of a payload, and run each to its first request for a value."""
         try:
             data, root = self.engine.opened(payload)
             self.driver = RequestDriver(root, self.engine)
@@ -133,13 +108,13 @@ class Run:
     def _add(self, part: Part, tracer: Tracer) -> None:
         driver = self.driver
         if driver is None:
-            raise AssertionError("a run has no driver yet")
+            raise InternalError("a run has no driver yet")
 
         order = len(driver.machines)
 
         def make() -> Machine:
             machine = _machine_of(part, tracer)
-            # in each step: an edit comes before the block
+            # an edit is made anew in each step; its order keeps it before the block
             machine.order = order
             return machine
 
@@ -158,7 +133,11 @@ class Run:
                 driver.drive(machine, None)
 
     def _guarded(self, call: Callable[[RequestDriver], Any]) -> Any:
-        """Do something with the driver; what goes wrong ends the programs, and nothing else."""
+        """Call a function with the driver, within the time limit.
+
+        An exception ends the programs, and never reaches the engine. If the programs are over,
+        nothing is called.
+        """
         driver = self.driver
         if self.is_over or driver is None:
             return None
@@ -183,10 +162,11 @@ class Run:
     # called by the engine's taps
 
     def begin_step(self, missed: str) -> None:
-        """A forward begins that offers values of this request.
+        """Begin a step, in a forward that computes new tokens of this request.
 
         Args:
-            missed: why part of them cannot be offered; empty where all can.
+            missed: the error message for a module that is asked for in this step, if part of the
+                prompt was computed without being offered; empty otherwise.
         """
         if self.driver is not None:
             self.driver.missed = missed
@@ -194,9 +174,17 @@ class Run:
         self._guarded(Driver.begin_step)
 
     def edit_again(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], fresh: set[int]
     ) -> Any:
-        """Change what is computed again as it was changed the first time."""
+        """Repeat the edits of recomputed tokens; return the engine's value with them.
+
+        Args:
+            tap: the request's tap on the place.
+            visit: the phase, and the number of the call in its forward.
+            value: the engine's value.
+            slot: the request's slot.
+            fresh: ids of tensors in the value that are copies already.
+        """
         edits = tap.edits.get(visit)
         if not edits:
             return value
@@ -204,26 +192,37 @@ class Run:
         return portion.edit_again(edits, slot.first)
 
     def keep_piece(self, tap: RequestTap, phase: str, value: Any, span: Span) -> None:
-        """Keep a module's values of a piece of the prompt, until the last piece is there."""
+        """Keep the values of a piece of the prompt, for an offer with the last piece."""
         for port in tap.ports:
             if (port in ("input", "inputs")) != (phase == INPUTS):
                 continue
             kept = tap.pieces.setdefault(port, [])
             if len(kept) < self.pieces:
-                # the first visit of this forward
+                # the first visit of the module in this forward; later ones are not offered
                 kept.append(Portion(tap.place._module, value, span, set(), phase).seen(port))
 
     def forget_pieces(self) -> None:
-        """The prompt has been offered."""
+        """Drop the kept pieces, after the whole prompt has been offered."""
         self.pieces = 0
         for tap in self.driver._taps.values() if self.driver is not None else ():
             if isinstance(tap, RequestTap):
                 tap.pieces.clear()
 
     def offer(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, fresh: set[int]
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], fresh: set[int]
     ) -> Any:
-        """Offer a value of the engine's; return the one to go on with."""
+        """Offer the request's part of a value, if a program waits for it.
+
+        Args:
+            tap: the request's tap on the place.
+            visit: the phase, and the number of the call in its forward.
+            value: the engine's value.
+            slot: the request's slot.
+            fresh: ids of tensors in the value that are copies already.
+
+        Returns:
+            The engine's value with the programs' edits.
+        """
         phase = visit[0]
         if self.is_over or not (tap.wants(phase, tap.index) or (phase == OUTPUT and tap.skips)):
             return value
@@ -240,7 +239,7 @@ class Run:
         return value
 
     def serve(self, tap: RequestTap, phase: str, portion: Portion) -> None:
-        """Let the programs see a portion that they wait for."""
+        """Offer a portion to the programs that wait for it, after the skips of its output."""
         portion.is_read_only = not self.reach.may_write
         portion.earlier = tap.pieces
         if phase == OUTPUT and tap.skips:
@@ -248,11 +247,14 @@ class Run:
         self._guarded(lambda driver: driver.offer(tap, phase, portion))
 
     def taken(
-        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot, portion: Portion
+        self, tap: RequestTap, visit: tuple[str, int], value: Any, slot: Slot[Run], portion: Portion
     ) -> Any:
-        """Take in what the programs have done to their portion of a value; return that value."""
+        """Apply the programs' edits of their portion to a value; return the value.
+
+        The edits are kept, to be repeated after preemption. If a program has failed, its edits of
+        this value are dropped.
+        """
         if self.failure is not None or (self.driver is not None and self.driver.failure):
-            # what a program that failed had written by then is not let in
             return value
         try:
             after = portion.finished(value)
@@ -265,12 +267,12 @@ class Run:
         return after
 
     def refuse(self, tap: RequestTap, error: Exception) -> None:
-        """Tell the programs that wait at a place, and those that ask later, that there is none."""
+        """Raise an error in programs that wait at a place, and in those that ask for it later."""
         tap.missing = error
         self._guarded(lambda driver: driver.fail_waiting(tap, error))
 
     def end_visit(self, tap: RequestTap, args: Any, kwargs: Any, output: Any, span: Span) -> None:
-        """A visit is over: show it to the caches."""
+        """End a visit, and show it to the caches of the programs."""
         tap.end_visit()
         if self.driver is not None and self.driver.watchers:
 
@@ -281,7 +283,7 @@ class Run:
             self._guarded(watch)
 
     def _shown(self, tap: RequestTap, phase: str, value: Any, span: Span) -> Any:
-        """Return what a cache is shown of a value; None of inputs that no cache keeps."""
+        """Return the view of a value for caches; `((), {})` for inputs that no cache keeps."""
         driver, leader = self.driver, self.engine.leader
         watchers = [] if driver is None else driver.watchers
         if phase == INPUTS and not any(getattr(one, "_keeps_inputs", True) for one in watchers):
@@ -290,7 +292,7 @@ class Run:
         return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
 
     def addresses(self, name: str) -> bool:
-        """Tell whether a program may ask for the request's logits, or its samples."""
+        """Return whether a program may ask for the logits or the samples, by the place's name."""
         driver = self.driver
         if self.is_over or driver is None:
             return False
@@ -298,12 +300,16 @@ class Run:
         return id(root._places[name]._module) in driver._taps
 
     def offer_place(self, name: str, value: torch.Tensor, is_again: bool = False) -> torch.Tensor:
-        """Offer the request's logits or its sampled token, `[1, ...]`; return what holds.
+        """Offer the request's logits or its sampled token; return the value to continue with.
 
         Args:
-            name: which of the two.
-            value: what the engine has.
-            is_again: whether they were offered before, and are sampled again after preemption.
+            name: `"logits"` or `"samples"`.
+            value: the engine's value: logits [1, vocabulary], or token ids [1].
+            is_again: True if the token was sampled before, and is sampled again after preemption.
+                Then nothing is offered, and an edit of the first time is repeated.
+
+        Returns:
+            The value itself, if no program has edited it; else a new tensor of the same shape.
         """
         driver = self.driver
         if self.is_over or driver is None:
@@ -331,7 +337,11 @@ class Run:
     # the end
 
     def finish(self, result: Any) -> Outcome:
-        """Serve the request's result, close what still waits, and return what is left."""
+        """Serve the request's result, close the programs, and return their outcome.
+
+        Args:
+            result: the `RequestOutput`, which `tracer.result` returns; None if it was aborted.
+        """
         outcome = Outcome()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -367,7 +377,7 @@ class Run:
 
 
 def _put_skips(tap: RequestTap, portion: Portion) -> None:
-    """Let what skips have given take the place of an output."""
+    """Replace an output by the values of skips; an error gets the line of its skip."""
     for skip in tap.skips:
         try:
             portion.put("output", skip.value)
@@ -378,7 +388,7 @@ def _put_skips(tap: RequestTap, portion: Portion) -> None:
 
 
 class _Row:
-    """A row of the sampler's as an offer; it has one form only."""
+    """A request's logits or sampled token as an offer: a `Portion` without spans and forms."""
 
     __slots__ = ("_handed", "_version", "row")
 
@@ -389,7 +399,7 @@ class _Row:
 
     @property
     def is_edited(self) -> bool:
-        """Whether it is another one, or was edited in place."""
+        """True if the row was replaced, or edited in place."""
         return self.row is not self._handed or self._handed._version != self._version
 
     def seen(self, port: str) -> Any:
@@ -406,7 +416,8 @@ def _machine_of(part: Part, tracer: Tracer) -> Machine:
     names = _Names(part.names)
     machine = tracer._machine_of(part.program, part.user_globals, names)
     if machine.is_plain and any(word in part.program.source for word in (".logits", ".samples")):
-        # named without a port, they are asked for by an attribute that is not lowered
+        # `model.logits` without a port is a property, which waits for the value inside of a call;
+        # a plain program has no stack that could wait there
         unplain(part.program)
         machine = tracer._machine_of(part.program, part.user_globals, names)
     machine.leaves_all = part.leaves_all
@@ -414,16 +425,20 @@ def _machine_of(part: Part, tracer: Tracer) -> Machine:
 
 
 class _Names(dict[str, Any]):
-    """The names around a block, as they were when it was sent."""
+    """The names around a block, with their values when it was sent."""
 
     def now(self, name: str) -> Any:
+        # a program calls this to look a name up in the frame around its block, which is not here
         if name not in self:
             raise NameError(f"name {name!r} was not bound when the block was sent", name=name)
         return self[name]
 
 
 def _expect(driver: Driver, machine: Machine) -> None:
-    """Tell the driver which places a program can ask for, as far as its text tells."""
+    """Announce to the driver the places that a program can ask for.
+
+    They are those that its text names. If some are not known from the text, any may be asked for.
+    """
     plain = machine.program.plain
     is_known = plain is not None and not plain.makes_cache
     for state in machine.program.states:

@@ -1,17 +1,21 @@
-"""Schedulers of vLLM that keep a prompt in one piece where a program needs it so.
+"""Schedulers of vLLM that keep a prompt in one piece if its program needs that.
 
-vLLM fills each step up to a number of tokens, and cuts the prompt that does not fit (chunked
-prefill). A program that changes a value of the whole prompt cannot follow that: what it writes into
-layer 3 may depend on what layer 2 gave for the last token, and by then the pieces before have long
-passed layer 3. So the request of such a program waits for a step that has room for all of its
-prompt. Other requests are cut as ever.
+With chunked prefill, vLLM fills each step up to a budget of tokens, and splits a prompt that does
+not fit. A program that writes into its prompt cannot be run on pieces: its write to layer 3 may
+depend on layer 2 at the last token, and by then the earlier pieces have passed layer 3. So the
+request of such a program waits for a step with room for its whole prompt:
 
-The scheduler asks for each request how many of the tokens it chose are to be computed
-(`_reserve_prefill_lookahead`); 0 lets the request wait. One that has waited for a step gets its
-room in the next: the running requests share what is left. A prompt that does not fit into any step
-is cut as others are, and its program is told at its line.
+    budget 8, running requests take 3, a prompt of 7 tokens
+    step 1:   the prompt waits; the running requests take what they need
+    step 2:   the running requests share 1 token; the prompt is computed whole
 
-This module is imported by the engine, by name (`scheduler_cls`), in whichever process that runs.
+`_reserve_prefill_lookahead` is a hook of vLLM's schedulers: it gets the number of tokens chosen for
+a request, and returns how many to compute; 0 lets the request wait. After one step of waiting, the
+room is kept in the next step, so no request waits longer, unless the KV cache is full. All other
+requests are split as in vLLM. So is a prompt that fits into no step; its program gets an error at
+the line that asks a module for the prompt.
+
+vLLM imports this module by name (`scheduler_cls`), in the process of the engine's core.
 """
 
 from __future__ import annotations
@@ -26,17 +30,20 @@ from nnsight_dsl.modeling.vllm.payload import KEY, WHOLE
 
 
 class _WholePrompts:
-    """What both schedulers do differently from vLLM's own."""
+    """Mixin with the difference of both schedulers from vLLM's.
+
+    Each step sets all three attributes anew.
+    """
 
     _waits: tuple[str, int] | None = None
-    """The request that found too little room in the last step, and what it needs."""
+    """Id of a request that waits since it found too little room in this step, and its tokens."""
     _favoured: str | None = None
-    """The request for which this step keeps room, since it found too little in the last."""
+    """Id of the request for which this step keeps room: the one that waited in the last step."""
     _room: int | None = None
-    """How many tokens the running requests may still take in such a step."""
+    """Tokens left for the running requests in a step that keeps room; None in any other."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Choose what the next step computes."""
+        """Choose the tokens of the next step."""
         this: Any = self
         waits, self._waits, self._room, self._favoured = self._waits, None, None, None
         if waits is not None and this.waiting:
@@ -57,34 +64,35 @@ class _WholePrompts:
         this: Any = self
         needed = request.num_tokens - computed
         is_cut = 0 < chosen < needed
-        # one that was taken out again after its first token only computes again what it had
+        # a request with output tokens is recomputed after preemption: its program has seen the
+        # prompt, and its edits are repeated piece by piece
         if not is_cut or request.num_output_tokens or not is_whole(request):
             return chosen
         has_all = not this.running or self._favoured == request.request_id
         if needed > _most_tokens(this) or has_all:
-            # there is no more room for it, now or later
+            # waiting would not give it more room
             return chosen
         self._waits = request.request_id, needed
         return 0
 
 
 class WholePromptScheduler(_WholePrompts, Scheduler):
-    """vLLM's scheduler, with prompts that stay whole."""
+    """vLLM's scheduler, with prompts kept whole where a program needs that."""
 
 
 class WholePromptAsyncScheduler(_WholePrompts, AsyncScheduler):
-    """vLLM's scheduler of steps that overlap, with prompts that stay whole."""
+    """vLLM's scheduler of overlapping steps, with prompts kept whole where a program needs that."""
 
 
 def is_whole(request: Any) -> bool:
-    """Tell whether the prompt of a request of vLLM is to be computed in one piece."""
+    """Return whether the prompt of a vLLM request must be computed in one piece."""
     params = request.sampling_params
     sent = (params.extra_args or {}).get(KEY) if params is not None else None
     return isinstance(sent, dict) and bool(sent.get(WHOLE))
 
 
 def _most_tokens(scheduler: Any) -> int:
-    """Return how many tokens of one request a step computes at most."""
+    """Return the largest number of tokens of one request that a step can compute."""
     config = scheduler.scheduler_config
     most = min(scheduler.max_num_scheduled_tokens, config.max_num_batched_tokens)
     threshold = config.long_prefill_token_threshold

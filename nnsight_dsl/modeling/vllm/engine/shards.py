@@ -1,14 +1,19 @@
-"""Which part of a tensor a rank holds where a model lies over several (tensor parallelism).
+"""Layouts: how a tensor is split over the ranks of a model (tensor parallelism).
 
-The last axis of a sharded tensor is cut into segments, of which each rank holds a part: one for a
-column-parallel projection, `q`, `k`, `v` for a fused one, where several ranks may hold the same
-heads of `k` and `v`. What is between a column-parallel and a row-parallel projection (activation,
-attention, rotary embedding) is cut as these are. Everything around is whole on each rank.
+A rank's part of a tensor does not say how the parts join. The classes of vLLM's layers do: the last
+axis is cut into segments, of which each rank holds a part. A column-parallel projection has one
+segment, or one for each of the projections merged in it; a fused one has `q`, `k` and `v`, where
+several ranks hold the same heads of `k` and `v` if there are fewer heads than ranks.
 
     rank 0:  q0 k0 v0        a program sees  q0 q1 k0 k1 v0 v1
     rank 1:  q1 k1 v1
 
-Where none of this tells how a value lies, it is refused.
+A module between a column-parallel and a row-parallel projection (activation, attention, rotary
+embedding) is split as its neighbours are. All other values are whole on each rank: the output of a
+row-parallel projection, which is summed over the ranks, and so on up to the layer.
+
+A value whose layout is not known is refused with an `EngineError`: a wrong guess would give a
+program the right numbers in the wrong order.
 """
 
 from __future__ import annotations
@@ -31,16 +36,21 @@ _QKV = {0: 0, 1: 1, 2: 2, "query": 0, "key": 1, "value": 2}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the last axis of a tensor lies over the ranks.
+    """How the last axis of a tensor is split over the ranks.
 
     Attributes:
-        segments: of each, its width on one rank, and how many ranks in a row hold the same.
+        segments: for each segment, its width on one rank, and the number of consecutive ranks that
+            hold the same part of it.
     """
 
     segments: tuple[tuple[int, int], ...]
 
     def joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Put the parts of all ranks together."""
+        """Join the parts of all ranks.
+
+        Args:
+            parts: the part of each rank, in the order of the ranks.
+        """
         pieces: list[torch.Tensor] = []
         start = 0
         for width, copies in self.segments:
@@ -49,7 +59,13 @@ class Layout:
         return torch.cat(pieces, -1)
 
     def own(self, whole: torch.Tensor, rank: int, world: int) -> torch.Tensor:
-        """Return the part of one rank."""
+        """Cut out the part of one rank.
+
+        Args:
+            whole: the joined tensor.
+            rank: the rank.
+            world: the number of ranks.
+        """
         pieces: list[torch.Tensor] = []
         start = 0
         for width, copies in self.segments:
@@ -58,24 +74,24 @@ class Layout:
         return torch.cat(pieces, -1)
 
     def width(self, world: int) -> int:
-        """Return the width of the whole."""
+        """Return the width of the joined tensor, for a number of ranks."""
         return sum(width * (world // copies) for width, copies in self.segments)
 
 
 def layout_of(
     module: Any, parent: Any, phase: str, argument: int | str | None, part: torch.Tensor
 ) -> Layout | None:
-    """Return how a value of a module lies over the ranks; None if each has all of it.
+    """Return the layout of a module's input or output; None if each rank holds all of it.
 
     Args:
-        module: whose value it is.
-        parent: the module that it is in.
-        phase: whether it is an input.
-        argument: of an input, which argument; of a tuple that is returned, which item.
-        part: what this rank holds.
+        module: the module.
+        parent: the module around it, in which to look for projections beside it; None for the root.
+        phase: `"inputs"` or `"output"`.
+        argument: for an input, its position or name; for a tuple returned, the item.
+        part: the part of this rank.
 
     Raises:
-        EngineError: that is not known.
+        EngineError: the layout is not known, or does not have the width of the part.
     """
     found = _found(module, parent, phase, argument, part)
     if found is not None and sum(width for width, _ in found.segments) != part.shape[-1]:
@@ -84,7 +100,7 @@ def layout_of(
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether a module, or one in it, has weights of which each rank holds a part."""
+    """Return whether a module, or one inside it, has weights that are split over ranks."""
     return any(
         getattr(one, "tp_size", 1) > 1 and "ReplicatedLinear" not in _names(one)
         for one in module.modules()
@@ -152,7 +168,7 @@ def _of_heads(heads: Any, number: int | None, module: Any, phase: str) -> Layout
         raise _unknown(module, phase)
     width, copies = segments[number]
     if phase != INPUTS and "Attention" in _names(module):
-        # as many heads as the queries, each as wide as a value
+        # attention returns one value for each head of the queries
         width = heads.num_heads * heads.v_head_size
     return Layout(((width, copies),))
 
@@ -170,7 +186,7 @@ def _is_cut(module: Any) -> bool:
 
 
 def _sums_up(module: Any) -> bool:
-    """Tell whether what a module returns is summed over the ranks, and so is whole on each."""
+    """Return whether a module's output is summed over the ranks, and so whole on each."""
     return "RowParallelLinear" in _names(module) and bool(module.reduce_results)
 
 

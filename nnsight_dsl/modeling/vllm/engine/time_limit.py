@@ -1,9 +1,15 @@
-"""How long a program may go on without asking for a value.
+"""The time limit of a program between two requests for a value.
 
-The engine runs a program between two of the model's operations, so a loop without end would stop
-all requests. One thread watches the clock, and raises in the engine's thread when it has run out;
-that ends the program, as any other error of its own does. It ends what Python runs: a single call
-into a library that never returns cannot be ended.
+The engine runs a program between two operations of the model, so an endless loop in it would stop
+all requests. A watchdog thread raises `OutOfTime` in the engine's thread when the limit is
+exceeded, and the program ends as with any other error.
+
+    limit = Limit(60.0)
+    with limit:                # each call into a program
+        driver.offer(...)
+
+CPython raises such an exception between two bytecode instructions, so a call into C that never
+returns cannot be ended.
 """
 
 from __future__ import annotations
@@ -19,7 +25,10 @@ from nnsight_dsl.runtime.errors import EngineError
 
 
 class OutOfTime(BaseException):
-    """Raised out of nowhere, and past `except Exception`; at the client it is an EngineError."""
+    """Raised asynchronously in a program. A BaseException, so that `except Exception` lets it pass.
+
+    It is pickled as an `EngineError`, which is the error that the client raises.
+    """
 
     def __str__(self) -> str:
         return (
@@ -32,25 +41,29 @@ class OutOfTime(BaseException):
 
 
 _TICK = 0.25
-"""Longest time between two looks, in seconds."""
+"""Longest time between two checks of the clock, in seconds."""
 _raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 class Limit:
-    """A limit of time, as a context manager; it may be entered again inside.
+    """A time limit, as a reentrant context manager for one thread at a time.
 
-    The thread that watches looks from time to time, as long as there is something to watch. To wake
-    it at each entry would cost more than what is done inside: both threads want the interpreter.
+    The watchdog polls the clock, and goes to sleep after a poll that finds no new entry. Waking it
+    at each entry would cost more than the program inside, since both threads compete for the GIL.
+    So a program may exceed the limit by up to the time between two polls.
 
     Attributes:
-        seconds: how long the inside may last.
+        seconds: the limit, from the outermost entry.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        # guards `_until`, `_thread`, `_entries` and `_is_asleep`, which the watchdog reads
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        # True while the watchdog waits for `_wake`; it sets this, and an entry clears it
         self._is_asleep = True
+        # when the time is over; None outside of an entry, and while paused
         self._until: float | None = None
         self._thread = 0
         self._depth = 0
@@ -80,7 +93,7 @@ class Limit:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let nothing be raised meanwhile; other workers take part in what is done."""
+        """Stop the clock: an exception between two collectives would leave other ranks waiting."""
         with self._lock:
             until, self._until = self._until, None
         begun = time.monotonic()
@@ -100,11 +113,11 @@ class Limit:
                 if self._until is not None:
                     left = self._until - time.monotonic()
                     if left <= 0:
-                        # once more, should the block swallow it
+                        # a new deadline, in case the block catches the exception
                         self._until = time.monotonic() + self.seconds
                         _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
                 elif seen == self._entries:
-                    # nothing has been entered since the last look
+                    # no entry since the last check
                     self._is_asleep = True
                     self._wake.clear()
                     continue
