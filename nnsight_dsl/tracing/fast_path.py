@@ -81,8 +81,7 @@ def run_alone(
                 idle = fit.idle
                 driver = tracer._driver = idle.pop() if idle else fit.new_driver(model)
                 if not driver.is_as_made:
-                    machine.fixtures, machine.expected = fit.fixtures, fit.expected
-                    machine.is_closed = fit.is_closed
+                    machine.needs = fit.needs
                 function: Any = own["_module"]
                 kwargs = _NO_KEYWORDS
                 if model._makes_batches:

@@ -21,7 +21,7 @@ from torch import nn
 from nnsight_dsl.runtime.driving.fast_path import LoneDriver
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import carried_programs
-from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
 from nnsight_dsl.runtime.values.known_types import is_of_library
 from nnsight_dsl.tracing.plainness import is_plain, is_plain_path, is_plain_value, own_names
 from nnsight_dsl.tracing.saving import INJECTED
@@ -51,9 +51,7 @@ class Fit:
         user_globals: globals of the module that its block stands in.
         function: the generator function with these globals, and what lowered code finds besides.
         is_plain: whether the program is plain, the names being what they are.
-        fixtures: modules that it is known to ask for.
-        expected: further places that it is known to ask for, and their ports.
-        is_closed: whether it can ask for no others.
+        needs: the modules that it is known to ask for.
         names: the names that were looked at, and what each stood for.
         roots: those of them that accesses start from and that stand for something else each time.
         seen: what the others of these stand for.
@@ -69,9 +67,7 @@ class Fit:
     user_globals: dict[str, Any]
     function: Callable[..., Running]
     is_plain: bool
-    fixtures: Fixtures | None
-    expected: Sequence[tuple[Place, str]]
-    is_closed: bool
+    needs: Needs
     is_alone: bool
     names: Sequence[tuple[str, Any]]
     roots: frozenset[str]
@@ -83,8 +79,9 @@ class Fit:
 
     def new_driver(self, root: Place) -> LoneDriver:
         """Make a driver for runs that need nothing but one plain machine."""
-        is_known = self.is_closed and not self.expected
-        return LoneDriver(root, self.fixtures, is_known=is_known)
+        needs = self.needs
+        is_known = needs.is_closed and not needs.expected
+        return LoneDriver(root, needs.fixtures, is_known=is_known)
 
     def holds(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -184,9 +181,11 @@ def _new_fit(
         user_globals=user_globals,
         function=program.function(user_globals, INJECTED),
         is_plain=plainly,
-        fixtures=fixtures if fixed else None,
-        expected=[pair for pair in expected if id(pair[0]._module) not in fixed],
-        is_closed=is_closed,
+        needs=Needs(
+            fixtures if fixed else None,
+            [pair for pair in expected if id(pair[0]._module) not in fixed],
+            is_closed,
+        ),
         is_alone=plainly
         and not (changing or program.children or program.fetched or program.looks_outside),
         names=marks,

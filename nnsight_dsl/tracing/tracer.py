@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -701,12 +701,10 @@ class Tracer(Block, Place):
         machine.seen_names = seen
         if self._leaves_all:
             machine.leaves_all = True
-        machine.expected = fit.expected
-        machine.fixtures = fit.fixtures
-        machine.is_closed = fit.is_closed
+        machine.needs = fit.needs
         if not fit.is_tried:
             # values of unknown types may bring code along that asks for any module
-            machine.is_closed = False
+            machine.needs = replace(fit.needs, is_closed=False)
             self._fits.append(fit)
         return machine
 

@@ -7,7 +7,7 @@ driver resumes it later. An error that is raised here is raised in the machine, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,19 +17,18 @@ from nnsight_dsl.runtime.machines.barriers import Barrier
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import Steps, steps_of
 from nnsight_dsl.runtime.values.elements import with_element
-from nnsight_dsl.runtime.values.offers import Offer, Skip
+from nnsight_dsl.runtime.values.offer import Offer
+from nnsight_dsl.runtime.values.offers import Skip
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import OUTPUT, Request
 
 from . import messages
 from .gradients import Backward
 from .loop import PARKED
-
-if TYPE_CHECKING:
-    from .driver import Driver
+from .state import RunState
 
 
-def _read(driver: Driver, machine: Machine, request: Request) -> Any:
+def _read(driver: RunState, machine: Machine, request: Request) -> Any:
     _, place, port = request
     if place._module is None and driver.result is not None:
         return driver.seen_result(machine)
@@ -44,7 +43,7 @@ def _read(driver: Driver, machine: Machine, request: Request) -> Any:
     return seen
 
 
-def _write(driver: Driver, machine: Machine, request: Request) -> Any:
+def _write(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, place, port = request
     if place._module is None:
         location = name_of(place, port)
@@ -57,7 +56,7 @@ def _write(driver: Driver, machine: Machine, request: Request) -> Any:
     return None
 
 
-def _element(driver: Driver, machine: Machine, request: Request) -> Any:
+def _element(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, container, place, port, *path = request
     new = machine.in_its_state(with_element, container, path, value)
     if place._module is None:
@@ -71,7 +70,7 @@ def _element(driver: Driver, machine: Machine, request: Request) -> Any:
 
 
 def _put(
-    driver: Driver,
+    driver: RunState,
     machine: Machine,
     offer: Offer,
     location: tuple[Place, str],
@@ -84,7 +83,7 @@ def _put(
     driver.writes.put(machine, offer, location, seen, new, cut)
 
 
-def _skip(driver: Driver, machine: Machine, request: Request) -> Any:
+def _skip(driver: RunState, machine: Machine, request: Request) -> Any:
     _, place, value = request
     offer = driver.offered(machine, request)
     if offer is None:
@@ -95,11 +94,11 @@ def _skip(driver: Driver, machine: Machine, request: Request) -> Any:
     return None
 
 
-def _steps(driver: Driver, machine: Machine, request: Request) -> Any:
+def _steps(driver: RunState, machine: Machine, request: Request) -> Any:
     return steps_of(request[1], machine)
 
 
-def _step(driver: Driver, machine: Machine, request: Request) -> Any:
+def _step(driver: RunState, machine: Machine, request: Request) -> Any:
     steps: Steps = request[1]
     if machine.is_builder:
         raise messages.steps_in_builder()
@@ -130,7 +129,7 @@ def _step(driver: Driver, machine: Machine, request: Request) -> Any:
     return PARKED
 
 
-def _block(driver: Driver, machine: Machine, request: Request) -> Any:
+def _block(driver: RunState, machine: Machine, request: Request) -> Any:
     _, target, number = request
     if not machine.is_builder:
         raise messages.nested_invoke()
@@ -146,7 +145,7 @@ def _block(driver: Driver, machine: Machine, request: Request) -> Any:
     return {}
 
 
-def _backward(driver: Driver, machine: Machine, request: Request) -> Any:
+def _backward(driver: RunState, machine: Machine, request: Request) -> Any:
     _, number, loss, (args, kwargs) = request
     if len(args) < 2 and "retain_graph" not in kwargs and _has_other_backward(driver, machine):
         # the graph of a batch is one, and this block cannot know that others go through it
@@ -167,7 +166,7 @@ def _backward(driver: Driver, machine: Machine, request: Request) -> Any:
     return inner.names
 
 
-def _has_other_backward(driver: Driver, machine: Machine) -> bool:
+def _has_other_backward(driver: RunState, machine: Machine) -> bool:
     """Tell whether another block of this run may go back through the graph later."""
     return any(
         other is not machine
@@ -177,7 +176,7 @@ def _has_other_backward(driver: Driver, machine: Machine) -> bool:
     )
 
 
-def _bind(driver: Driver, machine: Machine, request: Request) -> Any:
+def _bind(driver: RunState, machine: Machine, request: Request) -> Any:
     _, name, value = request
     told = {**driver.shared.get(name, {}), machine.order: value}
     driver.shared = {**driver.shared, name: told}
@@ -193,7 +192,7 @@ def _bind(driver: Driver, machine: Machine, request: Request) -> Any:
     return PARKED
 
 
-def _name(driver: Driver, machine: Machine, request: Request) -> Any:
+def _name(driver: RunState, machine: Machine, request: Request) -> Any:
     name = request[1]
     told = driver.shared.get(name, {})
     earlier = [order for order in told if order < machine.order]
@@ -210,7 +209,7 @@ def _name(driver: Driver, machine: Machine, request: Request) -> Any:
     return machine.outer_value(name)
 
 
-def _meet(driver: Driver, machine: Machine, request: Request) -> Any:
+def _meet(driver: RunState, machine: Machine, request: Request) -> Any:
     barrier: Barrier = request[1]
     driver.has_met = True
     if machine.is_builder:
@@ -227,14 +226,14 @@ def _meet(driver: Driver, machine: Machine, request: Request) -> Any:
     return PARKED
 
 
-def _stop(driver: Driver, machine: Machine, request: Request) -> Any:
+def _stop(driver: RunState, machine: Machine, request: Request) -> Any:
     if machine.is_builder:
         raise messages.stop_in_builder()
     driver.is_stopped = True
     return _end(driver, machine, request)
 
 
-def _end(driver: Driver, machine: Machine, request: Request) -> Any:
+def _end(driver: RunState, machine: Machine, request: Request) -> Any:
     if len(request) > 1:
         machine.result = request[1]
     machine.finish(is_stopped=request[0] == requests.STOP)
@@ -246,7 +245,7 @@ def _end(driver: Driver, machine: Machine, request: Request) -> Any:
     return PARKED
 
 
-def _check_barriers(driver: Driver) -> None:
+def _check_barriers(driver: RunState) -> None:
     """Tell those who wait at a barrier that too few are left to come."""
     for other in driver.machines:
         waits = other.pending
@@ -259,7 +258,7 @@ def _check_barriers(driver: Driver) -> None:
             driver.drive(other, error=error)
 
 
-def _call(driver: Driver, machine: Machine, request: Request) -> Any:
+def _call(driver: RunState, machine: Machine, request: Request) -> Any:
     _, place, args, kwargs = request
     driver.tap_for(place)
     driver.own_calls += 1
@@ -283,7 +282,7 @@ def open_run(machine: Machine, request: Request) -> Any:
     return left
 
 
-ANSWERS: Mapping[str, Callable[[Driver, Machine, Request], Any]] = {
+ANSWERS: Mapping[str, Callable[[RunState, Machine, Request], Any]] = {
     requests.READ: _read,
     requests.WRITE: _write,
     requests.ELEMENT: _element,

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import get_ident
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -29,12 +28,14 @@ from nnsight_dsl.runtime.machines.machine import Machine, advanced, set_current
 from nnsight_dsl.runtime.machines.steps import Steps
 from nnsight_dsl.runtime.record import Record, is_interrupt
 from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, places_of
-from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
+from nnsight_dsl.runtime.tapping.offering import Watcher
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
 from nnsight_dsl.runtime.tapping.taps import Tap, is_container, is_usual_call
 from nnsight_dsl.runtime.tapping.torch_fast_path import passes_over_parts
 from nnsight_dsl.runtime.tracebacks import clean
-from nnsight_dsl.runtime.values.offers import Offer, Writes, seen_by, take_edits
+from nnsight_dsl.runtime.values.offer import Offer
+from nnsight_dsl.runtime.values.offers import Writes, seen_by, take_edits
 from nnsight_dsl.runtime.values.rows import Cut, narrow
 from nnsight_dsl.runtime.values.views import Frozen, OfferCut
 from nnsight_dsl.transforms import requests
@@ -42,67 +43,24 @@ from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Request, phase_of, t
 
 from . import messages
 from .inlining import Inlined
-from .log import Log
 from .loop import PARKED
 
 
-class Watcher(Protocol):
-    """What is shown every visit to a tapped module."""
-
-    def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
-        """See the arguments and the output of a visit, after the edits of all blocks."""
-
-    def watches(self, place: Place) -> bool:
-        """Tell whether a module has to be called, where its parent can do without."""
-
-
 class Driver(Inlined):
-    """One run of one model.
+    """One run of one model, with its taps.
 
     Attributes:
-        root: place of the root module.
-        stepping: in a generation, the place whose calls are steps: the root, or the model that
-            stands in it as in a wrapper; None in other runs.
-        is_stepped: True in a generation.
-        step: the step that runs, -1 before the first.
-        machines: the machines in the order of their definition.
-        is_session: whether this is no run, but a block of several.
-        is_called: whether the model has been called, so that modules may have been visited.
-        is_partial: whether this is the first step of a generation only, to see whether it fits.
-        factor: rows of the batch per row of the input, other than 1 under beam search.
-        result_factor: rows of the result per row of the input, fewer than the beams may be.
-        failure: what a machine or the model has raised.
-        writes: what the machines have written.
-        ready: machines that go on once the one that runs has stopped, with their answers.
-        shared: values of names that other invokes wait for, by name and order of the binder.
-        log: what has been served, if somebody wants to know.
-        is_common: whether no visit means more than its output's being offered: there are no steps,
-            no loops over visits and no backward passes.
         is_tapped_ahead: whether there are places to tap that no machine has named.
-        is_usual: whether torch calls modules as it does by itself.
-        is_direct: whether a machine that sees all rows is handed values just as they are.
-        watchers: what is shown every visit to a tapped module, once it is over.
-        is_read_only: whether what is offered now has to stay the very object that it is.
+        is_tapping_ahead: True while taps are put, before the model is called.
+        is_usual: True if torch calls modules in its own way, which jit's tracer does not.
+        is_read_only: True while the value on offer must not be replaced by another object.
         has_grad: whether the forward of the root that runs builds a graph.
+        watchers: objects that are shown every visit to a tapped module, once it is over.
         each_step: makes the machines that start anew with each step after the first.
-        stops_itself: whether the run may end before the model does, without a block's asking.
-        record: what the run has changed outside of itself, taps apart; that of its turn, if it has
-            one.
+        record: the changes that the run has made outside of itself, other than taps; that of its
+            turn, if it has one.
     """
 
-    # what holds for most runs stands on the class, so that making a driver is cheap
-    is_session = False
-    is_called = False
-    is_partial = False
-    failure: BaseException | None = None
-    log: Log | None = None
-    is_direct = True
-    most_visits = 0
-    is_stopped = False
-    has_met = False
-    result: tuple[Any] | None = None
-    result_factor = 1
-    is_in_backward = False
     is_read_only = False
     has_grad = False
     is_usual = False
@@ -111,11 +69,7 @@ class Driver(Inlined):
     _outer: Machine | None = None
     _put: Fixtures | None = None
     _expects_anything = False
-    stops_itself = False
     each_step: list[Callable[[], Machine]]
-    visit_waiters: Sequence[tuple[Machine, Steps]] = ()
-    step_waiters: Sequence[tuple[Machine, Steps]] = ()
-    shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
     _all_tapped: AllModules | None = None
     _is_mounted = False
 
@@ -269,11 +223,15 @@ class Driver(Inlined):
         """Add a machine, with what is known of the places that it can ask for."""
         machine.order = len(self.machines)
         self.machines.append(machine)
-        if machine.fixtures is not None and machine.fixtures not in self._fixtures:
-            self._fixtures.append(machine.fixtures)
-        if machine.expected:
-            self._expected.extend(machine.expected)
-        if not machine.is_closed:
+        needs = machine.needs
+        if not isinstance(needs, Needs):
+            self._expects_anything = True
+            return
+        if needs.fixtures is not None and needs.fixtures not in self._fixtures:
+            self._fixtures.append(needs.fixtures)
+        if needs.expected:
+            self._expected.extend(needs.expected)
+        if not needs.is_closed:
             self._expects_anything = True
 
     def expect_anything(self) -> None:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.record import Record, restore_item
-from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
 from .driver import Driver
 
@@ -92,7 +92,7 @@ class StopPoints:
             # what the forward has made is not kept
             self._tensors.clear()
 
-    def has(self, path: str, phase: str) -> bool:
+    def has(self, path: str, phase: Phase) -> bool:
         """Tell whether the forward can stop at the first visit to a place."""
         time = self._points.get((path, phase))
         return time is not None and not any(seen <= time < edited for seen, edited in self._edited)

@@ -22,7 +22,7 @@ from nnsight_dsl.runtime.errors import RunAborted
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.record import is_interrupt
-from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
+from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
 from nnsight_dsl.runtime.tapping.taps import Tap, is_usual_call
 from nnsight_dsl.runtime.values.known_types import is_known
 from nnsight_dsl.transforms.requests import END, OUTPUT, READ, WRITE, Request
@@ -117,7 +117,7 @@ class LoneDriver(Driver):
         self._taps.clear()
         self.machines.clear()
         if self._own is not None:
-            machine.fixtures, machine.is_closed = self._own, True
+            machine.needs = Needs(self._own, (), True)
         self.add(machine)
         self.run(function, args, kwargs)
 

@@ -10,27 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nnsight_dsl.runtime.errors import RunAborted
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import Machine
+from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.values.known_types import is_known
-from nnsight_dsl.runtime.values.offers import Offer, Writes, take_edits
+from nnsight_dsl.runtime.values.offer import Offer
+from nnsight_dsl.runtime.values.offers import take_edits
 from nnsight_dsl.runtime.values.rows import parts_of
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import BEFORE_CALL, INPUTS, OUTPUT, READ, WRITE, Request
+from nnsight_dsl.transforms.requests import BEFORE_CALL, INPUTS, OUTPUT, READ, WRITE, Phase, Request
 
 from .answers import ANSWERS, open_run
 from .foreign import ON_TARGET
-from .loop import PARKED, Loop
-
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.tapping.taps import Tap
-    from nnsight_dsl.runtime.values.views import Frozen
+from .loop import PARKED
+from .state import RunState
 
 _order = attrgetter("order")
 _Tensor = torch.Tensor
@@ -39,32 +38,13 @@ _TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
 """Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
 
-class Inlined(Loop):
-    """The part of a driver that offers values and resumes machines.
+class Inlined(RunState):
+    """The part of a driver that offers values and resumes machines."""
 
-    Attributes:
-        step: in a generation, the step that runs, -1 before the first.
-        factor: rows of the batch per row of the input, other than 1 under beam search.
-        writes: what the machines have written.
-        is_direct: whether a machine that sees all rows is handed values just as they are.
-        counts: rows of each input in a batch of several.
-        frozen: the rows that blocks were handed of tensors without a gradient, under autograd.
-        own_calls: how many calls of modules that blocks make themselves are under way.
-        has_ended: whether the model has returned.
-    """
-
-    step: int
-    factor: int
-    is_direct = True
-    counts: Sequence[int] = ()
-    own_calls: int
-    has_ended: bool
-    writes: Writes
-    frozen: Frozen | None = None
     _offer: Offer | None
     _taps: dict[int, Tap]
 
-    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
+    def offer(self, tap: Tap, phase: Phase, value: Any) -> Any:
         """Offer `(args, kwargs)` before a call, or its output after it.
 
         Returns:
@@ -245,7 +225,7 @@ class Inlined(Loop):
                             answer = request = value = old = None
                             continue
                         value = old = None
-                    answer = ANSWERS[request[0]](self, machine, request)  # type: ignore[arg-type]
+                    answer = ANSWERS[request[0]](self, machine, request)
                 except RunAborted:
                     raise
                 except BaseException as raised:
@@ -277,7 +257,7 @@ class Inlined(Loop):
 
     def answer(self, machine: Machine, request: Request) -> Any:
         """Return the answer to a request, PARKED if the machine has to wait for it."""
-        return ANSWERS[request[0]](self, machine, request)  # type: ignore[arg-type]
+        return ANSWERS[request[0]](self, machine, request)
 
     def for_this_run(self, machine: Machine, request: Request) -> Request:
         """Answer requests on objects that belong to no model, and run the traces of a session."""

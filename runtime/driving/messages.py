@@ -5,11 +5,10 @@ from __future__ import annotations
 import linecache
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nnsight_dsl.runtime.errors import (
     BarrierError,
-    CarriedCallError,
     GenerationEndedError,
     InvokeError,
     NoInputError,
@@ -20,19 +19,36 @@ from nnsight_dsl.runtime.errors import (
     WriteShapeError,
 )
 from nnsight_dsl.runtime.locations import Place, ancestors, name_of
+from nnsight_dsl.runtime.machines.barriers import Barrier
 from nnsight_dsl.runtime.machines.machine import Machine
+from nnsight_dsl.runtime.machines.steps import Steps
+from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.tapping.torch_fast_path import is_fast_layer
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
+from nnsight_dsl.runtime.values.offers import Suspect
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request, target_of
 
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.machines.barriers import Barrier
-    from nnsight_dsl.runtime.machines.steps import Steps
-    from nnsight_dsl.runtime.tapping.taps import Tap
-    from nnsight_dsl.runtime.values.offers import Suspect
 
-    from .driver import Driver
+class Run(Protocol):
+    """A run, as far as the texts tell of it.
+
+    Attributes:
+        root: place of the root module.
+        machines: the machines in the order of their definition.
+        is_stepped: True in a generation.
+        step: in a generation, the step that runs, -1 before the first.
+        has_ended: whether the model has returned.
+    """
+
+    root: Place
+    machines: list[Machine]
+    is_stepped: bool
+    step: int
+    has_ended: bool
+
+    def tap_for(self, place: Place) -> Tap:
+        """Return the tap at a place; put one there if there is none."""
 
 
 def location_of(request: Request) -> str:
@@ -49,23 +65,23 @@ def _action(request: Request) -> str:
     return {requests.WRITE: "write", requests.SKIP: "skip"}.get(request[0], "read")
 
 
-def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exception:
+def passed(run: Run, machine: Machine, request: Request, tap: Tap) -> Exception:
     """The value has gone by."""
     location = location_of(request)
-    if driver.is_stepped and driver.has_ended:
+    if run.is_stepped and run.has_ended:
         return GenerationEndedError(
-            f"{location} was asked for after the generation had ended (it took {driver.step + 1} "
+            f"{location} was asked for after the generation had ended (it took {run.step + 1} "
             "steps); read it inside the loop over steps, or in another invoke"
         )
     when = ""
-    if driver.is_stepped:
+    if run.is_stepped:
         when = f" in step {machine.step}"
-        if driver.step > machine.step:
-            when += f" (the generation is at step {driver.step})"
+        if run.step > machine.step:
+            when += f" (the generation is at step {run.step})"
     elif tap.begun > 1:
         when = f" for visit {machine.step} ({tap.begun} visits have begun)"
     path = target_of(request)._path
-    others = _other_paths(driver, tap, path)
+    others = _other_paths(run, tap, path)
     if others:
         return OutOfOrderError(
             f"{location} has already passed{when}: {' and '.join((path, *others))} are one module, "
@@ -79,12 +95,12 @@ def passed(driver: Driver, machine: Machine, request: Request, tap: Tap) -> Exce
     )
 
 
-def _other_paths(driver: Driver, tap: Tap, path: str) -> list[str]:
+def _other_paths(run: Run, tap: Tap, path: str) -> list[str]:
     """Return the other paths at which a module stands."""
     module = tap.place._module
     if module is None:
         return []
-    found = driver.root._module.named_modules(remove_duplicate=False)
+    found = run.root._module.named_modules(remove_duplicate=False)
     return [other for other, one in found if one is module and other != path]
 
 
@@ -105,7 +121,7 @@ def parent_passed(machine: Machine, request: Request, parent: Place) -> Exceptio
     )
 
 
-def not_in_step(driver: Driver, machine: Machine, request: Request) -> Exception:
+def not_in_step(run: Run, machine: Machine, request: Request) -> Exception:
     """The module was not called in the step the request was pinned to."""
     return NotCalledError(
         f"{location_of(request)} was not computed in step {machine.step}; the module was not "
@@ -113,7 +129,7 @@ def not_in_step(driver: Driver, machine: Machine, request: Request) -> Exception
     )
 
 
-def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
+def never_came(run: Run, machine: Machine, request: Request) -> Exception:
     """The run is over and the request is still there."""
     verb = request[0]
     if verb == requests.NAME:
@@ -127,21 +143,21 @@ def never_came(driver: Driver, machine: Machine, request: Request) -> Exception:
     location = location_of(request)
     place = request[2] if verb == requests.WRITE else request[1]
     for above in ancestors(place):
-        tap = driver.tap_for(above)
+        tap = run.tap_for(above)
         if tap.skipped_by is not None and above is not place:
             return NotCalledError(
                 f"{location} was never computed, since {above._path} was skipped (line "
                 f"{tap.skipped_by}); ask for it in a run that does not skip {above._path}"
             )
-    if driver.is_stepped and machine.step > driver.step >= 0:
+    if run.is_stepped and machine.step > run.step >= 0:
         return GenerationEndedError(
             f"{location} was asked for in step {machine.step}, and the generation ended after "
-            f"{driver.step + 1} steps; count steps from 0, or loop over those that come: "
+            f"{run.step + 1} steps; count steps from 0, or loop over those that come: "
             "'for step in tracer.iter[:]:'"
         )
-    if driver.tap_for(place).begun:
+    if run.tap_for(place).begun:
         return OutOfOrderError(
-            f"{location} was called {driver.tap_for(place).begun} times in this run, and visit "
+            f"{location} was called {run.tap_for(place).begun} times in this run, and visit "
             f"{machine.step} was asked for; count visits from 0"
         )
     absence = place._absence()
@@ -209,15 +225,15 @@ def barrier_in_builder() -> Exception:
     )
 
 
-def barrier_without_enough(driver: Driver, barrier: Barrier, *, here: int) -> Exception:
+def barrier_without_enough(run: Run, barrier: Barrier, *, here: int) -> Exception:
     """Too few invokes are left for a barrier, so that those who wait would wait for ever.
 
     Args:
-        driver: the run.
+        run: the run.
         barrier: where they wait.
         here: how many have just come and are not counted in `barrier.arrived`.
     """
-    running = sum(not machine.is_done for machine in driver.machines)
+    running = sum(not machine.is_done for machine in run.machines)
     return BarrierError(
         f"{len(barrier.arrived) + here} of {barrier.participants} invokes came to this barrier, "
         f"and only {running} of this run can still come; make the barrier for as many invokes as "
@@ -354,12 +370,3 @@ def model_failed(error: BaseException, suspects: Sequence[Suspect]) -> BaseExcep
 
 def _first_line(error: Any) -> str:
     return (str(error).splitlines() or [""])[0]
-
-
-def not_observed(place: Place) -> CarriedCallError:
-    path = place._path or "the model"
-    return CarriedCallError(
-        f"{path} is asked for by code that an object of the model's own brought along, and was not "
-        f"watched from the start of this run, so it may have been called already; name {path} in "
-        "the block itself, as by reading its output there"
-    )

@@ -40,10 +40,10 @@ from nnsight_dsl.runtime.locations import Place, ancestors, key_of, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.values.elements import port_value, with_port_value
-from nnsight_dsl.runtime.values.offers import Offer
+from nnsight_dsl.runtime.values.offer import Offer, Offered
 from nnsight_dsl.runtime.values.rows import Rows, leaves_of
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Request
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase, Request
 
 from .driver import Driver
 
@@ -71,10 +71,10 @@ class Fork:
     """
 
     place: Place
-    phase: str
+    phase: Phase
 
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, Phase]:
         """What tells forks apart."""
         return key_of(self.place), self.phase
 
@@ -101,7 +101,7 @@ class _Copying(Driver):
         """Tell whether a machine shares its row with others."""
         raise NotImplementedError
 
-    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+    def _edited(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:
         """A machine has written what it shares with others, by request or in place."""
         raise NotImplementedError
 
@@ -119,7 +119,7 @@ class _Copying(Driver):
         self._handed.append((machine, copy, leaves, [_version(one) for one in leaves]))
         return copy
 
-    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
+    def offer(self, tap: Tap, phase: Phase, value: Any) -> Any:
         """Offer a value, and look what was done to the copies of it."""
         before = len(self._handed)
         result = super().offer(tap, phase, value)
@@ -202,12 +202,12 @@ class Probe(_Copying):
         nowhere.value, nowhere.is_whole, nowhere.handed = offer.value, offer.is_whole, ()
         return nowhere
 
-    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+    def _edited(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:
         self._note(machine, tap, phase, value)
         if self._ends_programs and not machine.is_done:
             self._end(machine)
 
-    def _note(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+    def _note(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:
         if machine.order in self.first_writes:
             return
         try:
@@ -232,7 +232,7 @@ def _is_changed(copy: Any, leaves: Sequence[Any], versions: Sequence[int]) -> bo
     )
 
 
-def _fork_for(place: Place, phase: str, value: Any) -> Fork:
+def _fork_for(place: Place, phase: Phase, value: Any) -> Fork:
     """Find the place at which rows have to part for a write to a value that is offered."""
     layer = place
     for above in ancestors(place):
@@ -260,7 +260,7 @@ class Forking(_Copying):
     def __init__(self, root: Place, forks: Mapping[int, Fork], orders: Iterable[int]) -> None:
         super().__init__(root)
         self.total = 1
-        self._due: dict[tuple[int, str], list[int]] = {}
+        self._due: dict[tuple[int, Phase], list[int]] = {}
         self._places = {fork.key[0]: fork.place for fork in forks.values()}
         for order, fork in forks.items():
             self._due.setdefault(fork.key, []).append(order)
@@ -291,7 +291,7 @@ class Forking(_Copying):
             self._edited(machine, offer.tap, offer.phase, offer.value)
         return offer
 
-    def _edited(self, machine: Machine, tap: Tap, phase: str, value: Any) -> None:
+    def _edited(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:
         if self.failure is None:
             self.failure = Deviated(f"at {name_of(tap.place, phase)}")
         raise RunAborted
@@ -300,7 +300,7 @@ class Forking(_Copying):
         if self.failure is None:
             self.failure = CannotFork(reason)
 
-    def widened(self, key: tuple[int, str], value: Any) -> Any:
+    def widened(self, key: tuple[int, Phase], value: Any) -> Any:
         """Let the machines part that are due at a place; return the value with their rows.
 
         Args:
@@ -347,7 +347,7 @@ class _ForkTap(Tap):
         return super()._offered(output)
 
 
-def _expanded(value: Any, phase: str, total: int, added: int) -> Any:
+def _expanded(value: Any, phase: Phase, total: int, added: int) -> Any:
     """Append copies of the trunk's row to the tensors that have a row for each of the batch.
 
     While there is but one row, everything has one: then only the stream itself is widened, which

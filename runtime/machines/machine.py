@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
@@ -34,12 +34,6 @@ from .ambient import Ambient
 from .carrying import new_carrier
 from .saved import Saved
 
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.locations import Place
-    from nnsight_dsl.runtime.tapping.kept_taps import Fixtures
-
-    from .steps import Steps
-
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
     "nnsight_dsl_machine", default=None
 )
@@ -52,6 +46,25 @@ _ENDED = contextvars.Context()
 
 _MOST_CLOSING_REQUESTS = 100
 """How often a closing machine may ask again before it is dropped."""
+
+
+class Loop(Protocol):
+    """A loop over steps that a machine is in (see `steps.py`).
+
+    Attributes:
+        over: the exception that ends it in one of its rounds.
+        is_open: whether it has no last round.
+        is_lowered: whether it is in lowered code, which catches `over`.
+        is_over: whether `over` has ended it.
+    """
+
+    is_open: bool
+    is_lowered: bool
+    is_over: bool
+
+    @property
+    def over(self) -> type[BaseException]:
+        """See above."""
 
 
 def current_machine() -> Machine | None:
@@ -87,9 +100,7 @@ class Machine:
         leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
         left_by_failed: names that were saved in runs inside of the block, which then failed: what
             they stand for, and what they stood for before.
-        expected: places and ports that it is known to ask for.
-        fixtures: modules among them that have been looked up already.
-        is_closed: whether it can ask for no others.
+        needs: the `Needs` that its driver is to know (see `tapping.kept_taps`).
         seen_names: what the names that accesses start from stood for when the block was entered.
         is_usual: whether it is handed values, or its rows of them, just as they are.
         is_builder: whether it only collects invokes, before the model runs.
@@ -98,14 +109,12 @@ class Machine:
     # what holds for most machines stands on the class, so that making one is cheap
     order = 0
     phase: str | None = None
-    loops: Sequence[Steps] = ()
+    loops: Sequence[Loop] = ()
     leaves_all = False
     left_by_failed: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
     result: Any = None
     send: Callable[[Any], Request] | None = None
-    expected: Sequence[tuple[Place, str]] = ()
-    fixtures: Fixtures | None = None
-    is_closed = False
+    needs: object = None
     is_usual = False
     is_cut = False
     seen_names: Mapping[str, Any] = MappingProxyType({})

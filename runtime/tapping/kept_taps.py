@@ -9,17 +9,33 @@ of them need a tap at once; should a fixture be in use all the same, that run ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from nnsight_dsl.runtime.locations import Place
 
-from .taps import NOBODY, Tap, is_container, remove_tap, set_class, tapped_class, taps_now
+from .offering import Offering
+from .tapped_class import remove_tap, set_class, tapped_class, taps_now
+from .taps import NOBODY, Tap, is_container
 from .torch_fast_path import COMPILED, is_compiled_around, is_fast_layer
 
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.driving.driver import Driver
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The modules that a machine can ask for, as far as they are known before it runs.
+
+    Attributes:
+        fixtures: modules whose taps are kept between runs.
+        expected: places and ports beside those.
+        is_closed: whether the machine can ask for no others.
+    """
+
+    fixtures: Fixtures | None
+    expected: Sequence[tuple[Place, str]]
+    is_closed: bool
+
 
 _Fixture = tuple[Tap, nn.Module, type, type, Sequence[Tap]]
 """A tap, its module, the class of that, the class for the length of a run, and the taps above."""
@@ -44,7 +60,7 @@ class Fixtures:
         self._of_root: dict[str, Any] = {}
         self._all: list[_Fixture] = []
         self.taps: dict[int, Tap] = {}
-        self.user: Driver | None = None
+        self.user: Offering | None = None
         for place in places:
             self._add(place)
         self.places = [tap.place for tap in self.taps.values()]
@@ -81,7 +97,7 @@ class Fixtures:
         """Tell whether a tap is one of theirs."""
         return self.by_place.get(id(tap.place)) is tap
 
-    def put(self, driver: Driver) -> bool:
+    def put(self, driver: Offering) -> bool:
         """Let the modules offer their values to a driver, which has no other taps yet.
 
         Returns:

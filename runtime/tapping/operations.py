@@ -17,7 +17,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from threading import get_ident
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -32,13 +32,11 @@ from nnsight_dsl.transforms.bytecode import taps as bytecode_taps
 from nnsight_dsl.transforms.bytecode.functions import innermost, rebuilt, with_code
 from nnsight_dsl.transforms.bytecode.operations import Operation, operations_of
 from nnsight_dsl.transforms.bytecode.taps import tapped_code
-from nnsight_dsl.transforms.requests import INPUTS, SKIP
+from nnsight_dsl.transforms.requests import INPUTS, SKIP, Phase
 
 from .checkpoints import is_computed_again, offered_unchanged
+from .offering import Offering
 from .taps import NOBODY, Tap
-
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.driving.driver import Driver
 
 _WRAPPED_BY_ACCELERATE = "_old_forward"
 """Where accelerate keeps the forward that its own one calls."""
@@ -159,7 +157,7 @@ def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
 class Inside:
     """What a run knows of one function and its operations."""
 
-    def __init__(self, place: Place, driver: Driver) -> None:
+    def __init__(self, place: Place, driver: Offering) -> None:
         self._place = place
         self._driver = driver
         self._taps: dict[str, OperationTap] = {}
@@ -290,7 +288,7 @@ def tapped_copy(
     return copy
 
 
-def _no_inside(place: Place, function: Any, driver: Driver) -> PathError:
+def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
     if isinstance(function, nn.Module):
         path = next(
             (
@@ -322,9 +320,10 @@ class OperationTap(Tap):
     """
 
     place: OperationPlace
+    inside: Inside | None = None
     can_refuse = True
 
-    def __init__(self, place: OperationPlace, driver: Driver) -> None:
+    def __init__(self, place: OperationPlace, driver: Offering) -> None:
         super().__init__(place, driver, is_stepping=False)
         self.is_around = not driver.is_tapping_ahead
         self._open: list[tuple[int | None, Any, bool]] = []
@@ -435,7 +434,7 @@ class OperationTap(Tap):
         finally:
             self.index = outer
 
-    def _offer(self, phase: str, value: Any) -> Any:
+    def _offer(self, phase: Phase, value: Any) -> Any:
         offer = functools.partial(self.driver.offer, self, phase)
         if top_saved_hooks(True) is None:
             return offer(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
@@ -21,35 +21,9 @@ from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tracebacks import traceback_at
 
 from .elements import misfit, port_value, with_port_value
+from .offer import Offer
 from .rows import Cut, Rows, leaves_of, narrow, widen
 from .views import OfferCut, separated
-
-if TYPE_CHECKING:
-    from nnsight_dsl.runtime.tapping.taps import Tap
-
-
-class Offer:
-    """A value that is being offered, and may be replaced while it is.
-
-    The driver makes one and sets its attributes: an `__init__` would cost as much as the rest.
-
-    Attributes:
-        tap: where.
-        phase: `"inputs"` before a call, `"output"` after it.
-        index: which occurrence.
-        value: `(args, kwargs)` or the output.
-        is_whole: whether every invoke sees all of it, as in a call that a block makes itself.
-        handed: containers that were made for some rows: cut, port, container and its leaves.
-    """
-
-    __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")
-
-    tap: Tap
-    phase: str
-    index: int | None
-    value: Any
-    is_whole: bool
-    handed: Sequence[tuple[Cut, str, Any, list[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +35,18 @@ class Skip:
     filename: str
     line: int
     function: str
+
+
+class Skippable(Protocol):
+    """A tap whose module can be skipped.
+
+    Attributes:
+        skips: replacements of the output of the visit that begins, with the rows they are for.
+        skipped_by: line of the last of them, None where the module is called after all.
+    """
+
+    skips: Sequence[Skip]
+    skipped_by: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +90,7 @@ def take_edits(offer: Offer) -> None:
 
 
 def skipped_output(
-    tap: Tap, call: Callable[..., Any], module: Any, args: Any, kwargs: Any, factor: int
+    tap: Skippable, call: Callable[..., Any], module: Any, args: Any, kwargs: Any, factor: int
 ) -> Any:
     """Return the output of a module that some or all machines have asked to skip."""
     skips, tap.skips = tap.skips, ()

@@ -25,16 +25,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from .offer import Offer
 from .rows import Cut, Rows, is_state, share_memory, with_fields
-
-if TYPE_CHECKING:
-    from .offers import Offer
 
 _views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _retained: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

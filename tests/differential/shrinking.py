@@ -36,6 +36,9 @@ def _is_valid(program: Program) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             compile(program.text(), "<a program>", "exec", dont_inherit=True)
+            for part in program.parts:
+                # by itself, a `return` in it is none of the function around it
+                compile(part.body, "<a part>", "exec", dont_inherit=True)
     except (SyntaxError, SyntaxWarning):
         return False
     return True

@@ -79,6 +79,14 @@ class _Rewritten(ast.NodeTransformer):
         call = self._called("_set_element", value, port.value, ast.Constant(port.attr), *path)
         return ast.Expr(call)
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        # the statements of a function are plain Python, in a block too
+        in_block, self._in_block = self._in_block, False
+        try:
+            return self.generic_visit(node)
+        finally:
+            self._in_block = in_block
+
     def visit_With(self, node: ast.With) -> Any:
         self.generic_visit(node)
         context = node.items[0].context_expr

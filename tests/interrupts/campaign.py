@@ -12,7 +12,7 @@ import torch
 
 from nnsight_dsl.runtime.machines.ambient import restore_state, state_outside
 from nnsight_dsl.runtime.machines.machine import set_current
-from nnsight_dsl.runtime.tapping.taps import taps_now
+from nnsight_dsl.runtime.tapping.tapped_class import taps_now
 from tests.interrupts.injector import Injector, is_anywhere, is_ours
 from tests.interrupts.kinds import KINDS, World, leaves
 from tests.interrupts.state import state_of

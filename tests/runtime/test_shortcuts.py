@@ -249,8 +249,8 @@ def test_another_thread_may_be_about_to_call_a_module_when_a_run_ends(net: Net) 
     model = NNsight(net)
     first_output(model)
     fit = next(iter(model._fits.values()))
-    assert fit.fixtures is not None
-    for tap, *_ in fit.fixtures._all:
+    assert fit.needs.fixtures is not None
+    for tap, *_ in fit.needs.fixtures._all:
         assert tap.driver.thread == -1
 
 

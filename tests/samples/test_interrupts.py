@@ -13,7 +13,7 @@ from torch import nn
 from nnsight_dsl import NestedRunError, NNsight
 from nnsight_dsl import intervene
 from nnsight_dsl import sweep
-from nnsight_dsl.runtime.tapping.taps import taps_now
+from nnsight_dsl.runtime.tapping.tapped_class import taps_now
 from tests.waiting import PATIENCE
 
 

@@ -47,7 +47,7 @@ from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
+from nnsight_dsl.runtime.tapping.tapped_class import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import OUTPUT
 
 _SPLIT = (

@@ -25,7 +25,7 @@ from nnsight_dsl.modeling.vllm.engine.request_driver import ModuleTap, RequestTa
 from nnsight_dsl.modeling.vllm.engine.request_run import Run
 from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
 
 class OfferingEngine(EngineContext, Protocol):
@@ -56,6 +56,7 @@ class EngineTap:
         running: number in the forward of the call that is running; None between calls.
     """
 
+    looks_inside = False
     is_common = False
     """Always False, so that the runtime leaves every visit to `visit`."""
 
@@ -132,7 +133,7 @@ class EngineTap:
         with leader.stopped(number, OUTPUT):
             return args, kwargs, self._offered(OUTPUT, output, fresh)
 
-    def _offered(self, phase: str, value: Any, fresh: set[int]) -> Any:
+    def _offered(self, phase: Phase, value: Any, fresh: set[int]) -> Any:
         """Offer each request its part of a value; return the value with the edits of all.
 
         Before that, requests in a special slot have their values kept or their edits repeated.

@@ -25,7 +25,7 @@ from nnsight_dsl.modeling.vllm.engine.ranks import WATCH, Stop, set_random
 from nnsight_dsl.modeling.vllm.engine.shards import Layout
 from nnsight_dsl.modeling.vllm.payload import KEY
 from nnsight_dsl.runtime.errors import EngineError
-from nnsight_dsl.runtime.tapping.taps import install_tap, remove_tap
+from nnsight_dsl.runtime.tapping.tapped_class import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
 
 
@@ -205,6 +205,7 @@ class FollowerTap:
     """
 
     __slots__ = ("driver", "is_entered", "number")
+    looks_inside = False
     is_common = False
     """Always False, so that the runtime leaves every visit to `visit`."""
 

@@ -27,9 +27,10 @@ from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.tracebacks import clean
-from nnsight_dsl.runtime.values.offers import Offer, Writes
+from nnsight_dsl.runtime.values.offer import Offer
+from nnsight_dsl.runtime.values.offers import Writes
 from nnsight_dsl.runtime.values.views import OfferCut
-from nnsight_dsl.transforms.requests import OUTPUT, READ, SKIP
+from nnsight_dsl.transforms.requests import OUTPUT, READ, SKIP, Phase
 
 
 class VisitCounts(Protocol):
@@ -303,7 +304,7 @@ class RequestDriver(Driver):
             raise EngineError(compiled("what a cache keeps"))
         super().watch_for(places, machine)
 
-    def offer(self, tap: Tap, phase: str, value: Any) -> Any:
+    def offer(self, tap: Tap, phase: Phase, value: Any) -> Any:
         """Offer a portion to the machines that wait for it; return it.
 
         In nearly all visits, one machine reads the output. That case is inlined here, which saves

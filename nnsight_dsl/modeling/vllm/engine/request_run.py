@@ -41,7 +41,7 @@ from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values.elements import misfit
 from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
 from nnsight_dsl.tracing.tracer import Input, Tracer
-from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
+from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
 
 class Run:
@@ -223,7 +223,7 @@ class Run:
         Returns:
             The engine's value with the programs' edits.
         """
-        phase = visit[0]
+        phase: Phase = INPUTS if visit[0] == INPUTS else OUTPUT
         if self.is_over or not (tap.wants(phase, tap.index) or (phase == OUTPUT and tap.skips)):
             return value
         leader = self.engine.leader
@@ -238,7 +238,7 @@ class Run:
             ranks.keep()
         return value
 
-    def serve(self, tap: RequestTap, phase: str, portion: Portion) -> None:
+    def serve(self, tap: RequestTap, phase: Phase, portion: Portion) -> None:
         """Offer a portion to the programs that wait for it, after the skips of its output."""
         portion.is_read_only = not self.reach.may_write
         portion.earlier = tap.pieces
