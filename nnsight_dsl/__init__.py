@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nnsight_dsl.transforms.held_texts import hold_texts
+from nnsight_dsl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from nnsight_dsl.blocks.import_hook import install_import_hook as install_import_hook
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from nnsight_dsl.studies.sweep import sweep as sweep
     from nnsight_dsl.tracing.intervene import intervene as intervene
     from nnsight_dsl.tracing.saving import save as save
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CONFIG": "nnsight_dsl.config",

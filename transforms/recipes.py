@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import ast
 import json
-from functools import lru_cache
 
-from .parsing import one_at_a_time
-from .program import Program
 from .source.surroundings import Surroundings
 
 
@@ -47,26 +44,6 @@ def write_recipe(node: ast.With | ast.FunctionDef, item: int | None, around: Sur
             "flags": around.flags,
         }
     )
-
-
-@lru_cache(maxsize=1024)
-@one_at_a_time
-def lower_again(recipe: str) -> tuple[Program, ...]:
-    """Return the programs of a recipe: the outermost, and all inside it, by their numbers.
-
-    Raises:
-        SyntaxError: the text is no Python of the version that runs here.
-        UnsupportedSyntaxError: it holds a construct that no program can express.
-    """
-    # libcst is imported where a block is lowered, and only there
-    from .source.pipeline import lower_block, lower_function
-
-    node, item, around = parse_recipe(recipe)
-    if isinstance(node, ast.FunctionDef):
-        program = lower_function(node, around)
-    else:
-        program = lower_block(node, item or 0, around)
-    return tuple(program.all_programs())
 
 
 def parse_recipe(recipe: str) -> tuple[ast.With | ast.FunctionDef, int | None, Surroundings]:

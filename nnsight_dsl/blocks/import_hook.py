@@ -25,8 +25,8 @@ from threading import RLock
 from types import CodeType, ModuleType
 from typing import Any
 
-import nnsight_dsl
 from nnsight_dsl.transforms.parsing import one_at_a_time
+from nnsight_dsl.version import __version__
 
 FORMAT = 8
 """To be raised whenever rewritten modules change in form."""
@@ -36,7 +36,7 @@ _caching = RLock()
 
 
 def _own_cache_from_source(path: Any, *args: Any, optimization: Any = None, **kwargs: Any) -> str:
-    version = "".join(filter(str.isalnum, nnsight_dsl.__version__))
+    version = "".join(filter(str.isalnum, __version__))
     tag = f"nnsight{version}f{FORMAT}o{optimization or 0}"
     return str(_cache_from_source(path, *args, optimization=tag, **kwargs))
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.values.known_types import is_of_library
-
-if TYPE_CHECKING:
-    from nnsight_dsl.envoys.envoy import Envoy
 
 _MADE_ANEW = frozenset(
     {"_at", "_below", "_family", "_fits", "_known_options", "_linted", "_all_modules", "_root"}
@@ -28,7 +26,7 @@ class _At:
     path: str
 
 
-def state_of(root: Envoy) -> dict[str, Any]:
+def state_of(root: Place) -> dict[str, Any]:
     """Return what another wrapper like one is made from."""
     own = root.__dict__
     state = {
@@ -46,7 +44,7 @@ def state_of(root: Envoy) -> dict[str, Any]:
     return state
 
 
-def restore(root: Envoy, state: Mapping[str, Any], **others: Any) -> None:
+def restore(root: Place, state: Mapping[str, Any], **others: Any) -> None:
     """Give a new wrapper what it is made from."""
     slots = _slots_of(type(root))
     own = root.__dict__
@@ -54,19 +52,19 @@ def restore(root: Envoy, state: Mapping[str, Any], **others: Any) -> None:
     own.update(_root=root, _below={}, _at={}, **others)
     for name, value in state.items():
         # the envoys are found once the module is there
-        found = root.get(value.path) if isinstance(value, _At) else value
+        found = at(root, value.path) if isinstance(value, _At) else value
         if name in slots:
             object.__setattr__(root, name, found)
         elif isinstance(value, _At):
             own[name] = found
 
 
-def at(root: Envoy, path: str) -> Envoy:
+def at(root: Any, path: str) -> Any:
     """Return the envoy at a path, as a pickle names it."""
     return root.get(path)
 
 
-def reduced(envoy: Envoy) -> tuple[Any, ...]:
+def reduced(envoy: Place) -> tuple[Any, ...]:
     """Return how an envoy is made again, for `copy` and `pickle`."""
     root = envoy._root
     if envoy is not root:
@@ -74,13 +72,12 @@ def reduced(envoy: Envoy) -> tuple[Any, ...]:
     return _made, (type(root),), state_of(root)
 
 
-def deep_copied(envoy: Envoy, memo: dict[int, Any]) -> Envoy:
+def deep_copied(envoy: Place, memo: dict[int, Any]) -> Any:
     """Return the envoy at the same place of a wrapper of a copy of the module."""
     root = envoy._root
     if envoy is not root:
-        copied: Envoy = copy.deepcopy(root, memo)
-        return copied.get(envoy._path)
-    new: Envoy = _made(type(root))
+        return at(copy.deepcopy(root, memo), envoy._path)
+    new: Any = _made(type(root))
     memo[id(root)] = new
     # the module comes first: the places that other values name are looked up in it
     state = state_of(root)

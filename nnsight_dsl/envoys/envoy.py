@@ -413,7 +413,8 @@ class Envoy(Ports):
         return reduced(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Envoy:
-        return deep_copied(self, memo)
+        copied: Envoy = deep_copied(self, memo)
+        return copied
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         restore(self, state)

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nnsight_dsl import __version__
+from nnsight_dsl.version import __version__
 
 from .diagnostics import Diagnostic, Insertion, in_order
 from .engine import Structures, lint

@@ -16,7 +16,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nnsight_dsl import __version__
+from nnsight_dsl.version import __version__
 
 from .folders import cache_folder, write_whole
 from .knowledge import Structure, structure_of
@@ -43,7 +43,7 @@ def structure_for(reference: str) -> Structure:
             return structure_of(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             pass
-    from .recording import recorded_config, recorded_factory
+    from .building import recorded_config, recorded_factory
 
     try:
         structure = recorded_factory(reference) if is_factory else recorded_config(reference)

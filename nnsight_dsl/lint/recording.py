@@ -8,7 +8,6 @@ what its input is) is known by its modules alone.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 import warnings
@@ -28,58 +27,9 @@ from nnsight_dsl.studies.scan import faked
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
 from .knowledge import Module, Structure
-from .settings import SettingsError
 
 _TOKENS = 5
 _MOST_ATTRIBUTES = 400
-
-
-def recorded_config(reference: str) -> Structure:
-    """Build a model of transformers from its config, and record it."""
-    import transformers
-
-    from nnsight_dsl.modeling.language import _build
-
-    config = transformers.AutoConfig.from_pretrained(reference)
-    named = [
-        getattr(transformers, name)
-        for name in getattr(config, "architectures", None) or ()
-        if hasattr(transformers, name)
-    ]
-    if named:
-        with torch.device("meta"):
-            module: nn.Module = named[0]._from_config(config).eval()
-    else:
-        module = _build((transformers.AutoModelForCausalLM, reference), {})
-    return recorded(module, *token_input(module))
-
-
-def recorded_factory(reference: str) -> Structure:
-    """Call a factory, and record what it makes."""
-    name, _, attribute = reference.partition(":")
-    factory = getattr(importlib.import_module(name), attribute, None)
-    if not callable(factory):
-        raise SettingsError(f"{name!r} has no function {attribute!r}; write package.module:factory")
-    with torch.device("meta"):
-        made = factory()
-    given: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-    if isinstance(made, tuple):
-        made, *rest = made
-        given = tuple(rest), {}
-    if isinstance(made, Envoy):
-        made = made._module
-    if not isinstance(made, nn.Module):
-        raise SettingsError(
-            f"{reference!r} returned a {type(made).__name__}; return a torch.nn.Module, a wrapper "
-            "of one, or a module and its arguments"
-        )
-    if given is None and hasattr(made, "config"):
-        given = token_input(made)
-    if given is None:
-        structure = Structure(_modules(made), needs_input=_needs_input(made))
-    else:
-        structure = recorded(made, *given)
-    return structure
 
 
 def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -94,7 +44,7 @@ def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
     """Record one run of a model; a model that cannot be run so is known by its modules alone."""
-    modules = _modules(module)
+    modules = modules_of(module)
     record = _Record()
     handles = []
     for path, each in module.named_modules(remove_duplicate=False):
@@ -107,7 +57,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
                 output = run(*args, **kwargs)
     except Exception:
         # cannot tell: what this model does depends on more than shapes
-        return Structure(modules, needs_input=_needs_input(module))
+        return Structure(modules, needs_input=needs_input(module))
     finally:
         for handle in handles:
             handle.remove()
@@ -125,7 +75,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             one.operations,
             record.lines.idle(module.get_submodule(path)) if seen else (),
         )
-    return Structure(found, is_ordered=True, needs_input=_needs_input(module))
+    return Structure(found, is_ordered=True, needs_input=needs_input(module))
 
 
 class _Lines:
@@ -241,7 +191,7 @@ def _kind(output: Any) -> str:
     return type(output).__name__
 
 
-def _modules(module: nn.Module) -> dict[str, Module]:
+def modules_of(module: nn.Module) -> dict[str, Module]:
     """Describe the modules of a model, without running it."""
     own = set(dir(nn.Module))
     by_class: dict[type, tuple[str, ...]] = {}
@@ -261,7 +211,7 @@ def _modules(module: nn.Module) -> dict[str, Module]:
     return found
 
 
-def _needs_input(module: nn.Module) -> bool:
+def needs_input(module: nn.Module) -> bool:
     """Tell whether a forward has an argument without a default; of transformers' all need one."""
     if hasattr(module, "config"):
         return True

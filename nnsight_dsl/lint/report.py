@@ -85,7 +85,7 @@ def _property(text: str) -> str:
 
 def as_sarif(diagnostics: Sequence[Diagnostic], contents: Mapping[str, bytes]) -> str:
     """Return a SARIF 2.1.0 log."""
-    from nnsight_dsl import __version__
+    from nnsight_dsl.version import __version__
 
     from .rules import RULES
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_dsl import __version__
+from nnsight_dsl.version import __version__
 
 from .diagnostics import ERROR, Diagnostic
 from .engine import Structures, lint

@@ -16,8 +16,7 @@ have no known batch dimension, so two invokes with an input are an error here.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,18 +24,16 @@ from torch import nn
 from nnsight_dsl.envoys.copying import restore, state_of
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.renaming import Renaming
-from nnsight_dsl.runtime.errors import BatchingError
 from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.turns import Family, register_modules
+from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.studies.scan_tracers import PlanTracer, ScanTracer
 from nnsight_dsl.tracing.backward import install as install_backward
-from nnsight_dsl.tracing.edit import Edit, KeptEdit
+from nnsight_dsl.tracing.edit import Edit
 from nnsight_dsl.tracing.fast_path import run_alone
-from nnsight_dsl.tracing.guards import Fit
+from nnsight_dsl.tracing.runnable import Input, Runnable
 from nnsight_dsl.tracing.session import Session
-from nnsight_dsl.tracing.tracer import Batch, Input, Tracer
+from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.held_texts import hold_texts
-from nnsight_dsl.transforms.program import Program
 
 OWN_OPTIONS = (
     "backend", "blocking", "interventions", "log", "plan", "remote", "scan", "stop", "validate",
@@ -46,7 +43,7 @@ OWN_OPTIONS = (
 _REMOTE_OPTIONS = ("remote", "blocking", "backend")
 
 
-class NNsight(Envoy):
+class NNsight(Runnable):
     """A model whose inside can be read and changed while it runs.
 
     The module itself is not touched: outside of a run it carries nothing of this package.
@@ -64,9 +61,6 @@ class NNsight(Envoy):
         torch.Size([1, 10])
     """
 
-    _makes_batches = False
-    """True if `_batch` is called for one input, too: it is not yet the arguments of the call."""
-
     _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
 
     def __init__(
@@ -75,16 +69,14 @@ class NNsight(Envoy):
         module = module_of(module)
         super().__init__(module, "", None)
         install_backward()
-        self._edits: list[KeptEdit] = []
-        # cache: the guards of each program that has run on this wrapper
-        self._fits: dict[Program, Fit] = {}
-        # programs that the linter has checked
-        self._linted: set[Program] = set()
+        self._edits = []
+        self._fits = {}
+        self._linted = set()
         # the wrapper that this one is a copy of; only `_copy` sets it
-        self._origin: NNsight | None = None
+        self._origin = None
         hold_texts()
         self._aliases = Renaming(rename or {}, module, type(self))
-        self._family: Family = register_modules(module)
+        self._family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Run the model once, with the block below.
@@ -261,27 +253,10 @@ class NNsight(Envoy):
         """Return the names of the arguments of the module's forward."""
         return self._parameters()
 
-    def _parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(type(self._module).forward).parameters
-
     # overridden by the kinds of models
-
-    def _runs_empty(self, options: Mapping[str, Any]) -> bool:
-        """Return whether the model can be called with some options and no input."""
-        parameters = self._parameters().values()
-        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-        needed = [one for one in list(parameters)[1:] if one.kind not in kinds]
-        has_any = any(one.kind is kinds[0] for one in parameters)
-        return not has_any and all(
-            one.default is not inspect.Parameter.empty or one.name in options for one in needed
-        )
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
         """Return whether a keyword of `trace` is an input, as `input_ids=` is, not an option."""
-        return True
-
-    def _has_prompt(self, given: Input) -> bool:
-        """Return whether the arguments of a trace are an input, in a trace that has invokes."""
         return True
 
     def _run_each(
@@ -289,59 +264,6 @@ class NNsight(Envoy):
     ) -> tuple[Any, ...] | None:
         """Run a prompt once with each program of a sweep; None to let the sweep run them."""
         return None
-
-    def _prepare(self) -> None:
-        """Prepare for a run: a model with lazily loaded weights is loaded here."""
-        origin = self._origin
-        if origin is not None:
-            # the original loads the weights for its copies
-            origin._prepare()
-            if origin._module is not self._module:
-                self._rebind(origin._module)
-                self._family = origin._family
-
-    def _function(self, name: str) -> Callable[..., Any]:
-        """Return the function that a run calls, by the name of the tracer's method."""
-        module: Callable[..., Any] = self._module
-        return module
-
-    def _stepping(self) -> Envoy:
-        """Return the envoy that is called once in each step of a generation."""
-        return self
-
-    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        """Make one call of the inputs of a run.
-
-        Args:
-            inputs: the inputs, one for each invoke that has one.
-            function: `"trace"` or `"generate"`.
-            options: arguments that were given for all inputs together.
-
-        Raises:
-            BatchingError: there are several inputs, and this kind of model cannot join them.
-        """
-        if len(inputs) > 1:
-            raise BatchingError(
-                f"{len(inputs)} invokes have an input, and nothing says how inputs of "
-                f"{type(self._module).__name__} make one batch; trace them one after the other, "
-                "batch them yourself in one input, or wrap a language model in LanguageModel"
-            )
-        one = inputs[0]
-        return Batch(one.args, {**options, **one.kwargs}, (1,))
-
-    def _explain(self, error: BaseException) -> None:
-        """Add a note to an error of a run, if its cause is known for this kind of model."""
-
-    def _first_step(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of a generation's first forward, from those of `generate`."""
-        return kwargs
-
-    def _row_factors(self, function: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
-        """Return the rows for each row of the input: in the model, and in the result.
-
-        Both are 1, but under beam search and with several sequences for each prompt.
-        """
-        return 1, 1
 
 
 def module_of(given: Any) -> nn.Module:

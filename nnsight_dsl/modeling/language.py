@@ -42,7 +42,7 @@ from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
-from nnsight_dsl.tracing.tracer import Batch, Input
+from nnsight_dsl.tracing.runnable import Batch, Input
 from nnsight_dsl.transforms import requests
 
 _LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})

@@ -28,7 +28,7 @@ from nnsight_dsl.modeling.options import (
     text_keywords,
 )
 from nnsight_dsl.runtime.errors import InputError, TokenizerNotFoundError
-from nnsight_dsl.tracing.tracer import Input
+from nnsight_dsl.tracing.runnable import Input
 
 _PAIRED = ("text_pair", "text_target", "text_pair_target")
 """Options that are texts themselves, one for each text of the input."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.runtime.values.elements import without_aliasing
 from nnsight_dsl.studies.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.studies.scan import VALUES_WANTED
-from nnsight_dsl.tracing.tracer import Input, Tracer
+from nnsight_dsl.tracing.runnable import Input, Runnable
+from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.program import Program
-
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.base import NNsight
 
 
 class ScanTracer(Tracer):
     """A trace on fake tensors, of which all names leave."""
 
     def __init__(
-        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+        self, model: Runnable, function: str, given: Input, options: dict[str, Any]
     ) -> None:
         super().__init__(model, function, given, options)
         self._leaves_all = True
@@ -39,7 +37,7 @@ class PlanTracer(ScanTracer):
     """A fake run of which only the plan is wanted. Made by `model.plan(...)`."""
 
     def __init__(
-        self, model: NNsight, function: str, given: Input, options: dict[str, Any]
+        self, model: Runnable, function: str, given: Input, options: dict[str, Any]
     ) -> None:
         super().__init__(model, function, given, options)
         self._leaves_all = False

@@ -44,7 +44,8 @@ from nnsight_dsl.runtime.turns import Turn
 from nnsight_dsl.runtime.values.elements import without_aliasing
 from nnsight_dsl.studies.dry_run import Belongings, can_rehearse, rehearsed
 from nnsight_dsl.tracing.intervene import Intervention
-from nnsight_dsl.tracing.tracer import Batch, Input, Tracer
+from nnsight_dsl.tracing.runnable import Batch, Input
+from nnsight_dsl.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight

@@ -19,16 +19,13 @@ import ast
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnsight_dsl.blocks.block import Block
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program
-
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.base import NNsight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,10 +64,10 @@ class KeptEdit:
 class Edit(Block):
     """The block of an edit. Made by `model.edit()`."""
 
-    def __init__(self, model: NNsight) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
 
-    def _bound_value(self) -> NNsight:
+    def _bound_value(self) -> Any:
         return self._model
 
     def _run(

@@ -40,7 +40,8 @@ from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.errors import BlockNotFoundError, UnsupportedSyntaxError
 from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.transforms.program import Program, Running
-from nnsight_dsl.transforms.recipes import lower_again, parse_recipe
+from nnsight_dsl.transforms.recipes import parse_recipe
+from nnsight_dsl.transforms.relowering import lower_again
 
 if TYPE_CHECKING:
     from nnsight_dsl.studies.plan import Plan

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,50 +40,14 @@ from nnsight_dsl.studies.scan import CANNOT_TELL, faked, stop_points
 from nnsight_dsl.tracing.cache import Cache, converter
 from nnsight_dsl.tracing.edit import KeptEdit
 from nnsight_dsl.tracing.guards import Fit, fit_of
+from nnsight_dsl.tracing.runnable import Input, Runnable
 from nnsight_dsl.tracing.saving import INJECTED
 from nnsight_dsl.tracing.tensor_save import explain_helpers, mount, unmount
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
-if TYPE_CHECKING:
-    from nnsight_dsl.modeling.base import NNsight
-
-
 Driver.mount, Driver.unmount = staticmethod(mount), staticmethod(unmount)
-
-
-@dataclass(slots=True)
-class Input:
-    """What one invoke runs on: the arguments given for it, and later its rows.
-
-    Attributes:
-        args: positional arguments, as the user gave them.
-        kwargs: keyword arguments, as the user gave them.
-        rows: its rows of the batch, None for all.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    rows: Rows | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.args or self.kwargs)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One call of the model that runs several inputs.
-
-    Attributes:
-        args: positional arguments of the call.
-        kwargs: keyword arguments of the call.
-        counts: rows of each input, in order.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    counts: tuple[int, ...]
 
 
 _ALL_ROWS = Input(())
@@ -136,7 +100,7 @@ class Tracer(Block, Place):
 
     def __init__(
         self,
-        model: NNsight,
+        model: Runnable,
         function: str,
         given: Input | tuple[Any, ...],
         options: dict[str, Any],

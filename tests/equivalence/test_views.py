@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl import LanguageModel, NNsight, WriteError
-from nnsight_dsl.tracing.tracer import Batch, Input
+from nnsight_dsl.tracing.runnable import Batch, Input
 from tests.models import GPT2, LLAMA, assert_near, assert_same, bare, encoded, recorded, tokenizer
 
 FIRST, SECOND = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])

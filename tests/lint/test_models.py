@@ -179,7 +179,7 @@ def test_no_weights_are_loaded(monkeypatch):
 
 def test_what_was_recorded_is_kept(monkeypatch, cache):
     first = structure_for(str(CITY_FACTS))
-    monkeypatch.setattr("nnsight_dsl.lint.recording.recorded_config", None)
+    monkeypatch.setattr("nnsight_dsl.lint.building.recorded_config", None)
     again = structure_for(str(CITY_FACTS))
     assert (again.modules, again.is_ordered) == (first.modules, first.is_ordered)
     assert len(list((cache / "nnsight_dsl" / "models").iterdir())) == 1

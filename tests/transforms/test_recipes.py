@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.program_bytes import dump_programs, load_programs
-from nnsight_dsl.transforms.recipes import lower_again, parse_recipe, write_recipe
+from nnsight_dsl.transforms.recipes import parse_recipe, write_recipe
+from nnsight_dsl.transforms.relowering import lower_again
 from nnsight_dsl.transforms.source.modules import rewrite_module
 from nnsight_dsl.transforms.source.pipeline import lower_function
 from nnsight_dsl.transforms.source.surroundings import Surroundings
@@ -186,7 +187,7 @@ def test_a_recipe_is_lowered_once():
 
 ELSEWHERE = """
 import json, sys
-from nnsight_dsl.transforms.recipes import lower_again
+from nnsight_dsl.transforms.relowering import lower_again
 from tests.transforms.test_recipes import described
 recipes = json.load(sys.stdin)
 print(json.dumps([[described(one) for one in lower_again(recipe)] for recipe in recipes]))

@@ -17,7 +17,7 @@ from nnsight_dsl import intervene
 from nnsight_dsl.errors import InterventionError
 from nnsight_dsl.modeling.vllm.payload import Part, dump_parts, load_parts, opened
 from nnsight_dsl.transforms.program import Program
-from nnsight_dsl.transforms.recipes import lower_again
+from nnsight_dsl.transforms.relowering import lower_again
 from nnsight_dsl.transforms.source.modules import rewrite_module
 
 PROMPT = "The Eiffel Tower is in the city of"

@@ -16,7 +16,7 @@ from nnsight_dsl.modeling.vllm.client.streams import Stream, StreamedRequests, S
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.runtime.errors import EngineError, InternalError
-from nnsight_dsl.tracing.tracer import Input
+from nnsight_dsl.tracing.runnable import Input
 
 _EXTENSION = "nnsight_dsl.modeling.vllm.engine.worker.WorkerExtension"
 _SCHEDULERS = {

@@ -42,7 +42,7 @@ from nnsight_dsl.runtime.tracebacks import line_of, traceback_at
 from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.bytecode.globals import global_names
 from nnsight_dsl.transforms.program import Program
-from nnsight_dsl.transforms.recipes import lower_again
+from nnsight_dsl.transforms.relowering import lower_again
 
 KEY = "nnsight_dsl"
 """Key of `SamplingParams.extra_args` that holds a payload."""

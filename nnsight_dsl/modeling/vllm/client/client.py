@@ -50,7 +50,8 @@ from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machines.machine import current_machine, set_current
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import traceback_at
-from nnsight_dsl.tracing.tracer import BarrierCall, Input, Tracer
+from nnsight_dsl.tracing.runnable import Input
+from nnsight_dsl.tracing.tracer import BarrierCall, Tracer
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tracebacks import clean
-from nnsight_dsl.tracing.tracer import Input
+from nnsight_dsl.tracing.runnable import Input
 from nnsight_dsl.transforms.frame_names import set_names
 from nnsight_dsl.transforms.program import Program
 

@@ -39,8 +39,9 @@ from nnsight_dsl.runtime.machines.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values.elements import misfit
+from nnsight_dsl.tracing.runnable import Input
 from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
-from nnsight_dsl.tracing.tracer import Input, Tracer
+from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
 
