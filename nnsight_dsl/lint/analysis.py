@@ -16,7 +16,7 @@ from nnsight_dsl.transforms.prefilter import OPENING_CALLS
 from .accesses import Access, Machine, ModelKey, Names, Path
 from .bindings import Bindings
 from .blocks import INTERVENTION, Block, blocks_of
-from .knowledge import Structure
+from .model_facts import Structure
 from .sources import Source
 from .tree import Tree
 

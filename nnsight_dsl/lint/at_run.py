@@ -30,7 +30,7 @@ from nnsight_dsl.transforms.program import Program
 from .accesses import Path
 from .analysis import File
 from .diagnostics import Finding
-from .knowledge import Module, Structure
+from .model_facts import Module, Structure
 from .rules import (
     access_after_all_steps,
     access_after_result,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .engine import Structures
 from .fixes import fixed
-from .many import lint_files
+from .incremental import lint_files
 from .report import FORMATS
 from .settings import Settings, SettingsError, known_codes, settings_for
 from .sources import files_in

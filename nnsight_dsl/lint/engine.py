@@ -11,7 +11,7 @@ from nnsight_dsl.transforms.prefilter import may_hold_blocks
 from .analysis import File
 from .diagnostics import Diagnostic, Finding, in_order
 from .fixes import can_be_fixed
-from .knowledge import Structure
+from .model_facts import Structure
 from .rules import BY_CODE, RULES, Rule, unreadable_file
 from .settings import Settings
 from .sources import Source, UnreadableError, parse, source_of

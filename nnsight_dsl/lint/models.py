@@ -18,8 +18,8 @@ from pathlib import Path
 
 from nnsight_dsl import __version__
 
-from .folders import cache_folder, write_whole
-from .knowledge import Structure, structure_of
+from .cache_files import cache_folder, write_whole
+from .model_facts import Structure, structure_of
 from .settings import SettingsError
 
 _FORM = 3

@@ -27,7 +27,7 @@ from nnsight_dsl.runtime.tapping.operations import function_inside
 from nnsight_dsl.studies.scan import faked
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
-from .knowledge import Module, Structure
+from .model_facts import Module, Structure
 from .settings import SettingsError
 
 _TOKENS = 5

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .knowledge import Structure
+from .model_facts import Structure
 from .recording import recorded, token_input
 
 _known: WeakKeyDictionary[nn.Module, Structure | None] = WeakKeyDictionary()

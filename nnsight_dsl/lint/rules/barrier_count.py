@@ -34,8 +34,8 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
+from ..held_values import called_method
 from ..tree import bound_by
-from ..values import called_method
 
 CODE = "NNS602"
 SEVERITY = ERROR

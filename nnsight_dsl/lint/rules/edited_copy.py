@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.source.plain import is_known_expression
 from ..accesses import Machine
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import access_of, assignment_of
+from ..held_values import access_of, assignment_of
 from .rebinding_without_effect import may_look
 from .write_too_late import edited
 

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..values import read_of
+from ..held_values import read_of
 
 CODE = "NNS107"
 SEVERITY = ERROR

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
+from ..held_values import called_method, read_of
 from ..steps import run_of
-from ..values import called_method, read_of
 
 CODE = "NNS406"
 SEVERITY = ERROR

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
-from ..values import called_name
+from ..held_values import called_name
 
 CODE = "NNS401"
 SEVERITY = ERROR

@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.source.plain import is_known_expression
 from ..accesses import Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import access_of, called_name, mentions
+from ..held_values import access_of, called_name, mentions
 
 CODE = "NNS303"
 SEVERITY = WARNING

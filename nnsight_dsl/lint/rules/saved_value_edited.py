@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ..accesses import Access, Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding, Insertion
-from ..values import access_of, called_name
+from ..held_values import access_of, called_name
 
 CODE = "NNS302"
 SEVERITY = WARNING

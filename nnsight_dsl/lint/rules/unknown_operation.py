@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from ..accesses import SOURCE, Access
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..knowledge import Structure
+from ..model_facts import Structure
 
 CODE = "NNS202"
 SEVERITY = ERROR

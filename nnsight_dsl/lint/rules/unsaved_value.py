@@ -30,7 +30,7 @@ from nnsight_dsl.transforms.source.scopes import first_use
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding, Insertion
-from ..values import called_name
+from ..held_values import called_name
 from .rebinding_without_effect import may_look
 
 CODE = "NNS301"

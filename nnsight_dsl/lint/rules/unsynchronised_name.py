@@ -36,8 +36,8 @@ from ..accesses import is_step_loop
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
-from ..programs import program_of
-from ..values import called_method
+from ..held_values import called_method
+from ..lowering import program_of
 
 CODE = "NNS601"
 SEVERITY = ERROR

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import has_same_value, read_of
+from ..held_values import has_same_value, read_of
 
 CODE = "NNS304"
 SEVERITY = WARNING

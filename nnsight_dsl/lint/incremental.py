@@ -19,9 +19,9 @@ from typing import Any
 
 from nnsight_dsl import __version__
 
+from .cache_files import cache_folder, write_whole
 from .diagnostics import Diagnostic, Insertion, in_order
 from .engine import Structures, lint
-from .folders import cache_folder, write_whole
 from .settings import Settings
 
 _WORTH_SHARING = 200_000
