@@ -13,6 +13,8 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import Any
 
+from .errors import InternalError
+
 # From CPython 3.12 on a comprehension runs in the frame around it (PEP 709), and its variables
 # stand among the fast locals of that frame, of a module's frame too. This instruction begins one.
 _INLINED = dis.opmap.get("LOAD_FAST_AND_CLEAR")
@@ -70,7 +72,7 @@ def namespace_of(frame: FrameType) -> Any:
     word = ctypes.sizeof(ctypes.c_void_p)
     inner = ctypes.c_void_p.from_address(id(frame) + object.__basicsize__ + word).value
     if inner is None or ctypes.c_void_p.from_address(inner + 3 * word).value != id(frame.f_globals):
-        raise AssertionError("the frame is not laid out as in CPython 3.12")
+        raise InternalError("the frame is not laid out as in CPython 3.12")
     return ctypes.py_object.from_address(inner + 5 * word).value
 
 

@@ -24,7 +24,7 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import BlockNotFoundError, BlockUseError
+from .errors import BlockNotFoundError, BlockUseError, InternalError
 from .frame_names import local_names, names_around, namespace_of, set_names, unbind_hidden
 from .parsing import one_at_a_time
 from .same_code import is_entry
@@ -177,7 +177,7 @@ class BodySkip:
         """Set the trace function; `end` puts back what stood before, also after a part of this."""
         frame = self._frame
         if frame is None:
-            raise AssertionError("a block is entered that has been left")
+            raise InternalError("a block is entered that has been left")
         if self._thread_trace is not None and not isinstance(self._thread_trace, _PYTHONS):
             sys._getframe().f_trace = None
         if _one_skips is not None:

@@ -28,6 +28,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 
 from .. import names, requests
 from ..asserts import rewrite_asserts
+from ..errors import InternalError
 from ..program import Program
 from ..recipes import write_recipe
 from ..spans import Origins, Span, relocate
@@ -193,7 +194,7 @@ def _child_units(
     for number, child in enumerate(found):
         span = origins.span_of(child.origin)
         if span is None:
-            raise AssertionError("an inner block has lost its position")
+            raise InternalError("an inner block has lost its position")
         user_node = bodies[span.line, span.end_line]
         units.append(
             _unit(
