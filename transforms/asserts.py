@@ -17,7 +17,7 @@ from .same_code import names_in
 
 
 def is_rewritten_by_pytest(code: CodeType) -> bool:
-    """Tell whether an `assert` in a code object is one that pytest has rewritten."""
+    """Return whether an `assert` in a code object is one that pytest has rewritten."""
     return any(name.startswith("@py") for name in names_in(code))
 
 

@@ -38,7 +38,7 @@ INJECTED = (MISSING_NAME, SAVE, SAVE_OF, KEY, INPLACE, USERS, ARGUMENTS, IS_BLOC
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a name in a block's namespace was put there by the lowering."""
+    """Return whether a name in a block's namespace was put there by the lowering."""
     return name.startswith(PREFIX)
 
 

@@ -9,5 +9,5 @@ _WORDS = tuple(f".{call}(".encode() for call in sorted(OPENING_CALLS))
 
 
 def may_hold_blocks(source: bytes) -> bool:
-    """Tell whether a module's source mentions a method that opens a block."""
+    """Return whether a module's source mentions a method that opens a block."""
     return b"with" in source and any(word in source for word in _WORDS)

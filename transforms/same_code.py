@@ -46,7 +46,7 @@ def position_at(code: CodeType, offset: int) -> Position:
 
 
 def is_entry(code: CodeType, offset: int) -> bool:
-    """Tell whether the instruction at an offset enters a `with` statement."""
+    """Return whether the instruction at an offset enters a `with` statement."""
     return 0 <= offset < len(code.co_code) and dis.opname[code.co_code[offset]] == BEFORE_WITH
 
 

@@ -169,7 +169,7 @@ class Machine:
         return None
 
     def follows(self, first: Access, second: Access) -> bool:
-        """Tell whether `second` is certain to come after `first`, in the same step."""
+        """Return whether `second` is certain to come after `first`, in the same step."""
         return (
             first.number < second.number
             and first.step is not None
@@ -178,7 +178,7 @@ class Machine:
         )
 
     def may_fail(self, access: Access) -> bool:
-        """Tell whether a failure at an access is one: it is reached, and nobody waits for it."""
+        """Return whether a failure at an access is one: it is reached, and nobody waits for it."""
         if access.conditions.is_deferred or access.conditions.is_handled:
             return False
         start = access.node.lineno, access.node.col_offset
@@ -198,14 +198,14 @@ class Machine:
         return found
 
     def is_result(self, access: Access) -> bool:
-        """Tell whether an access is for what the run returns: it is served last of all."""
+        """Return whether an access is for what the run returns: it is served last of all."""
         if access.port == "result":
             value = access.node.value
             return isinstance(value, ast.Name) and value.id in self.tracers()
         return access.is_known and access.path == ("generator",) and access.port == "output"
 
     def is_of_module(self, access: Access) -> bool:
-        """Tell whether an access is for a module of a model that the text names."""
+        """Return whether an access is for a module of a model that the text names."""
         return access.is_known and access.port != "grad" and is_module(access.path or ())
 
     def pairs(self) -> Iterator[tuple[Access, Access]]:
@@ -235,7 +235,7 @@ class Machine:
         return loop, sum(move <= end for move in self._moves)
 
     def tracer_escapes(self) -> bool:
-        """Tell whether the tracer is handed to code that may do anything with it."""
+        """Return whether the tracer is handed to code that may do anything with it."""
         names = self.tracers()
         return any(
             isinstance(argument, ast.Name) and argument.id in names
@@ -318,7 +318,7 @@ _MOST_NAMES = 20
 
 
 def is_skip(call: ast.Call) -> bool:
-    """Tell whether a call is `<anything>.skip(value)`."""
+    """Return whether a call is `<anything>.skip(value)`."""
     return (
         isinstance(call.func, ast.Attribute)
         and call.func.attr == "skip"
@@ -327,7 +327,7 @@ def is_skip(call: ast.Call) -> bool:
 
 
 def is_step_loop(node: ast.AST) -> bool:
-    """Tell whether a node is a loop over steps, in either form."""
+    """Return whether a node is a loop over steps, in either form."""
     if isinstance(node, ast.For):
         return is_steps(node.iter)
     return isinstance(node, ast.With) and is_step_block(node)
@@ -351,10 +351,10 @@ end_of = _end
 
 
 def is_below(path: Path, above: Path) -> bool:
-    """Tell whether a path leads to a module inside another one."""
+    """Return whether a path leads to a module inside another one."""
     return len(path) > len(above) and path[: len(above)] == above
 
 
 def is_module(path: Path) -> bool:
-    """Tell whether a path is one of a module: not of a generation, a run, or an operation."""
+    """Return whether a path is one of a module: not of a generation, a run, or an operation."""
     return not path or (path[0] not in _NOT_MODULES and SOURCE not in path)

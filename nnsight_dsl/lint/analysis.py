@@ -97,7 +97,7 @@ class File:
         return block.kind == INTERVENTION or any(map(self._has_evidence, block.all_blocks()))
 
     def _has_evidence(self, block: Block) -> bool:
-        """Tell whether a block opens an invoke of its tracer, or accesses what it traces."""
+        """Return whether a block opens an invoke of its tracer, or accesses what it traces."""
         if block.kind == "invoke" and block.parent is not None and block.call is not None:
             opener = block.call.func
             owner = opener.value if isinstance(opener, ast.Attribute) else None
@@ -131,7 +131,7 @@ class File:
         return replace(found, aliases=found.aliases | self._own_names())
 
     def _is_plausible(self, model: ModelKey, structure: Structure) -> bool:
-        """Tell whether a name can mean the given model: all its paths begin as the model's do."""
+        """Return whether a name can mean the given model: all its paths begin as the model's do."""
         return all(
             structure.fits(access.path)
             for machine in self._machines.values()

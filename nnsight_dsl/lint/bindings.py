@@ -102,7 +102,7 @@ def _header(node: ast.AST) -> list[ast.AST]:
 
 
 def _is_scope_of(node: ast.AST, name: str) -> bool:
-    """Tell whether an expression has a scope of its own that binds a name."""
+    """Return whether an expression has a scope of its own that binds a name."""
     if isinstance(node, _COMPREHENSIONS):
         return any(
             name in bound_by(below) for one in node.generators for below in ast.walk(one.target)

@@ -116,7 +116,7 @@ def _block_at(node: ast.AST, tree: Tree) -> Block | None:
 
 
 def is_intervene(decorator: ast.expr) -> bool:
-    """Tell whether a decorator is `@intervene`."""
+    """Return whether a decorator is `@intervene`."""
     if isinstance(decorator, ast.Attribute):
         return decorator.attr == "intervene"
     return isinstance(decorator, ast.Name) and decorator.id == "intervene"

@@ -33,7 +33,7 @@ def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes
 
 
 def can_be_fixed(source: Source, content: bytes) -> bool:
-    """Tell whether `fixed` changes a file: a notebook or one that is not in UTF-8 it does not."""
+    """Return whether `fixed` changes a file: a notebook or one that is not in UTF-8 it does not."""
     return source.cells is None and _line_starts(content, source.lines) is not None
 
 

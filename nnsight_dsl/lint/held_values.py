@@ -39,7 +39,7 @@ def read_of(machine: Machine, name: ast.expr) -> Access | None:
 
 
 def has_same_value(machine: Machine, name: ast.Name, other: ast.Name) -> bool:
-    """Tell whether two reads of a name may be of what one statement has bound."""
+    """Return whether two reads of a name may be of what one statement has bound."""
     if name.id != other.id:
         return False
     one, two = (machine.names.bindings.binder(each) for each in (name, other))
@@ -57,5 +57,5 @@ def called_name(call: ast.Call) -> str | None:
 
 
 def mentions(node: ast.AST, name: str) -> bool:
-    """Tell whether a name stands anywhere in a node."""
+    """Return whether a name stands anywhere in a node."""
     return any(isinstance(below, ast.Name) and below.id == name for below in ast.walk(node))

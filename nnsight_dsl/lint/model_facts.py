@@ -124,17 +124,17 @@ class Structure:
         return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
     def begins(self, place: str) -> int | None:
-        """Tell when a module was first called."""
+        """Return when a module was first called."""
         visits = self.modules[place].visits
         return visits[0][0] if visits else None
 
     def ends(self, place: str) -> int | None:
-        """Tell when a module first returned."""
+        """Return when a module first returned."""
         visits = self.modules[place].visits
         return visits[0][1] if visits else None
 
     def fits(self, path: Path) -> bool:
-        """Tell whether a path may be one of this model, if perhaps misspelled."""
+        """Return whether a path may be one of this model, if perhaps misspelled."""
         if not path or not isinstance(path[0], str) or not self.modules:
             return True
         name = path[0]

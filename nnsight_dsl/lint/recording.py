@@ -207,7 +207,7 @@ class _Record(TorchDispatchMode):
         ]
 
     def last_use(self, output: Any, returned: set[int]) -> int | None:
-        """Tell when a tensor was last used by an operation; None if the model returns it."""
+        """Return when a tensor was last used by an operation; None if the model returns it."""
         if not isinstance(output, torch.Tensor) or _storage(output) in returned:
             return None
         return self._uses.get(_storage(output))
@@ -262,7 +262,7 @@ def _modules(module: nn.Module) -> dict[str, Module]:
 
 
 def _needs_input(module: nn.Module) -> bool:
-    """Tell whether a forward has an argument without a default; of transformers' all need one."""
+    """Return whether a forward has an argument without a default; of transformers' all need one."""
     if hasattr(module, "config"):
         return True
     parameters = inspect.signature(type(module).forward).parameters.values()

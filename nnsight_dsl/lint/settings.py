@@ -49,7 +49,7 @@ class Settings:
     root: Path = field(default_factory=Path)
 
     def holds(self, code: str, file: str) -> bool:
-        """Tell whether findings of a rule are reported in a file."""
+        """Return whether findings of a rule are reported in a file."""
         if not code.startswith(self.select) or code.startswith(self.ignore or ("\0",)):
             return False
         return not any(

@@ -74,7 +74,7 @@ def _header(node: ast.AST) -> ast.expr | None:
 
 
 def _is_ours(header: ast.expr, machine: Machine) -> bool:
-    """Tell whether what is looped over is a tracer's, or a module's: `<tracer>.iter[...]`."""
+    """Return whether what is looped over is a tracer's, or a module's: `<tracer>.iter[...]`."""
     owner = header.value if isinstance(header, ast.Subscript) else header
     owner = owner.func if isinstance(owner, ast.Call) else owner
     if not isinstance(owner, ast.Attribute):

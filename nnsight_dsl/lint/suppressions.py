@@ -11,7 +11,7 @@ _NOQA = re.compile(
 
 
 def is_suppressed(line: str, code: str) -> bool:
-    """Tell whether the comment of a line takes findings of a rule away."""
+    """Return whether the comment of a line takes findings of a rule away."""
     if "noqa" not in line.lower():
         return False
     for found in _NOQA.finditer(line):
@@ -25,6 +25,6 @@ def is_suppressed(line: str, code: str) -> bool:
 
 
 def suppressed_at(lines: Sequence[str], line: int, last: int, code: str) -> bool:
-    """Tell whether a finding that reaches over some lines is taken away on one of them."""
+    """Return whether a finding that reaches over some lines is taken away on one of them."""
     first, end = max(line, 1), min(max(line, last), len(lines))
     return any(is_suppressed(lines[number - 1], code) for number in range(first, end + 1))

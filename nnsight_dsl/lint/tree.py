@@ -46,7 +46,7 @@ class Conditions:
         return not self.branches and not self.is_deferred
 
     def cover(self, other: Conditions) -> bool:
-        """Tell whether the other node is evaluated only in rounds in which this one is."""
+        """Return whether the other node is evaluated only in rounds in which this one is."""
         return (
             not self.is_deferred
             and not other.is_deferred
@@ -122,7 +122,7 @@ class Tree:
         return Conditions(tuple(reversed(branches)), is_deferred, is_handled)
 
     def is_expected_to_fail(self, node: ast.AST) -> bool:
-        """Tell whether a node stands in a `with pytest.raises(...)` or the like."""
+        """Return whether a node stands in a `with pytest.raises(...)` or the like."""
         link = self._links.get(node)
         while link is not None:
             is_body = isinstance(link.parent, (ast.With, ast.AsyncWith)) and link.field == "body"

@@ -301,7 +301,7 @@ class _Finder:
         return tuple(entry.location for entry in entries if isinstance(entry, Instr))
 
     def _is_inner_store(self, index: int, entry: Instr) -> bool:
-        """Tell whether a store is one that no statement of the function makes."""
+        """Return whether a store is one that no statement of the function makes."""
         if index in self._in_loop:
             return True
         following = self._entries[index + 1] if index + 1 < len(self._entries) else None

@@ -64,7 +64,7 @@ def called() -> list[Pair]:
 
 
 def is_method_load(instruction: Instr) -> bool:
-    """Tell whether an instruction pushes a method and its object, or NULL and a callable."""
+    """Return whether an instruction pushes a method and its object, or NULL and a callable."""
     name, arg = instruction.name, argument(instruction)
     if name == "LOAD_METHOD":
         return True

@@ -207,12 +207,12 @@ def _is_of_value(node: ast.expr) -> bool:
 
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
-    """Tell whether a statement is `with <anything>.backward(...):` and no more."""
+    """Return whether a statement is `with <anything>.backward(...):` and no more."""
     return _opens(node, "backward") and node.items[0].optional_vars is None
 
 
 def _is_invoke_block(node: ast.AST) -> TypeGuard[ast.With]:
-    """Tell whether a node is `with <anything>.invoke(...):` and no more."""
+    """Return whether a node is `with <anything>.invoke(...):` and no more."""
     return _opens(node, "invoke")
 
 
@@ -239,7 +239,7 @@ def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _is_lowered(body: Sequence[ast.stmt]) -> bool:
-    """Tell whether every access of a block becomes a request, so that none has to be carried."""
+    """Return whether every access of a block becomes a request, so that none has to be carried."""
     plain_targets: set[ast.expr] = set()
     loops: set[ast.expr] = set()
     for statement in body:
@@ -280,7 +280,7 @@ _KNOWN_ROOTS = frozenset({"torch", "math", "np", "numpy", "F", "operator"})
 
 
 def is_known_expression(node: ast.expr) -> bool:
-    """Tell whether an expression calls nothing but operations known by their names.
+    """Return whether an expression calls nothing but operations known by their names.
 
     No value is looked at: `torch` is taken for what it is called.
     """

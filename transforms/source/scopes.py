@@ -129,7 +129,7 @@ def _loaded(node: ast.AST) -> Iterator[str]:
 
 
 def _is_of_torch(context: ast.expr) -> bool:
-    """Tell whether a context manager is torch's, of which none swallows an error."""
+    """Return whether a context manager is torch's, of which none swallows an error."""
     while isinstance(context, (ast.Call, ast.Attribute)):
         context = context.func if isinstance(context, ast.Call) else context.value
     return isinstance(context, ast.Name) and context.id == "torch"
@@ -178,7 +178,7 @@ def _may_read_first(body: Sequence[ast.stmt], name: str) -> bool:
 
 
 def first_use(nodes: Iterable[ast.AST | None], name: str) -> str | None:
-    """Tell what code does to a name first, `"reads"` or `"binds"`; None if neither for certain."""
+    """Return what code does to a name first, `"reads"` or `"binds"`; None if neither for certain."""
     return {_Use.READS: "reads", _Use.BINDS: "binds"}.get(_use_in(nodes, name))
 
 

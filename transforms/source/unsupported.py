@@ -181,7 +181,7 @@ class _Refusals(ast.NodeVisitor):
 
 
 def is_step_block(node: ast.With) -> bool:
-    """Tell whether a `with` statement is a loop over steps: `with tracer.iter[...]`, `.all()`."""
+    """Return whether a `with` statement is a loop over steps: `with tracer.iter[...]`, `.all()`."""
     return any(is_steps(item.context_expr) for item in node.items)
 
 
@@ -194,7 +194,7 @@ def _is_inner_block(node: ast.expr) -> bool:
 
 
 def is_steps(node: ast.expr) -> bool:
-    """Tell whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
+    """Return whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
     if isinstance(node, ast.Subscript):
         return isinstance(node.value, ast.Attribute) and node.value.attr == "iter"
     return (
@@ -206,12 +206,12 @@ def is_steps(node: ast.expr) -> bool:
 
 
 def returns_nothing(node: ast.Return) -> bool:
-    """Tell whether a `return` has no value, or None."""
+    """Return whether a `return` has no value, or None."""
     return node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None)
 
 
 def is_last_of(function: ast.AST, statement: ast.With) -> bool:
-    """Tell whether nothing of a function runs after one of its statements.
+    """Return whether nothing of a function runs after one of its statements.
 
     Of what stands around the statement only the exits of `with`, and `finally`, may run.
     """

@@ -49,13 +49,13 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _follows_from_containment(first: Access, second: Access) -> bool:
-    """Tell whether another rule says the same, without knowing the model."""
+    """Return whether another rule says the same, without knowing the model."""
     paths = first.path or (), second.path or ()
     return first.port == "output" and (paths[0] == paths[1] or is_below(paths[1], paths[0]))
 
 
 def _time(file: File, access: Access) -> int | None:
-    """Tell when an access is served, None where that cannot be told."""
+    """Return when an access is served, None where that cannot be told."""
     found = file.place(access)
     if found is None:
         return None

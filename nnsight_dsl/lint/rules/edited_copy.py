@@ -58,7 +58,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_copy(machine: Machine, value: ast.expr) -> bool:
-    """Tell whether a value is `<access>.clone()`, detached or indexed on the way or not."""
+    """Return whether a value is `<access>.clone()`, detached or indexed on the way or not."""
     has_copied = False
     while True:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and not value.args:
@@ -73,7 +73,7 @@ def _is_copy(machine: Machine, value: ast.expr) -> bool:
 
 
 def _is_without_effect(machine: Machine, name: str) -> bool:
-    """Tell whether all that is done with a name is to bind it once, and to edit it."""
+    """Return whether all that is done with a name is to bind it once, and to edit it."""
     inside: set[int] = set()
     for node in machine.block.nodes():
         target = edited(node)

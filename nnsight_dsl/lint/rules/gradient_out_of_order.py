@@ -59,7 +59,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_before(forward: Machine, first: Access, second: Access) -> bool:
-    """Tell whether the tensor of the first gradient was computed before that of the second."""
+    """Return whether the tensor of the first gradient was computed before that of the second."""
     one, other = (read_of(forward, each.node.value) for each in (first, second))
     if one is None or other is None or one.path == other.path:
         return False

@@ -54,7 +54,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_of_one_prompt(block: Block) -> bool:
-    """Tell whether a trace runs on what was recorded: one prompt, and no other arguments."""
+    """Return whether a trace runs on what was recorded: one prompt, and no other arguments."""
     call = block.call
     if block.kind not in ("trace", "scan") or call is None or call.keywords or block.invokes:
         return False

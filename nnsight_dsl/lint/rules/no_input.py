@@ -63,7 +63,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _needs_input(file: File, block: Block) -> bool:
-    """Tell whether the model of a run is certain to need an input."""
+    """Return whether the model of a run is certain to need an input."""
     model = file.model_of(block)
     structure = file.structure(model)
     if block.kind == "generate" or structure is not None:
@@ -83,12 +83,12 @@ def _needs_input(file: File, block: Block) -> bool:
 
 
 def may_have_input(call: ast.Call) -> bool:
-    """Tell whether the arguments of a call may hold an input."""
+    """Return whether the arguments of a call may hold an input."""
     return bool(call.args) or any(one.arg not in _OPTIONS for one in call.keywords)
 
 
 def _opens_elsewhere(block: Block) -> bool:
-    """Tell whether `.invoke` is mentioned otherwise than as the opening of a block found here."""
+    """Return whether `.invoke` is mentioned otherwise than as the opening of a block found here."""
     openers = {one.call.func for one in block.all_blocks() if one.call is not None}
     return any(
         isinstance(node, ast.Attribute) and node.attr == "invoke" and node not in openers

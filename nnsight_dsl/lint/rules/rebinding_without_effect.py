@@ -83,7 +83,7 @@ def _is_without_effect(
 
 
 def may_look(node: ast.AST, name: str) -> bool:
-    """Tell whether a node may read a name without spelling it as one."""
+    """Return whether a node may read a name without spelling it as one."""
     if isinstance(node, (ast.Global, ast.Nonlocal)):
         return name in node.names
     return isinstance(node, ast.Call) and called_name(node) in _LOOKING

@@ -107,7 +107,7 @@ def _part(machine: Machine, node: ast.expr) -> _Part | None:
 
 
 def _is_view(index: ast.expr) -> bool:
-    """Tell whether indexing with this shares the tensor: no list, no mask, no name."""
+    """Return whether indexing with this shares the tensor: no list, no mask, no name."""
     if isinstance(index, ast.Tuple):
         return all(_is_view(one) for one in index.elts)
     return all(
@@ -140,5 +140,5 @@ def _changes(machine: Machine, saved: _Part, edit: _Part) -> bool:
 
 
 def _is_replacement(machine: Machine, access: Access) -> bool:
-    """Tell whether a write puts another value in place of the one that was there."""
+    """Return whether a write puts another value in place of the one that was there."""
     return isinstance(access.node.ctx, ast.Store)

@@ -152,7 +152,7 @@ def _is_bound_before(block: Block, name: str) -> bool:
 
 
 def _starts_from_constants(block: Block, name: str) -> bool:
-    """Tell whether a name holds numbers or texts around a block, which `+=` cannot change."""
+    """Return whether a name holds numbers or texts around a block, which `+=` cannot change."""
     function = block.function()
     around = _bindings_around(block, name)
     constants = {
@@ -172,7 +172,7 @@ def _starts_from_constants(block: Block, name: str) -> bool:
 
 
 def _may_be_read(block: Block, name: str) -> bool:
-    """Tell whether anything in a block may read a name, but `+=` of the name itself."""
+    """Return whether anything in a block may read a name, but `+=` of the name itself."""
     return any(
         (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
         or may_look(node, name)
@@ -247,7 +247,7 @@ def _names(*nodes: ast.AST) -> set[str]:
 
 
 def _is_used(file: File, name: str, following: list[ast.stmt]) -> bool:
-    """Tell whether the statements behind a block read a name before they bind it."""
+    """Return whether the statements behind a block read a name before they bind it."""
     for statement in following:
         use = first_use([statement], name)
         if use == "binds":

@@ -74,7 +74,7 @@ def _findings(file: File, outermost: Block, run: Block) -> Iterator[Finding]:
 
 
 def _may_share(run: Block) -> bool:
-    """Tell whether an invoke reads what another one binds repeatedly: lowering takes long."""
+    """Return whether an invoke reads what another one binds repeatedly: lowering takes long."""
     repeated: set[str] = set()
     for invoke in run.invokes:
         names = [node for node in run.tree.walk(invoke.node) if isinstance(node, ast.Name)]

@@ -47,7 +47,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _has_all_rows(block: Block) -> bool:
-    """Tell whether a block sees the whole batch: what it skips does not run for others."""
+    """Return whether a block sees the whole batch: what it skips does not run for others."""
     if block.is_run:
         return not block.invokes
     if block.kind != "invoke" or block.call is None or block.parent is None:

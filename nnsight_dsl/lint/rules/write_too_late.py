@@ -48,7 +48,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def may_find(file: File) -> bool:
-    """Tell whether a file has an edit of a held value that may come too late."""
+    """Return whether a file has an edit of a held value that may come too late."""
     return any(
         end_of(read.node) < end_of(access.node) <= (node.lineno, node.col_offset)
         for machine, node, read in _edits(file)
@@ -110,7 +110,7 @@ def _passed(
 
 
 def _is_used_elsewhere(machine: Machine, node: ast.stmt, name: ast.Name) -> bool:
-    """Tell whether a value is read elsewhere, or saved: then the edit is seen there."""
+    """Return whether a value is read elsewhere, or saved: then the edit is seen there."""
     inside = {id(below) for below in ast.walk(node)}
     return any(
         isinstance(below, ast.Name)

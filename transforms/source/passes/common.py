@@ -99,7 +99,7 @@ class RequestPass(Pass):
 
 
 def is_port(node: cst.CSTNode) -> bool:
-    """Tell whether a node is `<anything>.output` or another port by its name."""
+    """Return whether a node is `<anything>.output` or another port by its name."""
     return isinstance(node, cst.Attribute) and node.attr.value in PORTS
 
 
@@ -134,7 +134,7 @@ class _AccessFinder(cst.CSTVisitor):
 
 
 def has_access(node: cst.CSTNode) -> bool:
-    """Tell whether a port is mentioned below a node where a request may stand."""
+    """Return whether a port is mentioned below a node where a request may stand."""
     finder = _AccessFinder()
     node.visit(finder)
     return finder.found
@@ -152,7 +152,7 @@ class _PurityFinder(cst.CSTVisitor):
 
 
 def is_pure(node: cst.CSTNode) -> bool:
-    """Tell whether an expression can be evaluated twice: no call, no access, no walrus."""
+    """Return whether an expression can be evaluated twice: no call, no access, no walrus."""
     finder = _PurityFinder()
     node.visit(finder)
     return finder.pure

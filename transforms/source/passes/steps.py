@@ -40,7 +40,7 @@ from .common import RequestPass
 
 
 def is_steps(node: cst.BaseExpression) -> bool:
-    """Tell whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
+    """Return whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
     if isinstance(node, cst.Subscript):
         return isinstance(node.value, cst.Attribute) and node.value.attr.value == "iter"
     return (
