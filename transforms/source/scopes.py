@@ -186,7 +186,12 @@ def _may_read_first(body: Sequence[ast.stmt], name: str) -> bool:
 
 
 def first_use(nodes: Iterable[ast.AST | None], name: str) -> str | None:
-    """Return the first use of a name in code, `"reads"` or `"binds"`; None if neither is certain."""
+    """Return the first use of a name in some code.
+
+    Returns:
+        `"reads"` if the code may read the name before it binds it, `"binds"` if it is certain to
+        bind it first, None otherwise.
+    """
     return {_Use.READS: "reads", _Use.BINDS: "binds"}.get(_use_in(nodes, name))
 
 
