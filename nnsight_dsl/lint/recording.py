@@ -1,9 +1,15 @@
-"""Recording a model: which modules it has, and what one run under fake tensors does.
+"""Recording of a model: its modules, and the events of one run on fake tensors.
 
-The model is built on the meta device; no weights are loaded. Hooks on its modules note when each
-call begins and ends, and what it returns; a dispatch mode notes when the storage of an output is
-last used. A model that cannot be run like that (its next step depends on values, or nothing says
-what its input is) is known by its modules alone.
+The model is built on the meta device, so no weights are loaded. During one forward
+
+- hooks on the modules record begin, end and output of each call;
+- a dispatch mode records when the storage of each output was last used;
+- a trace function records which lines of the forwards ran, to find idle operations.
+
+Some models cannot be run like this: their control flow depends on values, or their input is
+unknown. Of these only the modules are recorded. The input is a short sequence of token ids unless
+a factory provides arguments, so a branch that depends on the length of the input may be recorded
+wrongly.
 """
 
 from __future__ import annotations
@@ -35,7 +41,11 @@ _MOST_ATTRIBUTES = 400
 
 
 def recorded_config(reference: str) -> Structure:
-    """Build a model of transformers from its config, and record it."""
+    """Build a model of transformers from its config and record it.
+
+    Args:
+        reference: a folder, or the name of a repository, as `from_pretrained` takes it.
+    """
     import transformers
 
     from nnsight_dsl.modeling.language import _build
@@ -55,7 +65,15 @@ def recorded_config(reference: str) -> Structure:
 
 
 def recorded_factory(reference: str) -> Structure:
-    """Call a factory, and record what it makes."""
+    """Call a factory and record the model that it returns.
+
+    Args:
+        reference: `package.module:factory`. The factory returns a module, a wrapper of one, or a
+            tuple of a module and its example arguments.
+
+    Raises:
+        SettingsError: there is no such function, or it returns another type.
+    """
     name, _, attribute = reference.partition(":")
     factory = getattr(importlib.import_module(name), attribute, None)
     if not callable(factory):
@@ -83,7 +101,7 @@ def recorded_factory(reference: str) -> Structure:
 
 
 def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return token ids, under the names that the model's forward has for them."""
+    """Return example arguments: token ids, as the keyword arguments that the forward accepts."""
     accepted = inspect.signature(type(module).forward).parameters
     tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
     kwargs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -93,7 +111,10 @@ def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure:
-    """Record one run of a model; a model that cannot be run so is known by its modules alone."""
+    """Record one run of a model on fake tensors.
+
+    If the run fails, the result has the modules only, and `is_ordered` is False.
+    """
     modules = _modules(module)
     record = _Record()
     handles = []
@@ -106,7 +127,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             with record, record.lines:
                 output = run(*args, **kwargs)
     except Exception:
-        # cannot tell: what this model does depends on more than shapes
+        # the forward depends on more than shapes, so its order is unknown
         return Structure(modules, needs_input=_needs_input(module))
     finally:
         for handle in handles:
@@ -129,7 +150,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 class _Lines:
-    """Which lines of the forwards of a model run, module by module."""
+    """Record which lines of the forwards run, by module, with a trace function."""
 
     def __init__(self) -> None:
         self._functions: dict[nn.Module, FunctionType] = {}
@@ -138,7 +159,7 @@ class _Lines:
         self._outer: Any = None
 
     def watch(self, module: nn.Module) -> None:
-        """Note the lines of a module's forward."""
+        """Trace the lines of a module's forward."""
         function = function_inside(Envoy(module, "", None))
         if function is not None:
             self._functions[module] = function
@@ -152,7 +173,7 @@ class _Lines:
         sys.settrace(self._outer)
 
     def idle(self, module: nn.Module) -> tuple[str, ...]:
-        """List the operations of which no line has run."""
+        """Return the operations of which no line ran; empty if the forward did not run."""
         function = self._functions.get(module)
         ran = None if function is None else self._ran.get((id(module), function.__code__))
         if function is None or not ran:
@@ -177,7 +198,7 @@ class _Lines:
 
 
 class _Record(TorchDispatchMode):
-    """When modules were called, and storages used; one counter over all."""
+    """Record when modules are called and storages used, in ticks of one counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +210,7 @@ class _Record(TorchDispatchMode):
         self._time = 0
 
     def watch(self, path: str, module: nn.Module) -> list[Any]:
-        """Note the calls of a module."""
+        """Record the calls of a module with hooks; return the hooks' handles."""
         self.lines.watch(module)
 
         def before(_module: nn.Module, _args: Any) -> None:
@@ -197,7 +218,7 @@ class _Record(TorchDispatchMode):
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             begin = self._begun[path].pop()
-            # kept alive, so that no other tensor gets the same storage
+            # keeps the output alive, so that its storage is not reused by another tensor
             self.outputs.setdefault(path, []).append(output)
             self.visits.setdefault(path, []).append((begin, self._tick()))
 
@@ -207,7 +228,10 @@ class _Record(TorchDispatchMode):
         ]
 
     def last_use(self, output: Any, returned: set[int]) -> int | None:
-        """Return when a tensor was last used by an operation; None if the model returns it."""
+        """Return the tick at which an operation last used a tensor's storage.
+
+        None if the model returns the tensor, since the caller uses it later, or if it was not used.
+        """
         if not isinstance(output, torch.Tensor) or _storage(output) in returned:
             return None
         return self._uses.get(_storage(output))
@@ -242,7 +266,7 @@ def _kind(output: Any) -> str:
 
 
 def _modules(module: nn.Module) -> dict[str, Module]:
-    """Describe the modules of a model, without running it."""
+    """Describe the modules of a model without running it."""
     own = set(dir(nn.Module))
     by_class: dict[type, tuple[str, ...]] = {}
     found = {}
@@ -262,7 +286,11 @@ def _modules(module: nn.Module) -> dict[str, Module]:
 
 
 def _needs_input(module: nn.Module) -> bool:
-    """Return whether a forward has an argument without a default; of transformers' all need one."""
+    """Return whether a forward has a required argument.
+
+    Models with a config are those of transformers, which need an input although their arguments
+    all have defaults.
+    """
     if hasattr(module, "config"):
         return True
     parameters = inspect.signature(type(module).forward).parameters.values()
@@ -271,12 +299,12 @@ def _needs_input(module: nn.Module) -> bool:
 
 
 def _operations(module: nn.Module) -> tuple[str, ...]:
-    """List the operations in a module's forward, by all names that they go by."""
+    """Return the names of the operations in a module's forward, aliases included."""
     function = function_inside(Envoy(module, "", None))
     if function is None:
         return ()
     found = operations_of(function.__code__)
-    # the first of several values of a local goes by two names
+    # the first assignment of a local `x` is called `x` and also `x_0`
     return (*found, *(f"{name}_0" for name, one in found.items() if one.kind == LOCAL))
 
 
