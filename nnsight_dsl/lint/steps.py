@@ -1,8 +1,10 @@
 """Loops over generation steps, with the step numbers that are written in the text.
 
-for step in tracer.iter[1:3]:       # first=1, last=2
-for step in tracer.iter[:]:         # first=0, is_open=True
-for step in tracer.iter[start:]:    # first=None, is_open=True
+    for step in tracer.iter[1:3]:       # first=1, last=2
+    for step in tracer.iter[:]:         # first=0, is_open=True
+    for step in tracer.iter[start:]:    # first=None, is_open=True
+
+A number that is computed is unknown, and rules report nothing that depends on it.
 """
 
 from __future__ import annotations

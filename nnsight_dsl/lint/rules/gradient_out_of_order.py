@@ -1,8 +1,8 @@
-"""Gradients are asked for in the order of the forward, and come in the reverse.
+"""Gradients are asked for in the order of the forward, but they come in reverse.
 
-A backward pass goes from the loss to the input: the gradient of what was computed last comes
-first. Two values that a block read one after the other have their gradients asked for the other
-way round.
+A backward pass goes from the loss to the input, so the gradient of the value that was computed last
+comes first. Ask for the gradients of two values in the reverse of the order in which the block
+read the values.
 
 Wrong:
 

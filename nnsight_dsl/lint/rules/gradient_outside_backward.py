@@ -1,7 +1,7 @@
 """A gradient is asked for outside of a backward pass.
 
-A value inside the model has no gradient until something goes back through it, and keeps none
-afterwards. `.grad` is read in the block of `with loss.backward():`; anywhere else it is None.
+A value inside the model has no gradient before a backward pass, and keeps none afterwards. Read
+`.grad` in the block of `with loss.backward():`; anywhere else it is None.
 
 Wrong:
 
@@ -33,7 +33,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for `.grad` of values just as they were read, where no backward pass was."""
+    """Find reads of `.grad` of unchanged model values in runs without a backward pass."""
     for machine in file.machines():
         run = run_of(machine.block)
         if run is None or machine.block.kind == "backward" or _goes_back(run):
