@@ -27,8 +27,11 @@ _OURS = tuple(
 )
 
 _held: dict[str, list[bytes]] = {}
+"""The kept texts of each file, by absolute path, oldest first and without duplicates."""
 _seen: set[str] = set()
+"""Files that `hold_texts` has looked at, so that each is read once."""
 _count = 0
+"""Length of `sys.modules` at the last call of `hold_texts`; equal means nothing to do."""
 
 
 def hold_texts() -> None:

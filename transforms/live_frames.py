@@ -178,7 +178,9 @@ class BodySkip:
     __slots__ = ("_frame", "_local", "_thread_trace", "offset")
 
     def __init__(self, frame: FrameType) -> None:
+        # None once `end` has run: a block is entered and left once
         self._frame: FrameType | None = frame
+        # where the frame enters the `with`, for `bind_target`, which runs later
         self.offset = frame.f_lasti
         self._thread_trace = sys.gettrace()
         self._local = frame.f_trace
@@ -188,6 +190,7 @@ class BodySkip:
         frame = self._frame
         if frame is None:
             raise InternalError("a block is entered that has been left")
+        # a tracer in C has seen the call of `begin`, so it must not see its return (see the class)
         if self._thread_trace is not None and not isinstance(self._thread_trace, _PYTHONS):
             sys._getframe().f_trace = None
         if _one_skips is not None:

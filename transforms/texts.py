@@ -80,7 +80,9 @@ class Text:
     def __init__(self, lines: tuple[str, ...]) -> None:
         self.lines = lines
         self._tree: ast.Module | None = None
+        # set by `tree`; distinguishes "does not parse" from "not parsed yet", both without a tree
         self._is_parsed = False
+        # by statement (the tree keeps it alive, so its identity is stable) and way of compiling
         self._compiled: dict[Any, tuple[CodeType, ...]] = {}
 
     @property

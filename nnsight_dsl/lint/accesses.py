@@ -127,6 +127,8 @@ class Machine:
             if isinstance(call.func, ast.Attribute) and call.func.attr == "next"
         )
         self._moves = moves
+        # if True, the steps of the accesses are unknown: a `.next()` may or may not run, or other
+        # code may call it
         self._has_unclear_moves = self.tracer_escapes() or any(
             not self.conditions(call).always
             for call in self.calls

@@ -56,6 +56,7 @@ class File:
             self._models[block] = self._model_of(block)
         models = frozenset(model for model in self._models.values() if model is not None)
         self._machines = {block: Machine(block, self.names, models) for block in self.all_blocks()}
+        # with `meanings` the file is a program about to run, which needs no evidence
         if meanings is None:
             self.blocks = [block for block in self.blocks if self._is_ours(block)]
         self._structures: dict[ModelKey, Structure | None] = {}

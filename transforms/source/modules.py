@@ -88,6 +88,7 @@ class _Rewriter(ast.NodeTransformer):
         self._lines = lines
         self._flags = future_flags(code)
         self._functions = dict(_function_names(code))
+        # the scopes and functions around the visited node, innermost last
         self._scopes = [_Scope("<module>", frozenset(), False, None)]
         self._enclosing: list[ast.AST] = []
         self.programs: list[Program] = []

@@ -34,7 +34,9 @@ class _Refusals(ast.NodeVisitor):
         self._is_last = is_last
         self._filename = filename
         self._lines = lines
+        # loops that a `break` at the visited node could leave: those inside the current block
         self._loops = 0
+        # `with tracer.iter[...]` statements that a `break` would have to leave
         self._step_blocks = 0
 
     def _refuse(self, node: ast.stmt | ast.expr, what: str, remedy: str) -> None:

@@ -101,6 +101,7 @@ class Blocks(RequestPass):
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
         self.children: list[ChildBlock] = []
+        # number of loops around the node being visited
         self._loops = 0
 
     def visit_For(self, node: cst.For) -> None:

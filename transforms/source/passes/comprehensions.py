@@ -83,6 +83,7 @@ class Comprehensions(RequestPass):
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
+        # a stack: each comprehension being visited collects the functions nested in its own
         self._functions: list[list[cst.FunctionDef]] = [[]]
         self._count = 0
 

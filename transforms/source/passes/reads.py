@@ -27,6 +27,7 @@ class Reads(RequestPass):
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
+        # targets found on the way down, before `leave_Attribute` sees them
         self._stored: set[cst.CSTNode] = set()
 
     def visit_AssignTarget(self, node: cst.AssignTarget) -> None:

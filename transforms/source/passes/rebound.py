@@ -31,6 +31,7 @@ class ReboundNames(Pass):
     def __init__(self, origins: Origins, rebound: frozenset[str]) -> None:
         super().__init__(origins)
         self._rebound = rebound
+        # nodes that do not read a variable: attributes, keywords, parameters, targets
         self._kept: set[cst.CSTNode] = set()
 
     def visit_Attribute(self, node: cst.Attribute) -> None:

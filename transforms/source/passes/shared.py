@@ -179,6 +179,7 @@ class SharedNames(Pass):
         self._fetched = fetched
         self._bound = bound
         self._read_inside = read_inside
+        # True once the block's own function has been entered (by `visit_FunctionDef`)
         self._inside = False
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
