@@ -6,9 +6,8 @@ stands in the traceback, whose last entry is the statement that asked.
 
 from __future__ import annotations
 
-
-class InterventionError(Exception):
-    """Base of all errors of this package that a running block can meet."""
+from nnsight_dsl.transforms.errors import InternalError as InternalError
+from nnsight_dsl.transforms.errors import InterventionError as InterventionError
 
 
 class OutOfOrderError(InterventionError, ValueError):
@@ -103,10 +102,6 @@ class CarriedCallError(InterventionError, RuntimeError):
 
 class InterventionArgumentError(InterventionError, TypeError):
     """An intervention was given an argument that is missing, unknown or of another type."""
-
-
-class InternalError(InterventionError, RuntimeError):
-    """This package contradicts itself: the fault is ours, and worth a report."""
 
 
 class RunEnded(BaseException):

@@ -1,9 +1,15 @@
-"""Asserts that pytest has rewritten, so that a failed one explains itself.
+"""Support for pytest's assertion rewriting.
 
-pytest compiles a test module from a tree in which each `assert` is a series of assignments and a
-test. Its text compiles to other code, unless it is rewritten likewise; and a block's own asserts,
-which are compiled here, explain themselves only if they are rewritten, too. What pytest puts into
-code begins with `@py`, and reaches two modules through the user's globals.
+pytest compiles a test module from a tree in which each `assert` is replaced by assignments and a
+test, so that a failure shows the values compared. This matters here twice:
+
+- the plain text of the module compiles to other code than the running one, so a candidate text
+  has to be rewritten in the same way before it is compared (see `texts.py`);
+- the asserts of a block are compiled by this package, and show their values only if they are
+  rewritten too.
+
+Rewritten code is recognised by its names, which begin with `@py`. It refers to two modules of
+pytest through the globals of the user's module, where pytest has put them.
 """
 
 from __future__ import annotations
@@ -17,16 +23,16 @@ from .same_code import names_in
 
 
 def is_rewritten_by_pytest(code: CodeType) -> bool:
-    """Tell whether an `assert` in a code object is one that pytest has rewritten."""
+    """Return whether a code object contains an `assert` that pytest has rewritten."""
     return any(name.startswith("@py") for name in names_in(code))
 
 
 def rewrite_asserts(tree: ast.Module) -> None:
-    """Rewrite the asserts of a module as pytest does, in place, where pytest is there."""
+    """Rewrite the asserts of a module in place as pytest does, if pytest is loaded."""
     rewrite = sys.modules.get("_pytest.assertion.rewrite")
     if rewrite is None:
         return
     with warnings.catch_warnings():
-        # an assert of a tuple: pytest has said so
+        # pytest has already warned about an assert of a tuple, when it rewrote the module
         warnings.simplefilter("ignore")
         rewrite.rewrite_asserts(tree, b"", "")

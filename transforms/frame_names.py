@@ -1,4 +1,17 @@
-"""The names of a live frame: which are its own, what they stand for, and how they are bound."""
+"""Reading and binding the names of a live frame.
+
+The block of a plain script starts from the values of the names around it, and its results are
+bound in the user's frame when the run is over. CPython has a read-only interface for the first
+(`frame.f_locals`) and none for the second before 3.13, so this module deals with the differences:
+
+- before PEP 667 (CPython 3.13) `f_locals` of a function is a snapshot, which has to be written
+  back with `PyFrame_LocalsToFast`; writing it back also overwrites names that other threads have
+  bound since, and the snapshot keeps values alive after the user deletes the names;
+- from 3.12 on (PEP 709) comprehensions are inlined, so their variables are among the fast locals
+  of the frame around them, and 3.12 binds them by mistake when a trace function is called.
+
+    set_names(frame, {"hidden": tensor})        # as if the frame had run `hidden = tensor`
+"""
 
 from __future__ import annotations
 
@@ -13,16 +26,18 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType
 from typing import Any
 
-# From CPython 3.12 on a comprehension runs in the frame around it (PEP 709), and its variables
-# stand among the fast locals of that frame, of a module's frame too. This instruction begins one.
+from .errors import InternalError
+
+# From CPython 3.12 on a comprehension runs in the frame around it (PEP 709), and its variables are
+# fast locals of that frame, even of a module's frame. Each begins with this instruction.
 _INLINED = dis.opmap.get("LOAD_FAST_AND_CLEAR")
 
-# CPython 3.12 binds such variables from the namespace of a module or of a class body whenever a
-# trace function is called there. While one of them is bound, `f_locals` is a copy.
+# Whenever a trace function is called in a module or a class body, CPython 3.12 binds these
+# variables from the namespace. While one of them is bound, `f_locals` is a copy.
 _BINDS_HIDDEN = sys.version_info[:2] == (3, 12)
 
 _found: dict[int, tuple[CodeType, frozenset[str]]] = {}
-"""By identity of the code object, which an entry keeps alive."""
+"""Cache of `local_names`, by identity of the code object; the entry keeps the code object alive."""
 
 
 def _has_inlined(code: CodeType) -> bool:
@@ -30,13 +45,13 @@ def _has_inlined(code: CodeType) -> bool:
 
 
 def local_names(code: CodeType) -> frozenset[str]:
-    """Return the names that are local in a function's scope, or free in it; a module has none."""
+    """Return the local and the free names of a function; none for a module or a class body."""
     if not code.co_flags & CO_OPTIMIZED:
         return frozenset()
     names = frozenset((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
     if not _has_inlined(code):
         return names
-    # a variable of a comprehension may have the name of a global that the function uses
+    # the variable of an inlined comprehension may have the name of a global that the function uses
     return names - {
         instruction.argval
         for instruction in dis.get_instructions(code)
@@ -45,14 +60,14 @@ def local_names(code: CodeType) -> frozenset[str]:
 
 
 def local_names_of_entered(code: CodeType) -> frozenset[str]:
-    """Return the same, remembered: of a function with a block, which may be entered often."""
+    """Return `local_names` from a cache, for functions with blocks, which may be entered often."""
     found = _found.get(id(code))
     if found is None:
         found = _found[id(code)] = (code, local_names(code))
     return found[1]
 
 
-# before PEP 667 (Python 3.13) `f_locals` is a copy, which this call writes back
+# Before PEP 667 (CPython 3.13) `f_locals` is a snapshot; this function writes it back to the frame.
 _write_back: Any = None
 if sys.version_info < (3, 13):
     _write_back = ctypes.pythonapi.PyFrame_LocalsToFast
@@ -61,24 +76,25 @@ if sys.version_info < (3, 13):
 
 
 def namespace_of(frame: FrameType) -> Any:
-    """Return the mapping that a frame's own names stand in: of a function, that which it shows."""
+    """Return the mapping of a frame's names: the namespace itself, or `f_locals` for a function."""
     code = frame.f_code
     if not _BINDS_HIDDEN or code.co_flags & CO_OPTIMIZED or not _has_inlined(code):
         return frame.f_locals
-    # behind the header of the frame object stand `f_back` and the interpreter's own frame, in which
-    # `f_globals` and `f_locals` are the fourth and the sixth pointer
+    # In CPython 3.12 the header of a frame object is followed by `f_back` and the pointer to the
+    # interpreter frame, in which `f_globals` and `f_locals` are the fourth and the sixth pointer.
+    # The check of `f_globals` guards against another layout.
     word = ctypes.sizeof(ctypes.c_void_p)
     inner = ctypes.c_void_p.from_address(id(frame) + object.__basicsize__ + word).value
     if inner is None or ctypes.c_void_p.from_address(inner + 3 * word).value != id(frame.f_globals):
-        raise AssertionError("the frame is not laid out as in CPython 3.12")
+        raise InternalError("the frame is not laid out as in CPython 3.12")
     return ctypes.py_object.from_address(inner + 5 * word).value
 
 
 def unbind_hidden(frame: FrameType) -> None:
-    """Undo what a trace function has bound in the frame of a module or of a class body.
+    """Undo the bindings that CPython 3.12 makes when a trace function is called in a frame.
 
-    Else `locals()` and `exec("name = 1")` of the user's would be given the copy. Nothing in Python
-    runs between the steps, so no other thread finds a name missing.
+    Otherwise the user's `locals()` and `exec("name = 1")` would work on a copy of the namespace.
+    The steps run without Python code in between, so no other thread finds a name missing.
     """
     code = frame.f_code
     if not _BINDS_HIDDEN or code.co_flags & CO_OPTIMIZED or not _has_inlined(code):
@@ -95,15 +111,15 @@ def unbind_hidden(frame: FrameType) -> None:
 
 
 def names_around(frame: FrameType) -> Mapping[str, Any]:
-    """Return what the names of a frame stand for, those of an enclosing function too.
+    """Return the names visible in a frame with their values, free variables included.
 
-    In the frame of a class body the names that it has from an enclosing function are missing; they
-    are found in the frame of that function, which is running the class body.
+    The namespace of a class body lacks the names of an enclosing function; they are taken from the
+    frame of that function, which is the caller of the class body.
     """
     code, outer = frame.f_code, frame.f_back
     if code.co_flags & CO_OPTIMIZED or not code.co_freevars or outer is None:
         names = namespace_of(frame)
-        # from PEP 667 (Python 3.13) on it is a view of the frame, which changes with it
+        # from PEP 667 (CPython 3.13) on it is a live view of the frame, so it is copied
         return names if type(names) is dict else {**names}
     enclosing = outer.f_locals
     free = {name: enclosing[name] for name in code.co_freevars if name in enclosing}
@@ -111,20 +127,20 @@ def names_around(frame: FrameType) -> Mapping[str, Any]:
 
 
 def forget_snapshot(frame: FrameType) -> None:
-    """Let a frame forget the copy of its names that looking at them has made.
+    """Clear the snapshot that reading `f_locals` has left in a frame.
 
-    Before PEP 667 (Python 3.13) the copy stays with the frame, and keeps the values of names that
-    the user deletes afterwards. It is left alone where somebody else holds it, too.
+    Before PEP 667 (CPython 3.13) the snapshot stays with the frame, and keeps alive the values of
+    names that the user deletes afterwards. It is not cleared if other code holds a reference to it.
     """
     if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
         snapshot = frame.f_locals
-        # the frame, the name above and the argument of getrefcount
+        # three references: the frame's, the local name's and the argument of getrefcount
         if sys.getrefcount(snapshot) <= 3:
             snapshot.clear()
 
 
 def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
-    """Bind names in a live frame, as if it had assigned them itself; no other name is touched."""
+    """Bind names in a live frame as if its code had assigned them; leave other names alone."""
     if not values:
         return
     code = frame.f_code
@@ -137,7 +153,7 @@ def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
         if name in known:
             local[name] = value
         else:
-            # a name declared global in the function is none of its locals
+            # the function declares the name global
             frame.f_globals[name] = value
     if not local:
         return
@@ -148,10 +164,11 @@ def set_names(frame: FrameType, values: Mapping[str, Any]) -> None:
 
 
 def _write_alone(frame: FrameType, values: dict[str, Any]) -> None:
-    """Bind local names of a function through the copy that the frame has of them.
+    """Bind local names of a function through the snapshot of its frame, before CPython 3.13.
 
-    What is written back is all that stands in the copy, also what another thread has bound anew
-    since it was made. So for a moment nothing stands in it but the names to be written.
+    `PyFrame_LocalsToFast` writes back the whole snapshot, and so would undo a binding that another
+    thread has made since it was taken. So the snapshot is reduced to the given names for the time
+    of the call.
     """
     copy = frame.f_locals
     kept = {**copy, **values}
@@ -164,6 +181,6 @@ def _write_alone(frame: FrameType, values: dict[str, Any]) -> None:
 
 
 def _at_once(*steps: Callable[[], Any]) -> None:
-    # called from C, between which no other thread runs
+    # Call the steps from C code, without returning to the eval loop, where the GIL may be released.
     call: Any = operator.call
     deque(map(call, steps), maxlen=0)

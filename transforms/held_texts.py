@@ -1,9 +1,13 @@
-"""Texts of the user's modules, held from early on.
+"""Early copies of the source texts of the user's modules.
 
-A file may be edited while the program that was started from it runs, and a block's text is looked
-for when the block is first entered. So the texts that were on disk when this package was
-imported, and when a model was wrapped, are kept: of modules that hold blocks, outside of Python's
-own folders. What is kept is only a candidate, and compared with the running code like any other.
+The text of a block is looked up when the block is first entered, which may be long after the
+import of its module; if the file was edited in between, the text on disk no longer matches the
+running code. So this module keeps the texts that are on disk when this package is imported and
+when a model is wrapped. It reads the files of user modules that may contain blocks, and skips the
+standard library, installed packages and this package.
+
+A kept text is one candidate of several, and is compared with the running code like any other (see
+`texts.py`). A file that was edited before its first copy was taken is not found here.
 """
 
 from __future__ import annotations
@@ -23,19 +27,22 @@ _OURS = tuple(
 )
 
 _held: dict[str, list[bytes]] = {}
+"""The kept texts of each file, by absolute path, oldest first and without duplicates."""
 _seen: set[str] = set()
+"""Files that `hold_texts` has looked at, so that each is read once."""
 _count = 0
+"""Length of `sys.modules` at the last call of `hold_texts`; equal means nothing to do."""
 
 
 def hold_texts() -> None:
-    """Keep the texts of the modules that have been imported since the last call."""
+    """Read and keep the texts of the modules imported since the last call."""
     global _count
     if len(sys.modules) == _count:
         return
     modules = list(sys.modules.values())
     _count = len(modules)
     for module in modules:
-        # not by an attribute, which a lazy module would import something for
+        # not by `getattr`, which makes a lazy module import its contents
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         if isinstance(file, str) and file not in _seen:
             _seen.add(file)
@@ -44,12 +51,12 @@ def hold_texts() -> None:
 
 
 def held_texts(filename: str) -> list[bytes]:
-    """Return the texts of a file that are held."""
+    """Return the kept texts of a file."""
     return _held.get(os.path.abspath(filename), [])
 
 
 def hold(filename: str, text: bytes) -> None:
-    """Keep a text of a file, that which its code was compiled from."""
+    """Keep one text of a file, as a candidate for later lookups."""
     held = _held.setdefault(os.path.abspath(filename), [])
     if text not in held:
         held.append(text)

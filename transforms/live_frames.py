@@ -1,16 +1,19 @@
-"""Blocks of live frames: find the text, skip the body, hand the names back.
+"""Blocks in live frames: find the text, skip the body, write the names back.
 
-In a plain script a block is met when Python enters its `with` statement. Three things are done
-to the frame that stands there:
+In a plain script, unlike in a module imported through the import hook, the first this package
+sees of a block is that its `with` statement is entered. The body must not run in the user's
+frame, since the lowered program runs in its place. The frame is handled in three steps:
 
 - `find_block` finds the statement in the text that the running code was compiled from (see
-  `texts.py`), and lowers it; the program is kept by code object and instruction, so that a second
-  entry costs a dictionary lookup.
-- `BodySkip` keeps the body from running where it stands: a trace function is set, which raises
-  an error at the instruction after the entry, the one that would bind the `as` target. It is
-  the last one that only the `with` statement's own handler covers (a body may begin with `try`),
-  and that handler swallows the exception. `bind_target` binds the target in its place.
-- `set_names` (see `frame_names.py`) rebinds names of the frame after the run.
+  `texts.py`) and lowers it. The program is cached by code object and instruction, so that later
+  entries cost a dictionary lookup.
+- `BodySkip` keeps the body from running. It sets a trace function that raises at the instruction
+  after the entry, which would bind the `as` target. This is the last instruction that is covered
+  by the handler of this `with` statement alone (a body may begin with `try`), so the exception
+  reaches its `__exit__`, which swallows it. `bind_target` binds the target instead.
+- `set_names` (see `frame_names.py`) binds the block's names in the frame after the run.
+
+The trace function of a debugger or of a coverage tool is restored when the block ends.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from inspect import CO_OPTIMIZED
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import BlockNotFoundError, BlockUseError
+from .errors import BlockNotFoundError, BlockUseError, InternalError
 from .frame_names import local_names, names_around, namespace_of, set_names, unbind_hidden
 from .parsing import one_at_a_time
 from .same_code import is_entry
@@ -36,28 +39,34 @@ if TYPE_CHECKING:
 _Entry: TypeAlias = "tuple[CodeType, Program, ast.expr | None]"
 
 _programs: dict[tuple[int, int], _Entry] = {}
-"""By identity of the code object and offset of the instruction; the entry keeps the code alive."""
+"""Cache of lowered blocks, by identity of the code object and offset of the entry instruction.
+
+Each entry holds its code object, so that the identity is not reused.
+"""
 
 
 BodySkipped: type[Exception] = struct.error
-"""Raised in place of the body of a block; seen by the `with` statement's own exit alone."""
+"""Control flow: the error that `_raising` raises in place of the body of a block.
+
+Only the `__exit__` of the `with` statement sees it.
+"""
 
 _raising: Callable[..., Any] = struct.Struct("").pack
-"""A trace function that raises, for it is given three arguments and takes none.
+"""A trace function written in C that always raises, because it takes no arguments and gets three.
 
-Before Python 3.13 a frame's names are copied into a dictionary before a trace function is called,
-and all of them are copied back behind it. A function in Python would give other threads time to
-bind a name of the frame meanwhile, as a closure does by `nonlocal`, and that binding would be
-lost. Nothing in Python runs while this one is called.
+Before Python 3.13 the names of a frame are copied into a dictionary before a trace function is
+called, and all of them are copied back afterwards. A trace function in Python would let other
+threads run in between; if one of them bound a name of the frame, as a closure does by `nonlocal`,
+the binding would be lost. While this function is called no Python code runs.
 """
 
 
 def find_block(frame: FrameType) -> Program:
-    """Return the program of the `with` statement that a frame is just entering.
+    """Return the program of the `with` statement that a frame is entering.
 
     Raises:
-        BlockUseError: the frame is not at a `with` statement.
-        BlockNotFoundError: the source text is nowhere to be found.
+        BlockUseError: the frame is not at the entry of a `with` statement.
+        BlockNotFoundError: no candidate text compiles to the code of the frame.
         UnsupportedSyntaxError: the block cannot be lowered.
     """
     return _entry(frame)[1]
@@ -73,7 +82,7 @@ def _new_entry(frame: FrameType) -> _Entry:
     entry = _programs.get(key)
     if entry is None:
         found = _find_statement(frame)
-        # libcst is imported where a block is lowered, and only there
+        # imported late, because it imports libcst, which takes long and is needed for lowering only
         from .source.pipeline import lower_block
 
         program = lower_block(found.node, found.item, _surroundings(frame, found))
@@ -117,7 +126,8 @@ def _surroundings(frame: FrameType, found: FoundStatement) -> Any:
     is_function = bool(code.co_flags & CO_OPTIMIZED)
     known = local_names(code)
     if not is_function and namespace_of(frame) is not frame.f_globals:
-        # a class body or exec: any name may be local, and what is not is looked up at the start
+        # a class body or `exec`: any name may be local, and the others are found by the fallback
+        # to globals when the program starts
         known = frozenset(one.id for one in ast.walk(found.node) if isinstance(one, ast.Name))
     return Surroundings(
         filename=code.co_filename,
@@ -149,35 +159,38 @@ def _class_of(enclosing: tuple[ast.AST, ...]) -> str | None:
 
 
 _one_skips = threading.RLock() if sys.version_info[:2] == (3, 12) else None
-"""Held from `begin` to `end`, while one instruction of a frame is traced.
+"""On CPython 3.12, a lock held from `begin` to `end`, while an instruction of a frame is traced.
 
-CPython 3.12 changes a code object for all threads when one of them starts or stops tracing; where
-another one is in its trace function at that time, the process crashes. Before 3.12 tracing is a
-thread's own, and 3.13 does not crash.
+CPython 3.12 instruments a code object for all threads when one thread starts or stops tracing. If
+another thread is in its trace function at that moment, the process crashes. Before 3.12 tracing is
+per thread, and 3.13 does not crash.
 """
 
 
 class BodySkip:
-    """Keeps the body of one block from running; the trace function of another tool survives it.
+    """Keep the body of one block from running, and preserve the trace function of another tool.
 
-    A tracer in C (that of coverage) counts the functions that it sees called and left. It is back
-    in force when the exit function of the `with` statement returns, whose call it has not seen; so
-    it is kept from seeing that `begin` returns, which it has seen called.
+    A tracer written in C, such as that of coverage, counts calls and returns. It is restored
+    inside `__exit__`, so it sees that function return without having seen its call. To balance
+    this, `begin` hides its own return, whose call the tracer has seen.
     """
 
     __slots__ = ("_frame", "_local", "_thread_trace", "offset")
 
     def __init__(self, frame: FrameType) -> None:
+        # None once `end` has run: a block is entered and left once
         self._frame: FrameType | None = frame
+        # where the frame enters the `with`, for `bind_target`, which runs later
         self.offset = frame.f_lasti
         self._thread_trace = sys.gettrace()
         self._local = frame.f_trace
 
     def begin(self) -> None:
-        """Set the trace function; `end` puts back what stood before, also after a part of this."""
+        """Set the trace function. `end` undoes this, even if an interrupt cut it short."""
         frame = self._frame
         if frame is None:
-            raise AssertionError("a block is entered that has been left")
+            raise InternalError("a block is entered that has been left")
+        # a tracer in C has seen the call of `begin`, so it must not see its return (see the class)
         if self._thread_trace is not None and not isinstance(self._thread_trace, _PYTHONS):
             sys._getframe().f_trace = None
         if _one_skips is not None:
@@ -187,10 +200,13 @@ class BodySkip:
         sys.settrace(_no_trace)
 
     def end(self, error: BaseException | None) -> bool:
-        """Put back the trace functions that stood before; tell whether the body was skipped.
+        """Restore the previous trace functions.
 
         Args:
-            error: what the `with` statement is left with.
+            error: the exception passed to `__exit__`.
+
+        Returns:
+            True if the body was skipped, so that `error` should be swallowed.
         """
         frame, self._frame = self._frame, None
         if frame is not None:
@@ -200,16 +216,17 @@ class BodySkip:
                 unbind_hidden(frame)
                 sys.settrace(self._thread_trace)
             finally:
-                # an interrupt may have come before it was taken
+                # if an interrupt cut `begin` short, the lock was not acquired
                 if _one_skips is not None and _one_skips._is_owned():  # type: ignore[attr-defined]
                     _one_skips.release()
         return error is None or type(error) is BodySkipped
 
 
 def lead_debugger_on(frame: FrameType, program: Program) -> None:
-    """Let a debugger that was going through a block line by line go on behind it.
+    """Let a debugger that was stepping through a block continue after it, in `frame`.
 
-    The block ran in a frame of its own, which is gone; Python's debuggers (bdb) would wait for it.
+    The block ran in a separate frame, which is gone; a bdb debugger would wait for that frame to
+    run another line.
     """
     trace = sys.gettrace()
     if trace is None:
@@ -221,15 +238,19 @@ def lead_debugger_on(frame: FrameType, program: Program) -> None:
     if any(stop.f_code is inner.code for inner in program.all_programs()):
         debugger.set_next(frame)
         frame.f_trace = debugger.trace_dispatch
-        # From CPython 3.12 on, setting a trace function prepares the code of the frames that are
-        # running. Where the debugger was started in a block that runs on a greenlet, this frame was
+        # From CPython 3.12 on, setting a trace function instruments the code of the running
+        # frames. If the debugger was started in a block that runs on a greenlet, this frame was
         # not among them.
         sys.settrace(None)
         sys.settrace(trace)
 
 
 _PYTHONS = (FunctionType, MethodType)
-"""Trace functions that Python calls for a frame only if they have seen it called."""
+"""Types of trace functions written in Python.
+
+CPython calls these for the return of a frame only if they have traced its call. Tracers of other
+types get all returns.
+"""
 
 
 def _no_trace(frame: FrameType, event: str, arg: object) -> None:
@@ -237,13 +258,20 @@ def _no_trace(frame: FrameType, event: str, arg: object) -> None:
 
 
 def bind_target(frame: FrameType, offset: int, value: object) -> None:
-    """Bind the `as` target of a block, as the `with` statement at an offset would have."""
+    """Bind the `as` target of a block, as the skipped instruction of its `with` would have.
+
+    Args:
+        frame: the frame of the block.
+        offset: offset of the instruction that enters the `with` statement.
+        value: the value to bind.
+    """
     entry = _programs.get((id(frame.f_code), offset))
     target = None if entry is None else entry[2]
     if isinstance(target, ast.Name):
         set_names(frame, {target.id: value})
     elif target is not None:
-        # a tuple, an attribute or an item: assigned by Python itself, in a copy of the namespace
+        # a tuple, an attribute or an item: an `exec` in a copy of the namespace assigns it, and
+        # the names that it has changed are written back
         name = "_nns_target"
         assign = ast.Assign([target], ast.copy_location(ast.Name(name, ast.Load()), target))
         tree = ast.Module([ast.copy_location(assign, target)], [])

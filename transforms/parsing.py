@@ -1,9 +1,14 @@
-"""One parse at a time.
+"""A global lock around parsing and compiling syntax trees.
 
-Python 3.11 and 3.12 count how deep they are in turning a syntax tree into objects, or objects into
-a tree, in one counter for all threads. A garbage collection in the middle lets another thread run,
-and if that one parses, too, the first fails with "SystemError: AST constructor recursion depth
-mismatch". Whatever of this package parses or compiles trees at run time takes the lock below.
+CPython 3.11 and 3.12 keep the recursion depth of the conversion between syntax trees and Python
+objects in one counter for all threads. A garbage collection during the conversion lets another
+thread run, and if that thread parses too, the first one fails with "SystemError: AST constructor
+recursion depth mismatch". So all code of this package that parses or compiles trees at run time
+must take the lock below, by decorating or wrapping the function that does it:
+
+    tree = one_at_a_time(ast.parse)(text)
+
+The lock is reentrant. It cannot stop a user's thread from parsing at the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ _lock = RLock()
 
 
 def one_at_a_time(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
-    """Let no two threads be in functions that are decorated with this."""
+    """Wrap a function so that one thread at a time runs any of the functions wrapped like this."""
 
     @wraps(function)
     def guarded(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:

@@ -1,8 +1,15 @@
-"""Programs: what a block is lowered to.
+"""Programs: the compiled form of a block.
 
-A program is immutable and knows nothing of a model: a code object that makes a generator, the
-table of its states, its names, the user's text and the lowered one. Starting it gives a
-generator; running that is the business of `nnsight_dsl.runtime`.
+A program is immutable and independent of any model: the code object of a generator function, the
+table of the block's accesses, its names, the user's text and the lowered text. `Program.start`
+makes a generator from it; `nnsight_dsl.runtime` runs the generator.
+
+    program = find_block(frame)
+    running = program.start(frame.f_globals, names, injected)
+    request = next(running)         # ("read", <envoy>, "output")
+
+The code object belongs to one Python version. To send a program to another process, send its
+`recipe` (see `recipes.py`); to cache it on disk, use `program_bytes.py`.
 """
 
 from __future__ import annotations
@@ -22,32 +29,38 @@ Running: TypeAlias = "GeneratorType[Request, Any, None]"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A block in the form that can be run, shown and shipped.
+    """A lowered block, ready to be run, displayed or sent to another process.
 
     Attributes:
-        kind: `"invoke"` or `"backward"` for the block inside a block, else `"block"`.
-        name: name of the function (or `<module>`) that the block stands in.
-        filename: file the block stands in, as tracebacks name it.
+        kind: `"block"` for an outermost block, else the method that opens the inner block:
+            `"invoke"`, `"backward"`, or an opening call such as `"trace"` in a session.
+        name: name of the enclosing function, or `<module>`.
+        filename: file of the block, as tracebacks name it.
         line: line of the `with` statement.
         source: the user's text of the block.
         lowered: the text that was compiled.
         code: code object of the generator function.
-        params: names the generator takes from outside, in order.
+        params: names whose values the generator function takes as arguments, in order.
         bound: names that the block binds.
-        saved_names: names that are assigned straight from a `save` call.
-        states: the accesses, in order.
-        plain: what has to hold for the block to be plain, None where it is not.
+        saved_names: names that are assigned directly from a `save` call.
+        states: the accesses, in order of evaluation.
+        plain: the conditions under which the block is plain (see `source/plain.py`), None if it
+            cannot be.
         children: programs of the inner blocks, by number.
         fetched: names that are fetched from earlier invokes.
-        waits_for: names that are fetched from an earlier invoke and waited for.
-        unsynchronised: names that are fetched from an earlier invoke which binds them in a loop.
+        waits_for: the fetched names that are waited for, because one earlier invoke binds them,
+            once.
+        unsynchronised: the fetched names that an earlier invoke binds in a loop or more than
+            once, so that only a barrier can order binding and read.
         state_blocks: first and last line of each `with` that sets grad mode, autocast and the like.
-        first_items: lines that read `.output[0]`, which means the first row where the output is a
-            tensor.
-        looks_outside: whether names of the enclosing function are looked up in its frame.
-        recipe: what the outermost block is lowered from again elsewhere (see `recipes.py`).
-        number: place among the outermost block's `all_programs()`.
-        outer_is_global: True where names that are not given fall back to globals and builtins.
+        first_items: lines that index `.output[0]`, the first row if the output is a tensor.
+        looks_outside: True if the block reads names of the enclosing function from its live frame,
+            because another function may rebind them (see `source/passes/rebound.py`).
+        recipe: text from which another process lowers the outermost block again (see
+            `recipes.py`).
+        number: index among the outermost block's `all_programs()`.
+        outer_is_global: True if names missing from the given mapping fall back to globals and
+            builtins: at module level, in class bodies and in `exec`.
     """
 
     kind: str
@@ -75,7 +88,7 @@ class Program:
 
     @property
     def has_invokes(self) -> bool:
-        """Whether invokes stand in the block."""
+        """Whether the block contains invokes."""
         return any(child.kind == "invoke" for child in self.children)
 
     def start(
@@ -84,11 +97,11 @@ class Program:
         names: Mapping[str, Any],
         injected: Mapping[str, Any],
     ) -> Running:
-        """Make a generator of this program; nothing of the block has run yet.
+        """Make a generator from this program, without running any statement of the block.
 
         Args:
-            user_globals: globals of the user's module, in which the block's globals are found.
-            names: what the names of the enclosing scope stand for now.
+            user_globals: globals of the user's module, used as the globals of the block.
+            names: current values of the names of the enclosing scope.
             injected: values of the names in `nnsight_dsl.transforms.names.INJECTED`.
         """
         return self.started(self.function(user_globals, injected), user_globals, names)
@@ -96,7 +109,7 @@ class Program:
     def function(
         self, user_globals: dict[str, Any], injected: Mapping[str, Any]
     ) -> Callable[..., Running]:
-        """Return the generator function, which takes the values of `params`."""
+        """Return the generator function, whose arguments are the values of `params`."""
         closure = tuple(CellType(injected[name]) for name in self.code.co_freevars)
         return FunctionType(self.code, user_globals, self.name, None, closure)
 
@@ -106,7 +119,7 @@ class Program:
         user_globals: dict[str, Any],
         names: Mapping[str, Any],
     ) -> Running:
-        """Make a generator with what the names of the enclosing scope stand for now."""
+        """Make a generator from the current values of the names of the enclosing scope."""
         if self.outer_is_global:
             return function(*[self.initial(name, user_globals, names) for name in self.params])
         return function(*[names.get(name, MISSING) for name in self.params])
@@ -119,7 +132,7 @@ class Program:
         *,
         fall_back: bool = False,
     ) -> Any:
-        """Return what a name stands for outside of the block, `MISSING` if it is not bound."""
+        """Return the value of a name outside the block, `MISSING` if it is unbound."""
         value = names.get(name, MISSING)
         if value is MISSING and (fall_back or self.outer_is_global):
             value = user_globals.get(name, MISSING)
@@ -130,7 +143,7 @@ class Program:
         return value
 
     def names_in(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those names of a frame of this program that the block itself binds."""
+        """Filter the namespace of a frame of this program down to the names the block binds."""
         bound, left = self.bound, {}
         for name, value in namespace.items():
             if name in bound:
@@ -138,11 +151,11 @@ class Program:
         return left
 
     def all_bound(self) -> frozenset[str]:
-        """Return the names that this block and the blocks inside it bind."""
+        """Return the names bound by this block and by the blocks inside it."""
         return self.bound.union(*(child.all_bound() for child in self.children))
 
     def all_programs(self) -> Sequence[Program]:
-        """Return this program and all programs inside it, each before those in it."""
+        """Return this program and all programs inside it, in preorder."""
         found = [self]
         for child in self.children:
             found.extend(child.all_programs())

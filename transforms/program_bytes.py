@@ -1,8 +1,9 @@
-"""Programs as bytes, to be kept in a compiled module beside its code.
+"""Serialisation of programs, for the cache of modules compiled by the import hook.
 
-`marshal` knows code objects and plain values, and is what `.pyc` files are made of; a program is
-written as the tuple of its fields. Like a `.pyc` file the bytes are for the same version of
-Python and of this package, which the names of the files see to.
+`marshal`, the format of `.pyc` files, handles code objects and plain values; a program is written
+as a dictionary of its fields. Like a `.pyc` file, the bytes are valid only for the version of
+Python and of this package that wrote them. The name of the cache file contains both versions, so
+this module does not check them. Programs for another process travel as recipes (`recipes.py`).
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def _from_values(values: dict[str, Any]) -> Program:
 
 
 def dump_programs(programs: tuple[Program, ...]) -> bytes:
-    """Return programs as bytes."""
+    """Serialise programs."""
     return marshal.dumps(tuple(_as_values(program) for program in programs))
 
 
 def load_programs(data: bytes) -> tuple[Program, ...]:
-    """Return the programs that `dump_programs` was given."""
+    """Deserialise the result of `dump_programs`."""
     return tuple(_from_values(values) for values in marshal.loads(data))

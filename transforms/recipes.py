@@ -1,14 +1,18 @@
-"""Recipes: the text of a block, with what it takes to lower it again in another process.
+"""Recipes: the source text of a block with the context needed to lower it in another process.
 
-The code of a program is made for one version of Python. What travels in its place is the text of
-the outermost statement that was lowered, its file and first line, and what was known of the names
-around it. The same passes make the same programs of it at the other end, on the same lines.
+A code object is valid for one version of Python, so a program cannot be sent between processes as
+it is. A recipe is sent instead: the text of the outermost lowered statement, its file and first
+line, and the facts about the names around it. The receiver runs the same passes and gets the same
+programs, with the same line numbers.
 
     {"text": "with model.trace(prompt):\\n    ...", "line": 12, "item": 0, "filename": ...}
 
-A recipe is JSON with its names in order, so one block has one recipe, whichever process writes it,
-and programs that were lowered from it are kept by it. Blocks inside a block have the recipe of the
-outermost one, and their number among its programs.
+A recipe is JSON with sorted name lists, so one block has one recipe, whichever process writes it,
+and the recipe serves as the cache key of the programs lowered from it. An inner block is
+identified by the recipe of the outermost block and its number among that block's programs.
+
+Lowering again fails with `SyntaxError` where the text uses syntax that is newer than the
+receiver's Python.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ def write_recipe(node: ast.With | ast.FunctionDef, item: int | None, around: Sur
     Args:
         node: the statement, with positions in `around.lines`.
         item: index of the item of a `with` statement that opens the block, None for a function.
-        around: where the statement stands.
+        around: the context of the statement.
     """
     text = "\n".join(around.lines[node.lineno - 1 : node.end_lineno])
     return json.dumps(
@@ -47,14 +51,18 @@ def write_recipe(node: ast.With | ast.FunctionDef, item: int | None, around: Sur
 
 
 def parse_recipe(recipe: str) -> tuple[ast.With | ast.FunctionDef, int | None, Surroundings]:
-    """Return what `write_recipe` was given; of the file's lines those of the statement alone.
+    """Return the arguments that `write_recipe` was given.
+
+    Of the file's lines, `Surroundings.lines` has those of the statement; the ones above it are
+    placeholders.
 
     Raises:
-        SyntaxError: the text is no Python of the version that runs here.
+        SyntaxError: the text is not valid in the running version of Python.
     """
     values = json.loads(recipe)
     text, line = values["text"], values["line"]
-    # empty lines stand for those above it, and one statement for all that it is indented by
+    # empty lines replace those above the statement, so that its line numbers are right; an
+    # indented statement is put under an `if`, whatever its indentation
     is_indented = text[0].isspace()
     above = "\n" * (line - 2) + "if 1:\n" if is_indented else "\n" * (line - 1)
     node: ast.AST = ast.parse(above + text, values["filename"]).body[0]

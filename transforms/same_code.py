@@ -1,14 +1,21 @@
-"""Whether two code objects were compiled from the same statements.
+"""Comparison of code objects: were two of them compiled from the same statements?
 
-A text is trusted only if it compiles to the code that runs. The whole code object cannot be asked
-for: a module's code is compiled statement by statement in a notebook, an `assert` beside the block
-is rewritten by pytest, a decorator wraps the function. What has to be the same is the body of one
-`with` statement: its instructions with their names, constants, jumps and positions, the functions
-in it with all of theirs.
+A text is trusted only if it compiles to the running code (see `texts.py`). Equality of whole code
+objects is too strict for that: a notebook compiles a cell statement by statement, pytest rewrites
+an `assert` next to the block, a decorator wraps the function. So the comparison is limited to the
+body of one `with` statement: its instructions with their names, constants, jumps and positions,
+and the functions inside it likewise.
 
-Which instructions are the body is read off the exception table: those that the handler of the
-`with` statement covers, directly or through the handlers of statements inside it. Lines are
-counted from the statement, so that a block that has only moved is the same.
+The exception table shows which instructions belong to the body: those covered by the handler of
+the `with` statement, directly or through the handlers of statements inside the body. Lines are
+counted from the statement, so that a block that has only moved compares equal.
+
+    has_same_body(frame.f_code, frame.f_lasti, candidate, offset)
+
+Two texts that differ only in comments or layout of one line may compile to the same code; then
+either is right. Instructions that depend on the scope around the block, such as the kind of a
+name's load, are normalised by `_keys`; an opcode missed there makes a right text look wrong, and
+the block is refused.
 """
 
 from __future__ import annotations
@@ -21,18 +28,21 @@ from types import CodeType
 from typing import Any, TypeAlias
 
 Position: TypeAlias = "tuple[int | None, int | None, int | None, int | None]"
-"""First line, last line, first column, end column, as `co_positions` has them."""
+"""First line, last line, first column, end column, as `co_positions` yields them."""
 
 _NAME_ENDINGS = frozenset(
     "NAME GLOBAL FAST FAST_CHECK FAST_AND_CLEAR DEREF CLASSDEREF CLOSURE "
     "FROM_DICT_OR_GLOBALS FROM_DICT_OR_DEREF".split()
 )
-"""How names are loaded and stored depends on the scope around; that they are is in the text."""
+"""Endings of opcodes that load or store a name.
+
+The ending depends on the scope around the block, so only the verb and the name are compared.
+"""
 
 _LEFT_OUT = frozenset(
     "NOP RESUME EXTENDED_ARG PUSH_NULL PRECALL LOAD_LOCALS COPY_FREE_VARS".split()
 )
-"""Instructions that come with the scope, its size, or the place where a call's NULL lies."""
+"""Opcodes that depend on the scope, on the size of the code or on where a call's NULL is pushed."""
 
 BEFORE_WITH = "BEFORE_WITH"
 
@@ -46,12 +56,12 @@ def position_at(code: CodeType, offset: int) -> Position:
 
 
 def is_entry(code: CodeType, offset: int) -> bool:
-    """Tell whether the instruction at an offset enters a `with` statement."""
+    """Return whether the instruction at an offset enters a `with` statement."""
     return 0 <= offset < len(code.co_code) and dis.opname[code.co_code[offset]] == BEFORE_WITH
 
 
 def entries_at(code: CodeType, position: Position) -> list[int]:
-    """Return the offsets at which `with` statements of one position are entered."""
+    """Return the offsets of all entries of `with` statements at a position."""
     instructions = code.co_code
     wanted = dis.opmap[BEFORE_WITH]
     return [
@@ -62,7 +72,7 @@ def entries_at(code: CodeType, position: Position) -> list[int]:
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:
-    """List a code object and all those in its constants."""
+    """Yield a code object and, recursively, the code objects among its constants."""
     yield code
     for const in code.co_consts:
         if isinstance(const, CodeType):
@@ -70,27 +80,30 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
-    """List the names that a code object, and those in its constants, speak of."""
+    """Yield the names used by a code object and by the code objects among its constants."""
     for each in codes_in(code):
         yield from each.co_names
         yield from each.co_varnames
 
 
 def has_same_body(code: CodeType, offset: int, other: CodeType, other_offset: int) -> bool:
-    """Compare the bodies of two `with` statements, each given by code and offset of its entry."""
+    """Return whether two `with` statements have the same body.
+
+    Each is given by its code object and the offset of the instruction that enters it.
+    """
     if offset == other_offset and code == other:
         return True
     here, there = position_at(code, offset), position_at(other, other_offset)
     if here[0] is None or there[0] is None:
         return False
-    # under `-X no_debug_ranges` what is compiled has lines and no columns
+    # code compiled under `-X no_debug_ranges` has lines but no columns
     columns = here[2] is not None and there[2] is not None
     body = _body(code, offset, _Places(here[0], columns))
     return body is not None and body == _body(other, other_offset, _Places(there[0], columns))
 
 
 def is_same_function(code: CodeType, other: CodeType) -> bool:
-    """Compare two functions, wherever in their files they stand."""
+    """Return whether two functions have the same code, ignoring on which lines they begin."""
     if code == other:
         return True
     columns = all(_has_columns(each) for each in (code, other))
@@ -105,7 +118,7 @@ def _has_columns(code: CodeType) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """How positions are written: from which line on, and whether with columns."""
+    """A format for positions: relative to which line, and with or without columns."""
 
     line: int
     columns: bool
@@ -156,7 +169,7 @@ class _Listing:
     starts: list[int]
 
     def handler(self, offset: int) -> int | None:
-        """Return where an exception at an offset is handled."""
+        """Return the offset of the handler of an exception at an offset, None if there is none."""
         index = bisect_right(self.starts, offset) - 1
         if index < 0 or offset >= self.table[index][1]:
             return None
@@ -164,7 +177,7 @@ class _Listing:
 
 
 _last: list[_Listing] = []
-"""The code objects of the last blocks: those of one module or notebook cell have the same."""
+"""A cache of the four code objects used last; the blocks of one module or cell share one."""
 
 
 def _listing_of(code: CodeType) -> _Listing:
@@ -194,7 +207,7 @@ def _function(code: CodeType, places: _Places) -> tuple[Any, ...]:
 
 
 def _keys(instructions: Sequence[dis.Instruction], places: _Places) -> list[Any]:
-    """Write instructions in a form that two compilations of one text have in common."""
+    """Convert instructions to keys that are equal for two compilations of the same text."""
     kept = [one for one in instructions if one.opname not in _LEFT_OUT]
     offsets = [one.offset for one in kept]
     last = instructions[-1].offset if instructions else 0
@@ -204,13 +217,13 @@ def _keys(instructions: Sequence[dis.Instruction], places: _Places) -> list[Any]
         verb, _, ending = one.opname.partition("_")
         if one.opcode in dis.hasjrel or one.opcode in dis.hasjabs:
             target = int(one.argval)
-            # what follows the body depends on what stands around it
+            # a jump out of the body leads to code that depends on the text around the block
             is_inside = bool(offsets) and offsets[0] <= target <= last
             keys.append((one.opname, bisect_left(offsets, target) if is_inside else None, place))
         elif ending in _NAME_ENDINGS:
             keys.append((verb, one.argval, place))
         elif isinstance(one.argval, tuple) and one.opname.count("FAST") == 2:
-            # from 3.13 on two at once, as in STORE_FAST_LOAD_FAST
+            # from CPython 3.13 on one opcode may do two of these, as STORE_FAST_LOAD_FAST does
             words = one.opname.split("_")
             keys.append((words[0], one.argval[0], place))
             keys.append((words[2], one.argval[1], place))
@@ -220,7 +233,7 @@ def _keys(instructions: Sequence[dis.Instruction], places: _Places) -> list[Any]
 
 
 def _constant(value: Any, places: _Places) -> Any:
-    """Write a constant so that `1`, `1.0` and `True` differ, and `0.0` and `-0.0`."""
+    """Convert a constant to a key that tells apart `1`, `1.0` and `True`, and `0.0` and `-0.0`."""
     if isinstance(value, CodeType):
         return (value.co_name, value.co_firstlineno - places.line, _function(value, places))
     if isinstance(value, (tuple, frozenset)):
@@ -229,7 +242,10 @@ def _constant(value: Any, places: _Places) -> Any:
 
 
 def _exception_table(code: CodeType) -> list[tuple[int, int, int]]:
-    """Return start, end and handler of each stretch; CPython's exception_handling_notes.txt."""
+    """Decode the exception table to (start, end, handler) offsets.
+
+    The format is described in CPython's `Objects/exception_handling_notes.txt`.
+    """
     data = iter(code.co_exceptiontable)
 
     def number(first: int) -> int:

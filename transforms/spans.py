@@ -1,14 +1,18 @@
-"""Positions: where a piece of lowered code came from in the user's file.
+"""Source map: the position in the user's file from which each piece of lowered code came.
 
-Lowering turns the text of a block into other text, and the code object that runs has to carry
-the user's lines and columns all the same. Each pass keeps, for each node that it returns, the
-span of the node it came from (`Origins`). When the lowered text has been parsed by `ast`, every
-`ast` node takes over the span that was kept for the same stretch of lowered text, and one that
-has none (it was generated) takes over its parent's. So every position in the compiled code lies
-inside the user's statement that it came from.
+Tracebacks, debuggers and coverage must show the user's lines and columns, although the compiled
+text is another one. The mechanism has two halves:
 
-`libcst` counts columns in characters, `ast` and code objects in bytes of UTF-8; spans are in
-characters, and the conversion happens here.
+1. Each pass records, for each node it returns, the span of the node it came from (`Origins`).
+2. The lowered tree is printed and parsed by `ast`. Each `ast` node gets the span recorded for the
+   same stretch of lowered text; a generated node, which has none, inherits its parent's.
+
+So every position in the compiled code lies inside the user's statement from which the code came.
+If a pass forgets to record a node, that node gets the position of a larger one around it: a
+traceback is then less precise, but never points outside the statement.
+
+`libcst` counts columns in characters, `ast` and code objects in bytes of UTF-8. Spans are in
+characters; the conversion happens here.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of text: lines count from 1, columns from 0 and in characters."""
+    """A range of text; lines count from 1, columns from 0 and in characters."""
 
     line: int
     column: int
@@ -32,16 +36,16 @@ class Span:
     end_column: int
 
     def moved(self, lines: int) -> Span:
-        """Return the same stretch a number of lines further down."""
+        """Return the span shifted down by a number of lines."""
         return Span(self.line + lines, self.column, self.end_line + lines, self.end_column)
 
     def start(self) -> Span:
-        """Return the place where the stretch begins, without its text."""
+        """Return the empty span at the beginning of this one."""
         return Span(self.line, self.column, self.line, self.column)
 
 
 class Origins:
-    """For each node of a lowered tree, the span in the user's file that it came from."""
+    """The span in the user's file of each node of a lowered tree."""
 
     def __init__(self) -> None:
         self._spans: dict[cst.CSTNode, Span] = {}
@@ -50,7 +54,7 @@ class Origins:
         return self._spans.get(node)
 
     def keep(self, node: cst.CSTNode, span: Span | None) -> None:
-        """Remember where a node came from; a node keeps the first span it was given."""
+        """Record the span of a node, unless it has one: the first span wins."""
         if span is not None:
             self._spans.setdefault(node, span)
 
@@ -75,14 +79,14 @@ def relocate(
     spans: Mapping[Span, Span],
     fallback: Span,
 ) -> None:
-    """Give every node of `tree` its position in the user's file, in place.
+    """Replace the position of every node of `tree` by its position in the user's file.
 
     Args:
-        tree: the parsed lowered text.
+        tree: the parsed lowered text; changed in place.
         lowered_lines: the lines of the lowered text.
         user_lines: the lines of the user's file.
-        spans: from a stretch of the lowered text to the stretch of the user's file it came from.
-        fallback: the span of the whole block, for what comes from nowhere in particular.
+        spans: maps spans of the lowered text to spans of the user's file.
+        fallback: the span of the whole block, for nodes without a recorded span above them.
     """
     stack: list[tuple[ast.AST, Span]] = [(tree, fallback)]
     while stack:

@@ -1,16 +1,24 @@
-"""Texts: which text a piece of running code was compiled from.
+"""Source lookup: find the text that a running code object was compiled from.
 
-A code object knows the name of a file and positions in it, and no text. What bears that name now
-may be another text: the file was edited after its import, two strings were compiled under one
-name, an older cell of a notebook has a block at the same place. So every text that may be the
-right one is a candidate, and one is taken only if it compiles to the code that runs (see
-`same_code.py`); the nearest text is never good enough.
+A code object holds a file name and positions, but no text, and the file of that name may have
+another text by now: the file was edited after its import, two strings were compiled under one
+name, an older cell of a notebook has a block at the same place. So every text that could be the
+right one is a candidate, and a candidate is accepted only if it compiles to the running code (see
+`same_code.py`). There is no fallback to the closest match, since lowering the wrong text would
+silently run other statements than the user's.
 
-Candidates, in this order: what `linecache` holds, what this package has held (see
-`held_texts.py`), what stands on disk or is given by the module's loader now, the argument of
-`python -c`, strings in the functions that are running (who runs a text mostly still has it), the
-cells of a notebook, and all texts that anybody has registered with `linecache`. All that is done
-once for each block.
+Candidates, in this order:
+
+1. the lines cached by `linecache`;
+2. the texts that this package has kept (see `held_texts.py`);
+3. the file on disk now, and the source that the module's loader returns;
+4. the argument of `python -c`;
+5. strings in the frames of the running functions, since code that executes a string usually still
+   holds it;
+6. the cells of a notebook;
+7. all texts registered with `linecache` under other names.
+
+The search runs once for each block; `live_frames` caches its result.
 """
 
 from __future__ import annotations
@@ -49,14 +57,14 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class FoundStatement:
-    """A statement, and the text it stands in.
+    """A `with` statement and the text that contains it.
 
     Attributes:
-        node: the `with` statement, with the positions of the running code.
-        original: the same in the tree of the text, where it may stand on other lines.
-        item: index of the item that is entered.
-        enclosing: the statements it stands in, from the outermost on.
-        lines: lines of the text, without their ends.
+        node: the statement, with the positions of the running code.
+        original: the same statement in the tree of the text, where its line numbers may differ.
+        item: index of the item that is being entered.
+        enclosing: the statements around it, outermost first.
+        lines: lines of the text, without line ends.
     """
 
     node: ast.With
@@ -67,22 +75,24 @@ class FoundStatement:
 
 
 class Text:
-    """One candidate, parsed and compiled where it has to be."""
+    """One candidate text, parsed and compiled on demand."""
 
     def __init__(self, lines: tuple[str, ...]) -> None:
         self.lines = lines
         self._tree: ast.Module | None = None
+        # set by `tree`; distinguishes "does not parse" from "not parsed yet", both without a tree
         self._is_parsed = False
+        # by statement (the tree keeps it alive, so its identity is stable) and way of compiling
         self._compiled: dict[Any, tuple[CodeType, ...]] = {}
 
     @property
     def tree(self) -> ast.Module | None:
-        """The syntax tree, None where the text is no Python."""
+        """The syntax tree, None if the text does not parse."""
         if not self._is_parsed:
             self._is_parsed = True
             try:
                 with warnings.catch_warnings():
-                    # Python has said about the text (an invalid escape) what it had to say
+                    # Python has already warned about the text (an invalid escape) when it ran
                     warnings.simplefilter("ignore")
                     self._tree = ast.parse("\n".join(self.lines) + "\n")
             except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -90,15 +100,15 @@ class Text:
         return self._tree
 
     def codes(self, statement: ast.stmt, like: CodeType) -> Iterator[CodeType]:
-        """Compile a statement of the module in the ways in which a code object may have been.
+        """Yield the code objects of a statement, compiled in each way that `like` may have been.
 
-        What stands around the statement matters rarely, so it is compiled by itself at first.
+        The context of the statement matters rarely, so the statement is compiled alone first.
         """
         alone = [statement]
         yield from self._codes(alone, like, ast.Module, -1)
         if self.tree is not None and len(self.tree.body) > 1:
             yield from self._codes(self.tree.body, like, ast.Module, -1)
-        # a prompt prints what statements are worth; `%%timeit` puts a cell into a function
+        # an interactive prompt compiles in mode "single"; `%%timeit` puts a cell into a function
         others = [
             ast.Module,
             _interactive,
@@ -165,7 +175,7 @@ def _text_of(lines: tuple[str, ...]) -> Text:
 
 
 def find_statement(frame: FrameType) -> FoundStatement | None:
-    """Return the `with` statement that a frame is entering, None where no text is the right one."""
+    """Return the `with` statement that a frame is entering, None if no candidate matches."""
     code, offset = frame.f_code, frame.f_lasti
 
     def found_in(text: Text) -> FoundStatement | None:
@@ -175,7 +185,7 @@ def find_statement(frame: FrameType) -> FoundStatement | None:
 
 
 def find_function(code: CodeType, user_globals: dict[str, Any]) -> tuple[_Function, Text] | None:
-    """Return the definition of a function, None where no text is the right one."""
+    """Return the definition of a function and its text, None if no candidate matches."""
 
     def found_in(text: Text) -> tuple[_Function, Text] | None:
         return _function_in(text, code)
@@ -184,7 +194,7 @@ def find_function(code: CodeType, user_globals: dict[str, Any]) -> tuple[_Functi
 
 
 def has_text(filename: str) -> bool:
-    """Tell whether there is any text under the name of a file."""
+    """Return whether any text can be found under a file name."""
     return any(line.strip() for line in linecache.getlines(filename))
 
 
@@ -207,11 +217,18 @@ def _first(
 
 
 _registered: set[str] = set()
-"""Names of texts that were registered here; the next text may have the same."""
+"""Names that `_keep` registered with `linecache`, and so may replace for the next text.
+
+An entry that the user registered is never replaced.
+"""
 
 
 def _keep(filename: str, lines: tuple[str, ...], *, is_named: bool) -> None:
-    """Let the next block of the text find it, and tracebacks show it."""
+    """Make a matching text available to the next lookup and to tracebacks.
+
+    The text of a file is kept in `held_texts`; a text without a file is registered with
+    `linecache`.
+    """
     text = "\n".join(lines) + "\n"
     if os.path.isfile(filename):
         hold(filename, text.encode())
@@ -230,7 +247,7 @@ def _statement_in(text: Text, code: CodeType, offset: int) -> FoundStatement | N
         for node, enclosing in _withs(tree.body, ())
         if any(_is_like(position, here) for position in _positions(node))
     ]
-    # first the one at the same place, then those that may have moved
+    # the nearest first: an unmoved statement is the most likely match
     candidates.sort(key=lambda one: abs(_first_line(one[0], here) - (here[0] or 0)))
     for node, enclosing in candidates:
         outermost = enclosing[0] if enclosing else node
@@ -248,7 +265,10 @@ def _statement_in(text: Text, code: CodeType, offset: int) -> FoundStatement | N
 
 
 def _may_be_same(code: CodeType, other: CodeType) -> bool:
-    """Tell whether code of a text may be that of the frame, by its name alone."""
+    """Return whether the code of a candidate may match that of the frame, judged by name.
+
+    `inner` is the function that `_in_function` puts around a statement.
+    """
     return code.co_name == other.co_name or other.co_name in ("<module>", "inner")
 
 
@@ -261,7 +281,7 @@ def _moved(
     elif by < 0:
         lines = lines[-by:]
     if by:
-        # the trees of a text are shared
+        # the tree is shared by all lookups in this text, so it must not be changed
         node = copy.deepcopy(node)
         ast.increment_lineno(node, by)
     return FoundStatement(node, original, item, enclosing, list(lines))
@@ -281,14 +301,17 @@ def _withs(
 
 
 def _positions(node: ast.With) -> Iterator[tuple[int | None, ...]]:
-    """List the positions that the entry of a `with` statement may carry: up to 3.12 the whole's."""
+    """List the positions that the entry instruction of a `with` statement may have.
+
+    Up to CPython 3.12 it has the position of the whole statement, from 3.13 on that of its item.
+    """
     yield node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
     for each in (item.context_expr for item in node.items):
         yield each.lineno, each.end_lineno, each.col_offset, each.end_col_offset
 
 
 def _is_like(position: tuple[int | None, ...], here: tuple[int | None, ...]) -> bool:
-    """Compare two positions, wherever in their files they are."""
+    """Compare two positions by height and columns, ignoring on which line they begin."""
     if here[2] is None:
         return True
     heights = [(end or 0) - (line or 0) for line, end, *_ in (position, here)]
@@ -303,21 +326,24 @@ def _first_line(node: ast.With, here: tuple[int | None, ...]) -> int:
 
 
 def _entries(code: CodeType, node: ast.With, item: int) -> list[int]:
-    """Return the offsets at which code enters an item of a statement; twice in a `finally`."""
+    """Return the offsets at which code enters an item of a statement.
+
+    There are two if the statement is in a `finally`, whose body Python compiles twice.
+    """
     whole, *items = _positions(node)
     of_items = entries_at(code, items[item])  # type: ignore[arg-type]
     if of_items:
         return of_items
     found = entries_at(code, whole)  # type: ignore[arg-type]
     if not found:
-        # without columns
+        # under `-X no_debug_ranges` positions have lines only
         found = entries_at(code, (node.lineno, None, None, None))
         found += entries_at(code, (node.lineno, node.lineno, None, None))
     return [at for number, at in enumerate(found) if number % len(node.items) == item]
 
 
 def _item_index(code: CodeType, offset: int, node: ast.With, here: tuple[int | None, ...]) -> int:
-    """Tell which of the items of a `with` statement is being entered."""
+    """Return the index of the item of a `with` statement that is being entered."""
     if len(node.items) == 1:
         return 0
     whole, *items = _positions(node)
@@ -361,7 +387,7 @@ def _functions(
 def _candidates(
     filename: str, user_globals: dict[str, Any], frame: FrameType
 ) -> Iterator[tuple[bool, tuple[str, ...]]]:
-    """List the texts, and whether each is known by the name of the file."""
+    """Yield the candidate texts, each with True if it was found under the name of the file."""
     entry = linecache.cache.get(filename)
     if entry is not None and len(entry) == 4:
         yield True, _stripped(entry[2])
@@ -375,13 +401,17 @@ def _candidates(
         if "with" in text or "def" in text:
             yield False, _split(text)
     for name, other in list(linecache.cache.items()):
-        # what has no time was registered, and is no file
+        # an entry without a modification time was registered by a program, not read from a file
         if name != filename and len(other) == 4 and other[1] is None:
             yield False, _stripped(other[2])
 
 
 def _current(filename: str, user_globals: dict[str, Any]) -> Sequence[str]:
-    """Return what stands in a file now; what `linecache` held is put back if there is no file."""
+    """Return the current lines of a file.
+
+    `checkcache` drops a `linecache` entry whose file is missing; the entry is put back then,
+    because it may be the only text.
+    """
     entry = linecache.cache.get(filename)
     linecache.checkcache(filename)
     lines = linecache.getlines(filename, user_globals)
@@ -394,7 +424,7 @@ def _loaded(user_globals: Mapping[str, Any]) -> tuple[str, ...] | None:
     try:
         text = user_globals["__loader__"].get_source(user_globals["__name__"])
     except Exception:
-        # a loader may be anything, and that it has no text to give is all that can be learnt
+        # a loader is arbitrary user code; whatever it raises means that it has no text
         return None
     return _split(text) if isinstance(text, str) else None
 
@@ -418,7 +448,7 @@ def _loose_texts(frame: FrameType) -> Iterator[str]:
 
 
 def _texts_in(frame: FrameType) -> Iterator[str]:
-    """List the strings that a running function has, also in a list or a dictionary."""
+    """Yield the strings among the locals of a frame, one level into lists, tuples and dicts too."""
     from .frame_names import forget_snapshot
 
     found: list[str] = []
@@ -431,7 +461,7 @@ def _texts_in(frame: FrameType) -> Iterator[str]:
             found += [item for item in list(value.values()) if isinstance(item, str)]
     value = None
     forget_snapshot(frame)
-    # the nearest is most often the last
+    # the string being run is usually the last one bound
     yield from (text for text in reversed(found) if len(text) > len("with a.b(): x"))
 
 
@@ -440,7 +470,7 @@ def _stripped(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """Split a text into lines as Python does: a form feed or a Unicode separator ends none."""
+    """Split a text into lines as Python does; form feeds and Unicode separators end no line."""
     lines = _LINE_END.split(text)
     return tuple(lines[:-1] if lines and not lines[-1] else lines)
 

@@ -1,16 +1,23 @@
-"""The linter: what is wrong with a block, found before anything runs.
+"""The linter: static checks of blocks, before anything runs.
 
     nnsight-dsl lint experiments/                        from the source alone
     nnsight-dsl lint experiments/ --model gpt2           with the model's paths, order and outputs
 
-A file is read (`sources`), parsed by `ast`, and its blocks are found (`blocks`). Each block is
-looked at once: its accesses in the order of evaluation, what each stands under, and which path it
-means (`accesses`). Rules (`rules/`, one in a file) look at that and report findings; suppressions
-and settings take some away; a report shows the rest. What is known of a model comes from one run
-under fake tensors (`recording`) and is kept between calls (`knowledge`).
+Many mistakes in a block show only after minutes of a run: a value is asked for after it has
+passed, a name is never saved, a path is misspelled. Most of them can be seen in the text.
 
-A rule reports what is certain from the text, or from the text and the model. A path that is
-computed, a name that is bound twice, a value out of a call nobody knows: these are "cannot tell",
-and nothing is reported for them. `at_run` holds the same rules against a program when it is
-entered.
+A file is read (`sources`), parsed by `ast`, and its blocks are found (`blocks`). Each block is
+analysed once: its accesses in the order of evaluation, with the conditions of each and the path it
+means (`accesses`). Rules (`rules/`, one per file) inspect the analysis and yield findings.
+Suppression comments (`suppressions`) and settings (`settings`) drop some of them, and a report
+(`report`) shows the rest. Facts about a model come from one run on fake tensors (`recording`) and
+are cached between calls (`model_facts`, `models`). `incremental` caches the findings of unchanged
+files.
+
+A rule reports only certain mistakes, as far as the text and the model determine them. A computed
+path, a name that is bound twice or the result of an unknown call is undecidable, and gives no
+finding. So the linter misses mistakes, but a finding is meant to be right.
+
+`at_run` applies the same rules to a program when its block is entered, with the real values of
+names.
 """

@@ -1,13 +1,17 @@
-"""What a block asks of its model, in the order in which it does.
+"""The accesses of a block in order of evaluation, with their paths and conditions.
 
-The accesses are the states of the block, as the lowering lists them; with each go the path that
-it means, as far as the text tells, and what it stands under. From these follows what can be said
-of two of them: whether one is certain to come after the other, in the same step of the same
-machine.
+The accesses are the states that the lowering lists, plus the skips of modules. Each has the path
+of its module, if the text determines it, and the conditions under which it is evaluated. Most
+rules compare two accesses: `Machine.follows` decides whether one is certain to come after the
+other, in the same step of the same machine.
 
-A path may go over a name: `layer = model.transformer.h[3]` makes `layer.output` an access of that
-module, and in `for layer in model.transformer.h:` it is one module in each round, whichever. A
-name that is bound more than once means nothing here.
+A path may go through a name. After `layer = model.transformer.h[3]`, `layer.output` is an access
+of that module; in `for layer in model.transformer.h:` it is the same unknown module throughout
+one round (a `Round`). A name that is bound more than once is not resolved.
+
+    with model.trace("Hello"):
+        layer = model.transformer.h[3]
+        hidden = layer.output       # Access(verb="read", path=("transformer", "h", 3), ...)
 """
 
 from __future__ import annotations
@@ -30,7 +34,12 @@ SOURCE = "source"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """An index that is the same within one round of a loop: which one is not known."""
+    """An unknown index that is the same throughout one round of a loop.
+
+    Attributes:
+        loop: identity of the loop's node.
+        name: the loop variable.
+    """
 
     loop: int
     name: str
@@ -42,23 +51,24 @@ class Round:
 Item = str | int | Round
 Path = tuple[Item, ...]
 ModelKey = tuple[str, Path]
-"""How a text spells a model: `("self", ("model",))` is `self.model`."""
+"""The spelling of a model in a text: `("self", ("model",))` is `self.model`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Access:
-    """One access of a block, in its surroundings.
+    """One access of a block.
 
     Attributes:
         number: position in the order of evaluation.
         node: its node.
         verb: `"read"`, `"write"` or `"skip"`.
         port: the port, or `"skip"`.
-        model: how the text spells the model; None where it does not tell.
-        path: the module below that model; None where it is computed.
-        conditions: what has to happen for it to be evaluated.
-        step: the loop over steps it stands in and the moves to a next step before it; None
-            where the step cannot be told.
+        model: the spelling of the model, None if the text does not determine it.
+        path: the path of the module below that model, None if it is computed.
+        conditions: the conditions under which it is evaluated.
+        step: identity of the enclosing loop over steps (0 if there is none) and the number of
+            `.next()` calls before it; None if the step is uncertain. Two accesses with equal
+            values are in the same step.
     """
 
     number: int
@@ -72,12 +82,12 @@ class Access:
 
     @property
     def is_known(self) -> bool:
-        """Whether the text tells which module is meant."""
+        """Whether the text determines the module."""
         return self.model is not None and self.path is not None
 
     @property
     def location(self) -> str:
-        """The location, as errors of a run spell it where the text tells."""
+        """The location as errors of a run spell it, or the user's text if it is not determined."""
         path = self.path
         if path is None or any(isinstance(one, Round) or str(one)[0] == "-" for one in path):
             return ast.unparse(self.node)
@@ -85,23 +95,23 @@ class Access:
 
     @property
     def place(self) -> str:
-        """The module, as errors of a run spell it where the text tells."""
+        """The path of the module, spelled like `location`."""
         return self.location.rpartition(".")[0]
 
     @property
     def is_early(self) -> bool:
-        """Whether it is served before the module is called."""
+        """Whether it is served before the module's forward runs."""
         return self.port in ("input", "inputs", SKIP)
 
 
 class Machine:
-    """What one block asks for, without the blocks inside it.
+    """The accesses of one block, without those of the blocks inside it.
 
     Attributes:
         block: the block.
-        names: what its names mean.
+        names: resolves the paths behind its names.
         calls: the calls in it.
-        accesses: its accesses, in order.
+        accesses: its accesses, in order of evaluation.
     """
 
     def __init__(self, block: Block, names: Names, models: frozenset[ModelKey]) -> None:
@@ -117,6 +127,8 @@ class Machine:
             if isinstance(call.func, ast.Attribute) and call.func.attr == "next"
         )
         self._moves = moves
+        # if True, the steps of the accesses are unknown: a `.next()` may or may not run, or other
+        # code may call it
         self._has_unclear_moves = self.tracer_escapes() or any(
             not self.conditions(call).always
             for call in self.calls
@@ -127,7 +139,7 @@ class Machine:
         self.accesses = sorted(self._accesses(mine), key=lambda access: access.number)
 
     def conditions(self, node: ast.AST) -> Conditions:
-        """Return what has to happen for a node to be evaluated, once the block runs."""
+        """Return the conditions under which a node is evaluated, given that the block runs."""
         return self._tree.conditions(node, self.block.node)
 
     def _accesses(self, mine: dict[tuple[int, int, str], ast.Attribute]) -> Iterator[Access]:
@@ -138,7 +150,7 @@ class Machine:
             node = mine.get((state.line, state.column, state.port))
             if node is not None:
                 ordered.append(((state.number, 0), node, state))
-        # a skip is asked for after its argument has been evaluated: at the end of its call
+        # a skip is requested when its argument has been evaluated: at the end of its call
         for call in skips:
             before = sum(_end(mine_node) <= _end(call) for _, mine_node, _ in ordered if _)
             if isinstance(call.func, ast.Attribute):
@@ -158,7 +170,7 @@ class Machine:
             )
 
     def resolve(self, node: ast.expr) -> tuple[ModelKey, Path] | None:
-        """Return the model and the path that an expression means; None for what is computed."""
+        """Return the model and the path that an expression means, None if it is computed."""
         spelled = self.names.spelled(node)
         if spelled is None:
             return None
@@ -169,7 +181,7 @@ class Machine:
         return None
 
     def follows(self, first: Access, second: Access) -> bool:
-        """Tell whether `second` is certain to come after `first`, in the same step."""
+        """Return whether `second` is certain to come after `first`, in the same step."""
         return (
             first.number < second.number
             and first.step is not None
@@ -178,7 +190,11 @@ class Machine:
         )
 
     def may_fail(self, access: Access) -> bool:
-        """Tell whether a failure at an access is one: it is reached, and nobody waits for it."""
+        """Return whether a failure at an access would be an error.
+
+        It would not if the access is deferred to a function that may never run, if an enclosing
+        `try` or `pytest.raises` expects the error, or if the block always stops before it.
+        """
         if access.conditions.is_deferred or access.conditions.is_handled:
             return False
         start = access.node.lineno, access.node.col_offset
@@ -188,7 +204,7 @@ class Machine:
         )
 
     def tracers(self) -> set[str]:
-        """Return the names of the tracers of this block and of those around it."""
+        """Return the names of the tracers of this block and of the enclosing blocks."""
         block: Block | None = self.block
         found = set()
         while block is not None:
@@ -198,20 +214,20 @@ class Machine:
         return found
 
     def is_result(self, access: Access) -> bool:
-        """Tell whether an access is for what the run returns: it is served last of all."""
+        """Return whether an access is for the result of the run, which is served last."""
         if access.port == "result":
             value = access.node.value
             return isinstance(value, ast.Name) and value.id in self.tracers()
         return access.is_known and access.path == ("generator",) and access.port == "output"
 
     def is_of_module(self, access: Access) -> bool:
-        """Tell whether an access is for a module of a model that the text names."""
+        """Return whether an access is for a module of a model that the text determines."""
         return access.is_known and access.port != "grad" and is_module(access.path or ())
 
     def pairs(self) -> Iterator[tuple[Access, Access]]:
-        """Iterate over accesses with those certain to come after them in the same step.
+        """Iterate over pairs of an access and one that is certain to follow it in the same step.
 
-        Those that may be expected to fail, or are never reached, are left out.
+        Pairs whose second access is expected to fail, or is never reached, are left out.
         """
         for position, second in enumerate(self.accesses):
             if not self.is_of_module(second) or not self.may_fail(second):
@@ -235,7 +251,7 @@ class Machine:
         return loop, sum(move <= end for move in self._moves)
 
     def tracer_escapes(self) -> bool:
-        """Tell whether the tracer is handed to code that may do anything with it."""
+        """Return whether the tracer is passed to a call, which may do anything with it."""
         names = self.tracers()
         return any(
             isinstance(argument, ast.Name) and argument.id in names
@@ -245,9 +261,10 @@ class Machine:
 
 
 class Names:
-    """What names mean, where a path goes over them.
+    """Resolve the paths behind names.
 
-    For a block that is being entered, `meanings` has what names stand for outside of it.
+    For a block that is being entered, `meanings` maps names to the places they are bound to outside
+    the block.
     """
 
     def __init__(
@@ -257,11 +274,11 @@ class Names:
         self._given = meanings or {}
 
     def known(self, name: str) -> tuple[str, Path]:
-        """Return what a name means outside of the block, itself where that is not known."""
+        """Return the path that a name means outside the block; the name itself if it is unknown."""
         return self._given.get(name, (name, ()))
 
     def spelled(self, node: ast.expr, depth: int = 0) -> tuple[str, Path] | None:
-        """Return the name that a path starts from, and the path; None for what is computed."""
+        """Return the name from which a path starts, and the path; None for other expressions."""
         path: list[Item] = []
         while not isinstance(node, ast.Name):
             if isinstance(node, ast.Attribute) and node.attr not in MODEL_PORTS:
@@ -295,7 +312,7 @@ class Names:
         return None
 
     def _meaning(self, binder: ast.stmt, name: str, depth: int) -> tuple[str, Path] | None:
-        """Return the path that a statement binds a name to, None where it is no path."""
+        """Return the path that a statement binds to a name, None if it binds another value."""
         if isinstance(binder, ast.Assign) and len(binder.targets) == 1:
             is_name = isinstance(binder.targets[0], ast.Name)
             return self.spelled(binder.value, depth + 1) if is_name else None
@@ -314,11 +331,11 @@ class Names:
 
 
 _MOST_NAMES = 20
-"""How many names a path may go over."""
+"""How many names a path may go through; a bound for names that are defined by each other."""
 
 
 def is_skip(call: ast.Call) -> bool:
-    """Tell whether a call is `<anything>.skip(value)`."""
+    """Return whether a call is `<anything>.skip(value)`."""
     return (
         isinstance(call.func, ast.Attribute)
         and call.func.attr == "skip"
@@ -327,7 +344,7 @@ def is_skip(call: ast.Call) -> bool:
 
 
 def is_step_loop(node: ast.AST) -> bool:
-    """Tell whether a node is a loop over steps, in either form."""
+    """Return whether a node is a loop over steps, in either form."""
     if isinstance(node, ast.For):
         return is_steps(node.iter)
     return isinstance(node, ast.With) and is_step_block(node)
@@ -351,10 +368,10 @@ end_of = _end
 
 
 def is_below(path: Path, above: Path) -> bool:
-    """Tell whether a path leads to a module inside another one."""
+    """Return whether a path leads to a module strictly inside another one."""
     return len(path) > len(above) and path[: len(above)] == above
 
 
 def is_module(path: Path) -> bool:
-    """Tell whether a path is one of a module: not of a generation, a run, or an operation."""
+    """Return whether a path leads to a module, not to a generator, a tracer or an operation."""
     return not path or (path[0] not in _NOT_MODULES and SOURCE not in path)

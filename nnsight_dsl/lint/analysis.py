@@ -1,8 +1,16 @@
-"""A file as rules see it: its blocks, their machines, and what is known of their models.
+"""The analysis of a file that rules work on: blocks, their accesses, and facts about models.
 
-A `with <anything>.trace(...)` is only perhaps one of ours: many libraries have a `trace`, a
-`session` or an `edit`. It is taken for ours where a port of the traced object is accessed in it,
-or an invoke of it is opened; all else is left alone.
+The name of a method does not prove that `with <anything>.trace(...)` is a block of this package:
+many libraries have a method `trace`, `session` or `edit`. A block is accepted as one of this
+package only if it accesses a port of the traced object, or opens an invoke of its tracer. All
+other `with` statements are ignored, so that the linter raises no false alarms about foreign code.
+
+    file = File(source, module, {"model": structure})
+    for machine in file.machines():
+        for access in machine.accesses:
+            ...
+
+Blocks of a program that is about to run (`at_run`) need no such evidence.
 """
 
 from __future__ import annotations
@@ -16,7 +24,7 @@ from nnsight_dsl.transforms.prefilter import OPENING_CALLS
 from .accesses import Access, Machine, ModelKey, Names, Path
 from .bindings import Bindings
 from .blocks import INTERVENTION, Block, blocks_of
-from .knowledge import Structure
+from .model_facts import Structure
 from .sources import Source
 from .tree import Tree
 
@@ -28,7 +36,7 @@ class File:
         source: its text.
         tree: its syntax tree.
         blocks: its outermost blocks.
-        names: what its names mean.
+        names: resolves the paths behind its names.
     """
 
     def __init__(
@@ -48,12 +56,13 @@ class File:
             self._models[block] = self._model_of(block)
         models = frozenset(model for model in self._models.values() if model is not None)
         self._machines = {block: Machine(block, self.names, models) for block in self.all_blocks()}
+        # with `meanings` the file is a program about to run, which needs no evidence
         if meanings is None:
             self.blocks = [block for block in self.blocks if self._is_ours(block)]
         self._structures: dict[ModelKey, Structure | None] = {}
 
     def line(self, node: ast.expr | ast.stmt) -> str:
-        """Return the number of a node's line for a message; in a notebook, with its cell's."""
+        """Return the line number of a node for a message; in a notebook, with the cell number."""
         if self.source.cells is None:
             return str(node.lineno)
         cell, line = self.source.cells[node.lineno - 1]
@@ -65,20 +74,20 @@ class File:
             yield from block.all_blocks()
 
     def machines(self) -> Iterator[Machine]:
-        """Iterate over what the blocks ask for, block by block."""
+        """Iterate over the machines of all blocks."""
         for block in self.all_blocks():
             yield self._machines[block]
 
     def machine(self, block: Block) -> Machine:
-        """Return what a block asks for."""
+        """Return the machine of a block."""
         return self._machines[block]
 
     def model_of(self, block: Block) -> ModelKey | None:
-        """Return how the text spells the model that a block runs on; None where it is computed."""
+        """Return the spelling of the model that a block runs on, None if the model is computed."""
         return self._models[block]
 
     def structure(self, model: ModelKey | None) -> Structure | None:
-        """Return what is known of a model."""
+        """Return the facts about a model, None if there are none."""
         if model is None or not self._given:
             return None
         if model not in self._structures:
@@ -86,7 +95,7 @@ class File:
         return self._structures[model]
 
     def place(self, access: Access) -> tuple[Structure, str] | None:
-        """Return the one module that an access is for, in a model that is known."""
+        """Return the module of an access and its model, None if either is not certain."""
         structure = self.structure(access.model)
         if structure is None or access.path is None:
             return None
@@ -97,7 +106,7 @@ class File:
         return block.kind == INTERVENTION or any(map(self._has_evidence, block.all_blocks()))
 
     def _has_evidence(self, block: Block) -> bool:
-        """Tell whether a block opens an invoke of its tracer, or accesses what it traces."""
+        """Return whether a block is an invoke of its parent's tracer, or accesses its own model."""
         if block.kind == "invoke" and block.parent is not None and block.call is not None:
             opener = block.call.func
             owner = opener.value if isinstance(opener, ast.Attribute) else None
@@ -131,7 +140,7 @@ class File:
         return replace(found, aliases=found.aliases | self._own_names())
 
     def _is_plausible(self, model: ModelKey, structure: Structure) -> bool:
-        """Tell whether a name can mean the given model: all its paths begin as the model's do."""
+        """Return whether a name can mean the given model, judged by the beginnings of its paths."""
         return all(
             structure.fits(access.path)
             for machine in self._machines.values()
@@ -140,7 +149,7 @@ class File:
         )
 
     def _own_names(self) -> frozenset[str]:
-        """Collect names that this file may give to modules: by renaming, or by assignment."""
+        """Collect names that this file may add to a model, by renaming or by assignment."""
         found: set[str] = set()
         for node in self.tree.walk(self.tree.module):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

@@ -1,13 +1,20 @@
-"""The rules at the entry of a run: a program is checked once for each wrapper it runs on.
+"""Checks at the entry of a run: rules applied to a program, once for each wrapper it runs on.
 
-Nothing has to be guessed here: names stand for what they stand for, so it is known which paths
-start from the model that runs. What is certain is raised before the model runs, as the error that
-the run would have raised: what follows from the paths alone, and stands where the block is sure
-to come to. All else is a warning: what runs and means something else than it seems to, and what
-the order of the model's first run speaks against, which was recorded on another input.
+The values of names are known here, so paths that start from the running model are recognised with
+certainty. Findings are reported in two ways:
 
-A finding that is raised is looked for again at the next entry; a program without one is not
-looked at again.
+- A certain failure raises, before the model runs, the error that the run itself would raise. This
+  needs a finding that follows from the paths alone, at a line that the block is certain to reach.
+- Other findings are warnings: code that runs but means something else than it seems to, and
+  accesses that contradict the module order of the model's first run, which was recorded on another
+  input and may differ.
+
+    logits = model.lm_head.output
+    hidden = model.transformer.h[1].output      # LintWarning: NNS101: ... has already passed
+
+A program without a certain failure is checked once; one with a failure is checked at each entry,
+since the user may have caught the error. A check must not change the run: an analysis that fails
+(the text does not parse) gives no findings.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from nnsight_dsl.transforms.program import Program
 from .accesses import Path
 from .analysis import File
 from .diagnostics import Finding
-from .knowledge import Module, Structure
+from .model_facts import Module, Structure
 from .rules import (
     access_after_all_steps,
     access_after_result,
@@ -74,16 +81,17 @@ _WARNING = (
 _MODEL = "model"
 
 _structures: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
-"""What the first run of each model has shown."""
+"""Facts about each model from its first run: its modules and their order."""
 
 _without_order: WeakSet[nn.Module] = WeakSet()
-"""Models of which no run shows the order, since some modules pass over what is inside them."""
+"""Models whose order is never recorded, since compiled or fused modules hide those inside them."""
 
 _warned: set[tuple[str, int, str]] = set()
+"""File, line and code of the warnings that were issued, so that each is issued once."""
 
 
 class LintWarning(UserWarning):
-    """A rule has found something that is not certain to fail."""
+    """A finding of the linter that is not certain to fail in the run."""
 
 
 def check(
@@ -94,17 +102,18 @@ def check(
     raises: bool,
     all_leave: bool,
 ) -> BaseException | None:
-    """Check a program that is about to run.
+    """Check a program that is about to run, and issue warnings.
 
     Args:
-        program: what runs.
+        program: the program.
         model: the wrapper it runs on.
-        value_of: returns what a name stands for around the block.
-        raises: return what is certain as an error; otherwise it is a warning as well.
-        all_leave: whether names leave the block that were not saved.
+        value_of: returns the value of a name around the block.
+        raises: True to return a certain failure as an error; False to warn about it as well.
+        all_leave: True if unsaved names leave the block too, so that rules about unsaved values do
+            not apply.
 
     Returns:
-        What has to be raised.
+        The error to raise, None if there is no certain failure.
     """
     file = _file(program, model, value_of, _structures.get(model._module))
     if file is None:
@@ -119,7 +128,7 @@ def check(
         return _error(program, code, finding)
     for module in _WARNING:
         if all_leave and module in (rebinding_without_effect, edited_copy):
-            # what stands behind the block, and may read the name, is not seen from here
+            # code after the block may read the name, and is not visible from here
             continue
         for finding in module.check(file):
             if not _is_suppressed(file, finding, module.CODE):
@@ -142,7 +151,10 @@ def check(
 def _late_edits(
     file: File, program: Program, model: Place, value_of: Callable[[str], Any]
 ) -> Iterator[Finding]:
-    """Look for edits that come too late; only for them is a model recorded."""
+    """Find edits that come too late.
+
+    Recording the model is slow, so it is done only if the block has an edit that may be late.
+    """
     structure = structure_with_uses(model._module) if write_too_late.may_find(file) else None
     if structure is not None:
         seen = _file(program, model, value_of, structure)
@@ -156,7 +168,10 @@ def _file(
     value_of: Callable[[str], Any],
     structure: Structure | None,
 ) -> File | None:
-    """Analyse the text of a program, with what its names stand for and what is known of a model."""
+    """Analyse the text of a program, with the places its names are bound to and the model facts.
+
+    None if the text does not parse or holds several blocks.
+    """
     tree = _parsed(program)
     if tree is None:
         return None
@@ -185,7 +200,7 @@ def _parsed(program: Program) -> ast.Module | None:
     if is_indented and isinstance(body[0], ast.If):
         body = body[0].body
     if isinstance(body[0], ast.FunctionDef):
-        # the text begins behind the decorator, by which the function is known for a block
+        # the text lacks the decorator, by which the analysis recognises an intervention
         intervene = ast.copy_location(ast.Name("intervene", ast.Load()), body[0])
         body[0].decorator_list = [intervene]
     module = ast.Module(body, [])
@@ -198,7 +213,7 @@ def _is_certain(file: File, finding: Finding) -> bool:
         return False
     block = file.blocks[0]
     conditions = file.tree.conditions(finding.node, block.node)
-    # what stands behind an early return is not sure to be come to
+    # code after an early return may not be reached
     returns = any(
         isinstance(node, ast.Return) and node.lineno < finding.node.lineno for node in block.nodes()
     )
@@ -218,7 +233,10 @@ def _error(program: Program, code: str, finding: Finding) -> BaseException:
 
 
 class OrderWatcher:
-    """Notes the order in which the modules of a model return, in its first run."""
+    """Record the order in which the modules of a model return, in its first run.
+
+    It has the interface of a cache of module outputs, and is attached to a run like one.
+    """
 
     def __init__(self, model: Place) -> None:
         self._model = model
@@ -226,38 +244,42 @@ class OrderWatcher:
 
     @staticmethod
     def for_first_run(model: Place) -> OrderWatcher | None:
-        """Return a watcher where the order of a model is not known yet."""
+        """Return a watcher if the order of a model is unknown and can be recorded, else None."""
         module: nn.Module = model._module
         if module in _structures or module in _without_order:
             return None
-        # to see all modules called, a run would leave what is compiled
+        # to see all calls, the run would have to leave compiled code, and so be slower
         if any(passes_over_parts(one) or has_compiled_function(one) for one in module.modules()):
             _without_order.add(module)
             return None
         return OrderWatcher(model)
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
-        """See a module return; only its path is kept."""
+        """Record the path of a module that returns, up to the end of the first forward."""
         if not self._returned or self._returned[-1] != "":
             self._returned.append(place._path)
 
     def watches(self, place: Place) -> bool:
-        """Leave a run as it is: it is the user's."""
+        """Return False: the run must not be changed for the sake of the watcher."""
         return False
 
     def finish(self) -> None:
-        """Keep the order of the first forward, if it has come to its end."""
+        """Keep the order of the first forward, if it has finished."""
         if "" in self._returned:
-            # the module is looked up now: a model that is loaded late was loaded meanwhile
+            # looked up now, because a lazily loaded model has been loaded since `__init__`
             module: nn.Module = self._model._module
             _structures[module] = Structure(dict(_ordered(module, self._returned)), True)
-            # what was checked without the order is checked with it
+            # programs that were checked without the order are checked again with it
             self._model.__dict__["_linted"].clear()
 
 
 def _ordered(module: nn.Module, returned: list[str]) -> Iterator[tuple[str, Module]]:
-    """Turn the order of returns into times at which calls began and ended."""
-    # in units of the number of calls: a call begins before the first call inside it does
+    """Derive begin and end times of calls from the order of returns, and describe each module.
+
+    The begin of a call is not recorded. It is placed just before the begin of the first call
+    inside it, which is the earliest that the order of returns implies.
+    """
+    # returns are `width` apart, which leaves room for the begins of all enclosing calls
     visits: dict[str, list[tuple[int, int]]] = {}
     width = len(returned) + 1
     open_calls: list[tuple[str, int]] = []

@@ -1,11 +1,12 @@
-"""Which statement a name gets its value from.
+"""Name bindings: the statement from which a name gets its value where it is read.
 
     layer = model.transformer.h[3]
     with model.trace("Hello"):
-        hidden = layer.output          # from the first line
+        hidden = layer.output          # `layer` is bound by the first line
 
-A statement is named only where no other can have bound the name in between: not a branch that may
-be taken, not a later round of a loop. All else is unclear.
+The analysis is conservative. It returns a statement only if no other one can have bound the name
+in between, such as a branch that may be taken or a later round of a loop; otherwise the answer is
+`UNCLEAR`, and rules report nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class Unclear:
-    """The type of the one answer that means: several statements may have bound the name."""
+    """The type of the sentinel `UNCLEAR`: several statements may have bound the name."""
 
 
 UNCLEAR: Final = Unclear()
@@ -36,9 +37,9 @@ class Bindings:
         self._binders: dict[tuple[ast.AST, str], dict[str, list[int]]] = {}
 
     def binder(self, name: ast.Name) -> ast.stmt | Unclear | None:
-        """Return the statement that binds a name where it is read.
+        """Return the statement that has bound a name where it is read.
 
-        None if it is bound nowhere in its function, or is an argument of that.
+        None if the name is not bound in its function, or is an argument of the function.
         """
         node: ast.AST = name
         link = self._tree.link(node)
@@ -92,7 +93,7 @@ class Bindings:
 
 
 def _header(node: ast.AST) -> list[ast.AST]:
-    """Return the nodes by which a statement binds names before its body runs."""
+    """Return the nodes of a statement's header that bind names before its body runs."""
     if isinstance(node, (ast.For, ast.AsyncFor)):
         return list(ast.walk(node.target))
     if isinstance(node, (ast.With, ast.AsyncWith)):
@@ -102,7 +103,7 @@ def _header(node: ast.AST) -> list[ast.AST]:
 
 
 def _is_scope_of(node: ast.AST, name: str) -> bool:
-    """Tell whether an expression has a scope of its own that binds a name."""
+    """Return whether an expression is a nested scope that binds a name."""
     if isinstance(node, _COMPREHENSIONS):
         return any(
             name in bound_by(below) for one in node.generators for below in ast.walk(one.target)

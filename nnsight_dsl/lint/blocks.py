@@ -1,4 +1,10 @@
-"""The blocks of a file, found from its syntax tree alone."""
+"""Finding the blocks of a file in its syntax tree.
+
+A block is a `with` statement whose item calls one of the opening methods (`trace`, `invoke`,
+`backward`, ...), or a function decorated with `@intervene`. Blocks nest: an invoke is a child of
+its trace. Names are not resolved here, so a `with` of another library may look like a block;
+`analysis.File` sorts those out.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ INTERVENTION = "intervention"
 
 @dataclass(eq=False)
 class Block:
-    """A block, and the blocks inside it.
+    """A block and the blocks inside it.
 
     Attributes:
         kind: the method that opens it (`"trace"`, `"invoke"`, `"backward"`, ...), or
@@ -25,9 +31,9 @@ class Block:
         node: the `with` statement, or the function.
         call: the call that opens it; None for an intervention.
         body: its statements.
-        target: what `as` binds.
+        target: the target of `as`, None if there is none.
         tree: the tree of its file.
-        parent: the block around it.
+        parent: the enclosing block, None for an outermost one.
         children: the blocks directly inside it, in order.
     """
 
@@ -43,7 +49,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        """Whether the block makes a run of its own: a trace, a generation, a scan."""
+        """Whether the block starts a run of the model: a trace, a generation or a scan."""
         return self.kind in ("trace", "generate", "scan")
 
     @property
@@ -53,7 +59,7 @@ class Block:
 
     @property
     def tracer(self) -> str | None:
-        """The name that the tracer is bound to."""
+        """The name bound to the tracer, None if `as` binds no single name."""
         return self.target.id if isinstance(self.target, ast.Name) else None
 
     def all_blocks(self) -> Iterator[Block]:
@@ -63,7 +69,7 @@ class Block:
             yield from child.all_blocks()
 
     def nodes(self) -> list[ast.AST]:
-        """Return the nodes of this block, without those of the blocks inside it."""
+        """Return the nodes of this block, without the bodies of the blocks inside it."""
         if self._nodes is None:
             hidden: set[ast.AST] = set()
             for child in self.children:
@@ -77,14 +83,14 @@ class Block:
         return self._nodes
 
     def function(self) -> ast.AST:
-        """Return the function, or the module, that the block stands in."""
+        """Return the function or module around the block; an intervention's is itself."""
         if isinstance(self.node, ast.FunctionDef):
             return self.node
         return self.tree.function_of(self.node)
 
 
 def blocks_of(tree: Tree) -> list[Block]:
-    """Find the outermost blocks of a file, with the blocks in them."""
+    """Find the outermost blocks of a file; their `children` hold the others."""
     found: list[Block] = []
     by_node: dict[ast.AST, Block] = {}
     for node in tree.walk(tree.module):
@@ -107,7 +113,7 @@ def _block_at(node: ast.AST, tree: Tree) -> Block | None:
                 if kind in INNER_BLOCKS:
                     body: list[ast.stmt] = list(node.body)
                     if index + 1 < len(node.items) and kind in OPENING_CALLS:
-                        # a second block in the same statement stands inside this one
+                        # later items may open an inner block, which this analysis cannot express
                         return None
                     return Block(kind, node, call, body, item.optional_vars, tree)
     if isinstance(node, ast.FunctionDef) and any(map(is_intervene, node.decorator_list)):
@@ -116,7 +122,7 @@ def _block_at(node: ast.AST, tree: Tree) -> Block | None:
 
 
 def is_intervene(decorator: ast.expr) -> bool:
-    """Tell whether a decorator is `@intervene`."""
+    """Return whether a decorator is `@intervene`."""
     if isinstance(decorator, ast.Attribute):
         return decorator.attr == "intervene"
     return isinstance(decorator, ast.Name) and decorator.id == "intervene"

@@ -14,7 +14,7 @@ from torch import nn
 
 from nnsight_dsl.envoys.envoy import Envoy
 
-from .knowledge import Structure
+from .model_facts import Structure
 from .recording import modules_of, needs_input, recorded, token_input
 from .settings import SettingsError
 

@@ -1,4 +1,7 @@
-"""The commands `nnsight-dsl lint` and `nnsight-dsl rule`."""
+"""The commands `nnsight-dsl lint` and `nnsight-dsl rule`, without the top-level parser.
+
+Exit status: 0 if there are no findings, 1 if there are, 2 if the linter could not run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from .engine import Structures
 from .fixes import fixed
-from .many import lint_files
+from .incremental import lint_files
 from .report import FORMATS
 from .settings import Settings, SettingsError, known_codes, settings_for
 from .sources import files_in
@@ -19,7 +22,7 @@ CLEAN, FOUND, UNUSABLE = 0, 1, 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `nnsight-dsl lint`."""
+    """Add the arguments of `nnsight-dsl lint` to a parser."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument(
         "--model",
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Lint; return 0 if nothing was found, 1 if something was, 2 if it could not be done."""
+    """Run `nnsight-dsl lint`: print a report and return the exit status."""
     try:
         settings = _settings(given)
         structures = structures_of(given.model or settings.models)
@@ -58,7 +61,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def show_rule(code: str) -> int:
-    """Show the page of a rule."""
+    """Run `nnsight-dsl rule`: print the page of a rule, or the index for `all`."""
     from .pages import index, text_of
 
     text = index() if code == "all" else text_of(code)
@@ -87,10 +90,16 @@ def _codes(text: str, option: str) -> tuple[str, ...]:
 
 
 def structures_of(models: Sequence[str]) -> Structures | None:
-    """Return what is known of models, by the name that files give them.
+    """Return facts about models, by the name that files use for each.
+
+    Args:
+        models: values of `--model`: `MODEL`, or `NAME=MODEL` for the model that files call `NAME`.
+
+    Returns:
+        The facts, under None for a model without a name; None if no models are given.
 
     Raises:
-        SettingsError: one of them cannot be built.
+        SettingsError: a model cannot be built.
     """
     if not models:
         return None

@@ -1,4 +1,8 @@
-"""Diagnostics: what a rule has found, and where."""
+"""Findings and diagnostics.
+
+A rule yields a `Finding`, which refers to a node of the syntax tree. The engine converts it to a
+`Diagnostic`, which has the position in the file or in the cell of a notebook, and no tree.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ERROR = "error"
-"""Severity of what raises."""
+"""Severity of code that raises an error when it runs."""
 WARNING = "warning"
-"""Severity of what runs, and means something else than it seems to."""
+"""Severity of code that runs, but does something else than it appears to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """Text to be put into a file; lines count from 1, columns from 0 and in bytes."""
+    """A text to insert at a position; lines count from 1, columns from 0 and in bytes."""
 
     line: int
     column: int
@@ -23,13 +27,14 @@ class Insertion:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a rule reports: a node of the user's syntax tree, and what is wrong there.
+    """A mistake found by a rule at a node of the user's syntax tree.
 
     Attributes:
-        node: the node at which the diagnostic begins.
-        message: what was seen; after a semicolon, what to do.
-        fix: text to insert, where that is a safe cure.
-        raises: the error that a run is certain to raise there, if it comes to that line.
+        node: the node that the diagnostic marks.
+        message: the observed fact and, after a semicolon, the remedy.
+        fix: insertions that correct the mistake, empty unless that is safe.
+        raises: name of the error that a run is certain to raise when it reaches the node, empty if
+            it need not fail.
     """
 
     node: ast.expr | ast.stmt
@@ -40,19 +45,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding, with its place in a file.
+    """A finding with its position in a file.
 
     Attributes:
-        file: the file, as it was named.
-        line: from 1; in a notebook, in its cell.
-        column: from 1, in characters.
+        file: the file name as the user gave it.
+        line: first line, from 1; in a notebook, counted in the cell.
+        column: first column, from 1 and in characters.
         end_line: last line.
-        end_column: first column behind.
+        end_column: first column after the end.
         code: code of the rule.
-        message: what was seen; after a semicolon, what to do.
+        message: the observed fact and, after a semicolon, the remedy.
         severity: `"error"` or `"warning"`.
-        cell: number of the cell of a notebook, from 1.
-        fix: insertions that cure it; their positions are those of the whole source.
+        cell: number of the notebook cell, from 1; None in a Python file.
+        fix: insertions that correct the mistake, with positions in the whole source.
     """
 
     file: str
@@ -67,7 +72,7 @@ class Diagnostic:
     fix: tuple[Insertion, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """Return the diagnostic as JSON holds it."""
+        """Return the diagnostic as values that `json` can write."""
         found: dict[str, object] = {
             "file": self.file,
             "line": self.line,
@@ -85,7 +90,7 @@ class Diagnostic:
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Sort diagnostics by their place."""
+    """Sort diagnostics by position."""
     return sorted(
         diagnostics, key=lambda one: (one.file, one.cell or 0, one.line, one.column, one.code)
     )

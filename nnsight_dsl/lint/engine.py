@@ -1,4 +1,10 @@
-"""One file, from its content to its diagnostics."""
+"""Linting of one file: from its content to its diagnostics.
+
+    lint("experiment.py", content, Settings())      # [Diagnostic(..., "NNS101", ...), ...]
+
+A file that cannot be read gives a diagnostic of the rule `unreadable-file`, not an exception. A
+file without a word that could open a block is not analysed.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +17,30 @@ from nnsight_dsl.transforms.prefilter import may_hold_blocks
 from .analysis import File
 from .diagnostics import Diagnostic, Finding, in_order
 from .fixes import can_be_fixed
-from .knowledge import Structure
+from .model_facts import Structure
 from .rules import BY_CODE, RULES, Rule, unreadable_file
 from .settings import Settings
 from .sources import Source, UnreadableError, parse, source_of
 from .suppressions import suppressed_at
 
 Structures = Mapping[str | None, Structure]
-"""Models by the name that a file gives them; None for any name."""
+"""Facts about models, by the name that files use for the model; the key None matches any name."""
 
 
 def lint(
     file: str, content: bytes, settings: Settings, structures: Structures | None = None
 ) -> list[Diagnostic]:
-    """Lint the content of a file."""
+    """Lint the content of a file.
+
+    Args:
+        file: name of the file, for diagnostics; its ending decides whether it is a notebook.
+        content: the bytes of the file.
+        settings: which rules apply.
+        structures: facts about models; None to lint from the text alone.
+
+    Returns:
+        The diagnostics, in order of position.
+    """
     try:
         source = source_of(file, content)
         broken = list(source.broken)
@@ -74,11 +90,11 @@ def _findings(
 
 
 def findings_in(file: File) -> list[tuple[Rule, Finding]]:
-    """Run all rules over a file."""
+    """Run all rules over a file; the first finding of a rule at a node wins."""
     found: dict[tuple[str, ast.AST], tuple[Rule, Finding]] = {}
     for rule in RULES:
         for finding in rule.check(file):
-            # what stands in a `with pytest.raises(...)` is meant to go wrong
+            # code in a `with pytest.raises(...)` is meant to fail
             if not file.tree.is_expected_to_fail(finding.node):
                 found.setdefault((rule.code, finding.node), (rule, finding))
     return list(found.values())

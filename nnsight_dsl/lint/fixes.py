@@ -1,4 +1,10 @@
-"""Fixes: text put into a file where a rule knows a safe cure."""
+"""Fixes: insertions that rules attach to findings whose correction is safe.
+
+A fix is a set of insertions (`diagnostics.Insertion`); `fixed` applies all fixes of a file at
+once, from the last position to the first, so that earlier positions stay valid. Line ends and
+encoding are preserved. Positions are in bytes of UTF-8, so files in other encodings and notebooks
+are not fixed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,9 @@ from .sources import Source, UnreadableError, source_of
 
 
 def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes:
-    """Return the content of a file with all fixes of its diagnostics made.
+    """Return the content of a file with all fixes of its diagnostics applied.
 
-    Line ends and everything else of the file stay as they are. Notebooks are left alone.
+    The content is returned unchanged if the file cannot be fixed.
     """
     insertions = sorted(
         {one for found in diagnostics for one in found.fix if found.file == file},
@@ -33,12 +39,12 @@ def fixed(file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> bytes
 
 
 def can_be_fixed(source: Source, content: bytes) -> bool:
-    """Tell whether `fixed` changes a file: a notebook or one that is not in UTF-8 it does not."""
+    """Return whether `fixed` can change a file: one in UTF-8 that is not a notebook."""
     return source.cells is None and _line_starts(content, source.lines) is not None
 
 
 def _line_starts(content: bytes, lines: Sequence[str]) -> list[int] | None:
-    """Return where each line begins in the file, None where it is not in UTF-8."""
+    """Return the byte offset of each line, None if the file is not in UTF-8."""
     starts, at = [], 0
     if content.startswith(b"\xef\xbb\xbf"):
         at = 3

@@ -1,10 +1,15 @@
-"""Models for the linter: by name, folder or factory, with what a run under fake tensors tells.
+"""Model facts by reference, with a cache on disk.
 
 A reference is a folder with a `config.json`, the name of a repository, or
 `package.module:factory`, where the factory returns a module, a wrapper of this package, or a
-module and its example arguments. What is found out is kept in the user's cache folder, under the
-hash of the config (for a factory: of the file that defines it) and of the versions of the
-libraries, so that a second call needs neither torch nor the model.
+module and its example arguments.
+
+    structure_for("gpt2").place(("lm_head",))       # "lm_head"
+
+Building and recording a model takes seconds, so the facts are cached in the user's cache folder.
+The key is a hash of the config (for a factory: of the file that defines it) and of the versions of
+the libraries. On a cache hit neither torch nor the model is loaded. A change in a file that a
+factory imports does not change the key, so the facts of a factory may be stale.
 """
 
 from __future__ import annotations
@@ -18,23 +23,26 @@ from pathlib import Path
 
 from nnsight_dsl.version import __version__
 
-from .folders import cache_folder, write_whole
-from .knowledge import Structure, structure_of
+from .cache_files import cache_folder, write_whole
+from .model_facts import Structure, structure_of
 from .settings import SettingsError
 
 _FORM = 3
-"""Number of the form in which structures are kept."""
+"""Version of the cached JSON; increase it when `Structure.as_json` changes."""
 
 
 def structure_for(reference: str) -> Structure:
-    """Return what is known of a model.
+    """Return the facts about a model.
+
+    Args:
+        reference: a folder, a repository or a factory, as described above.
 
     Raises:
         SettingsError: there is no such model, or it cannot be built.
     """
     is_factory = _is_factory(reference)
     if is_factory and "" not in sys.path:
-        # as `python -m` has it: the folder that the command is run in
+        # as `python -m` does, import from the current folder
         sys.path.insert(0, "")
     key = _factory_key(reference) if is_factory else _config_key(reference)
     path = cache_folder() / "models" / f"{key}.json"
@@ -74,7 +82,10 @@ def _versions() -> str:
 
 
 def _config_key(reference: str) -> str:
-    """Hash the config of a model, without loading anything; empty where it is not at hand."""
+    """Hash the config of a model without loading the model.
+
+    Empty, which means "do not cache", if the config has not been downloaded.
+    """
     file = Path(reference) / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache
@@ -93,7 +104,7 @@ def _config_key(reference: str) -> str:
 
 
 def _factory_key(reference: str) -> str:
-    """Hash the file that defines a factory."""
+    """Hash the file that defines a factory, without importing it."""
     module = reference.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module)

@@ -1,8 +1,9 @@
-"""Pages of the rules: `docs/rules/NNS101.md`, made from the rules' docstrings.
+"""The documentation pages of the rules, `docs/rules/NNS101.md`, generated from their docstrings.
 
     python -m nnsight_dsl.lint.pages docs/rules
 
-A test holds the pages against the docstrings.
+A docstring consists of a summary line, an explanation, and the sections `Wrong:` and `Right:` with
+an indented example each. Tests compare the pages with the docstrings, and lint the examples.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _HEADING = re.compile(r"^(Wrong|Right):\n\n((?:(?:    .*)?\n?)+)", re.MULTILINE)
 
 
 def page_of(rule: Rule) -> str:
-    """Return the page of a rule, as Markdown."""
+    """Return the page of a rule as Markdown."""
     head, _, body = rule.page.partition("\n\n")
     text = f"# {rule.code} {rule.name}\n\n{head}\n\n{body}\n"
     return _HEADING.sub(_example, text).rstrip() + "\n"
@@ -30,10 +31,14 @@ def _example(found: re.Match[str]) -> str:
 
 
 def example_of(rule: Rule, heading: str) -> str:
-    """Return the wrong or the right example of a rule.
+    """Return an example of a rule.
+
+    Args:
+        rule: the rule.
+        heading: `"Wrong"` or `"Right"`.
 
     Raises:
-        ValueError: its page has none.
+        ValueError: the rule's docstring has no such example.
     """
     for found in _HEADING.finditer(rule.page + "\n"):
         if found[1] == heading:
@@ -42,7 +47,7 @@ def example_of(rule: Rule, heading: str) -> str:
 
 
 def text_of(code: str) -> str | None:
-    """Return what `nnsight-dsl rule CODE` shows; None where there is no such rule."""
+    """Return the page of the rule with a code or a name, None if there is no such rule."""
     rule = BY_CODE.get(code.upper())
     if rule is None:
         rule = next((one for one in RULES if one.name == code.lower()), None)
@@ -50,7 +55,7 @@ def text_of(code: str) -> str | None:
 
 
 def index() -> str:
-    """Return the page that lists all rules."""
+    """Return the index of all rules as Markdown."""
     rows = [f"| [{one.code}]({one.code}.md) | `{one.name}` | {one.summary} |" for one in RULES]
     return "\n".join(
         [
@@ -68,7 +73,7 @@ def index() -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """Write the pages of all rules."""
+    """Write the index and the pages of all rules to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(index(), encoding="utf-8")
     for rule in RULES:

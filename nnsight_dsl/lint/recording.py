@@ -1,9 +1,15 @@
-"""Recording a model: which modules it has, and what one run under fake tensors does.
+"""Recording of a model: its modules, and the events of one run on fake tensors.
 
-The model is built on the meta device; no weights are loaded. Hooks on its modules note when each
-call begins and ends, and what it returns; a dispatch mode notes when the storage of an output is
-last used. A model that cannot be run like that (its next step depends on values, or nothing says
-what its input is) is known by its modules alone.
+The model is built on the meta device, so no weights are loaded. During one forward
+
+- hooks on the modules record begin, end and output of each call;
+- a dispatch mode records when the storage of each output was last used;
+- a trace function records which lines of the forwards ran, to find idle operations.
+
+Some models cannot be run like this: their control flow depends on values, or their input is
+unknown. Of these only the modules are recorded. The input is a short sequence of token ids unless
+a factory provides arguments, so a branch that depends on the length of the input may be recorded
+wrongly.
 """
 
 from __future__ import annotations
@@ -26,14 +32,14 @@ from nnsight_dsl.runtime.tapping.operations import function_inside
 from nnsight_dsl.studies.scan import faked
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
-from .knowledge import Module, Structure
+from .model_facts import Module, Structure
 
 _TOKENS = 5
 _MOST_ATTRIBUTES = 400
 
 
 def token_input(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return token ids, under the names that the model's forward has for them."""
+    """Return example arguments: token ids, as the keyword arguments that the forward accepts."""
     accepted = inspect.signature(type(module).forward).parameters
     tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
     kwargs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -79,7 +85,7 @@ def recorded(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 class _Lines:
-    """Which lines of the forwards of a model run, module by module."""
+    """Record which lines of the forwards run, by module, with a trace function."""
 
     def __init__(self) -> None:
         self._functions: dict[nn.Module, FunctionType] = {}
@@ -88,7 +94,7 @@ class _Lines:
         self._outer: Any = None
 
     def watch(self, module: nn.Module) -> None:
-        """Note the lines of a module's forward."""
+        """Trace the lines of a module's forward."""
         function = function_inside(Envoy(module, "", None))
         if function is not None:
             self._functions[module] = function
@@ -102,7 +108,7 @@ class _Lines:
         sys.settrace(self._outer)
 
     def idle(self, module: nn.Module) -> tuple[str, ...]:
-        """List the operations of which no line has run."""
+        """Return the operations of which no line ran; empty if the forward did not run."""
         function = self._functions.get(module)
         ran = None if function is None else self._ran.get((id(module), function.__code__))
         if function is None or not ran:
@@ -127,7 +133,7 @@ class _Lines:
 
 
 class _Record(TorchDispatchMode):
-    """When modules were called, and storages used; one counter over all."""
+    """Record when modules are called and storages used, in ticks of one counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class _Record(TorchDispatchMode):
         self._time = 0
 
     def watch(self, path: str, module: nn.Module) -> list[Any]:
-        """Note the calls of a module."""
+        """Record the calls of a module with hooks; return the hooks' handles."""
         self.lines.watch(module)
 
         def before(_module: nn.Module, _args: Any) -> None:
@@ -147,7 +153,7 @@ class _Record(TorchDispatchMode):
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             begin = self._begun[path].pop()
-            # kept alive, so that no other tensor gets the same storage
+            # keeps the output alive, so that its storage is not reused by another tensor
             self.outputs.setdefault(path, []).append(output)
             self.visits.setdefault(path, []).append((begin, self._tick()))
 
@@ -157,7 +163,10 @@ class _Record(TorchDispatchMode):
         ]
 
     def last_use(self, output: Any, returned: set[int]) -> int | None:
-        """Tell when a tensor was last used by an operation; None if the model returns it."""
+        """Return the tick at which an operation last used a tensor's storage.
+
+        None if the model returns the tensor, since the caller uses it later, or if it was not used.
+        """
         if not isinstance(output, torch.Tensor) or _storage(output) in returned:
             return None
         return self._uses.get(_storage(output))
@@ -221,12 +230,12 @@ def needs_input(module: nn.Module) -> bool:
 
 
 def _operations(module: nn.Module) -> tuple[str, ...]:
-    """List the operations in a module's forward, by all names that they go by."""
+    """Return the names of the operations in a module's forward, aliases included."""
     function = function_inside(Envoy(module, "", None))
     if function is None:
         return ()
     found = operations_of(function.__code__)
-    # the first of several values of a local goes by two names
+    # the first assignment of a local `x` is called `x` and also `x_0`
     return (*found, *(f"{name}_0" for name, one in found.items() if one.kind == LOCAL))
 
 

@@ -1,4 +1,8 @@
-"""Reports: diagnostics as text, JSON, GitHub annotations or SARIF."""
+"""Report formats: diagnostics as text, JSON, GitHub annotations or SARIF.
+
+Each format is a function of the diagnostics and of the contents of the files, registered in
+`FORMATS` under its name on the command line.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ _LONGEST_LINE = 120
 
 
 def as_text(diagnostics: Sequence[Diagnostic], contents: Mapping[str, bytes]) -> str:
-    """Return each diagnostic with the line it is about, and a caret below it."""
+    """Return each diagnostic with its source line and carets below the code it is about."""
     parts = [_with_excerpt(one, contents) for one in diagnostics]
     count = len(diagnostics)
     fixable = sum(bool(one.fix) for one in diagnostics)
@@ -30,7 +34,7 @@ def _with_excerpt(one: Diagnostic, contents: Mapping[str, bytes]) -> str:
     if not line.strip():
         return head
     shown = line[:_LONGEST_LINE]
-    # a tab stands below a tab, so that the caret is where the text is
+    # tabs are copied, so that the caret is below the text whatever the width of a tab
     before = "".join("\t" if char == "\t" else " " for char in line[: one.column - 1])
     width = one.end_column - one.column if one.end_line == one.line else len(line) + 1 - one.column
     carets = "^" * max(1, min(width, _LONGEST_LINE - len(before)))
@@ -58,12 +62,12 @@ def _line_of(one: Diagnostic, contents: Mapping[str, bytes]) -> str:
 
 
 def as_json(diagnostics: Sequence[Diagnostic], contents: Mapping[str, bytes]) -> str:
-    """Return one list of objects."""
+    """Return the diagnostics as a JSON list of objects."""
     return json.dumps([one.as_dict() for one in diagnostics], indent=2)
 
 
 def as_github(diagnostics: Sequence[Diagnostic], contents: Mapping[str, bytes]) -> str:
-    """Return workflow commands, which GitHub shows beside the lines of a change."""
+    """Return GitHub workflow commands, which GitHub shows as annotations of a change's lines."""
     return "\n".join(
         f"::{one.severity} file={_property(one.file)},line={one.line},col={one.column},"
         f"endLine={one.end_line},title={_property(one.code)}::{_escaped(_in_cell(one))}"

@@ -1,11 +1,13 @@
-"""A language server: the diagnostics of `nnsight-dsl lint`, as a file is edited.
+"""A language server that shows the diagnostics of `nnsight-dsl lint` while a file is edited.
 
     nnsight-dsl server
 
-speaks the Language Server Protocol over standard input and output. An editor is told to start it
-for Python files; it publishes what the rules find when a file is opened or changed, and takes it
-away when the file is closed. The settings are those of `pyproject.toml` (with the model named
-there, if there is one). It needs pygls: `pip install 'nnsight_dsl[server]'`.
+speaks the Language Server Protocol over standard input and output. Configure an editor to start
+it for Python files. It publishes diagnostics when a file is opened or changed, and clears them
+when the file is closed. The settings are those of `pyproject.toml`, with the model named there, if
+any; they are read again when a file is saved. If the settings are invalid, the defaults apply.
+
+It needs pygls: `pip install 'nnsight_dsl[server]'`.
 """
 
 from __future__ import annotations
@@ -42,20 +44,20 @@ def serve() -> int:
 
 
 class _Known:
-    """The settings and models of each folder, read once."""
+    """A cache of the settings and model facts of each folder."""
 
     def __init__(self) -> None:
         self._settings: dict[Path, tuple[Settings, Structures | None]] = {}
 
     def of(self, file: str) -> tuple[Settings, Structures | None]:
-        """Return what holds for a file; where the settings are broken, the ones without any."""
+        """Return settings and model facts for a file; the defaults if the settings are invalid."""
         folder = Path(file).parent
         if folder not in self._settings:
             self._settings[folder] = _settings_of(folder)
         return self._settings[folder]
 
     def forget(self) -> None:
-        """Read the settings again when they are needed next."""
+        """Clear the cache, so that settings are read again."""
         self._settings.clear()
 
 

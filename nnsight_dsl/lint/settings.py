@@ -1,7 +1,7 @@
 """Settings of the linter: `[tool.nnsight-dsl]` in `pyproject.toml`, and the command line.
 
     [tool.nnsight-dsl]
-    select = ["NNS"]                 # codes, or how they begin; all if left out
+    select = ["NNS"]                 # codes, or prefixes of codes; default: all
     ignore = ["NNS303"]
     exclude = ["third_party"]
     model = "examples/models/city-facts"
@@ -9,7 +9,9 @@
     [tool.nnsight-dsl.per-file-ignores]
     "tests/*" = ["NNS3"]
 
-The file is that of the nearest folder, above the paths that are linted, that has such a table.
+The settings come from the nearest `pyproject.toml` with such a table, in the folder of the first
+linted path or above it. An unknown key or code is an error rather than ignored, since a misspelled
+code would silently disable a rule.
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Which rules hold where.
+    """The settings: which rules apply to which files.
 
     Attributes:
-        select: how the codes begin that are reported.
-        ignore: how the codes begin that are not.
-        per_file: pairs of a pattern of file names and how ignored codes begin.
-        exclude: patterns of files and folders that are left out of a search.
-        models: models to lint with, as the command line takes them.
-        root: the folder that patterns start from.
+        select: prefixes of the codes to report.
+        ignore: prefixes of the codes not to report, which take precedence.
+        per_file: pairs of a file name pattern and prefixes of the codes ignored in such files.
+        exclude: patterns of files and folders to leave out when a folder is searched.
+        models: models to lint with, in the form of the option `--model`.
+        root: the folder to which patterns are relative.
     """
 
     select: tuple[str, ...] = ("NNS",)
@@ -49,7 +51,7 @@ class Settings:
     root: Path = field(default_factory=Path)
 
     def holds(self, code: str, file: str) -> bool:
-        """Tell whether findings of a rule are reported in a file."""
+        """Return whether findings of a rule are reported in a file."""
         if not code.startswith(self.select) or code.startswith(self.ignore or ("\0",)):
             return False
         return not any(
@@ -67,10 +69,10 @@ class Settings:
 
 
 def settings_for(paths: Sequence[Path]) -> Settings:
-    """Read the settings that hold for some paths.
+    """Read the settings for some paths; the defaults if there is no settings file.
 
     Raises:
-        SettingsError: the table holds something else than these settings.
+        SettingsError: the file cannot be read, or its table has an unknown key or a wrong value.
     """
     start = (paths[0] if paths else Path()).absolute()
     for folder in (start, *start.parents):
@@ -87,10 +89,14 @@ def settings_for(paths: Sequence[Path]) -> Settings:
 
 
 def known_codes(codes: Sequence[str], where: str) -> Sequence[str]:
-    """Return codes that each are a rule's, or the beginning of one.
+    """Check that each code is the code of a rule or a prefix of one, and return the codes.
+
+    Args:
+        codes: the codes.
+        where: names their origin in the error message.
 
     Raises:
-        SettingsError: one of them is not, and so would say nothing about any file.
+        SettingsError: a code matches no rule.
     """
     for one in codes:
         if not one or not any(code.startswith(one) for code in BY_CODE):

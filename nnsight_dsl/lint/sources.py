@@ -1,8 +1,12 @@
-"""Sources: Python files and notebooks, as text whose lines are those that `ast` counts.
+"""Reading of sources: Python files and notebooks as one text, with the lines that `ast` counts.
 
-A notebook is taken as one text, cell after cell, since a later cell reads the names of earlier
-ones; each line knows its cell. A cell that is no Python by itself (a `%%bash`, a half-written
-one) is blanked out, so that the others can be read; lines of magics are blanked likewise.
+The cells of a notebook are concatenated, since a later cell reads the names of earlier ones;
+`Source.cells` maps each line back to its cell. Cells that are not Python (a `%%bash`, an
+unfinished one) are replaced by empty lines, so that the other cells can be linted; a line with a
+magic is replaced by `pass`. Line numbers stay the same.
+
+A file that cannot be decoded or parsed raises `UnreadableError`, which `engine` turns into a
+diagnostic.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ _PLAIN_CELL_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
 
 
 class UnreadableError(Exception):
-    """A file cannot be read as Python, or as a notebook; for control flow inside the linter."""
+    """Control flow inside the linter: a file cannot be read as Python or as a notebook."""
 
     def __init__(self, message: str, line: int = 1, column: int = 0, cell: int | None = None):
         super().__init__(message)
@@ -39,10 +43,10 @@ class Source:
     """The text of a file.
 
     Attributes:
-        file: the file, as it was named.
-        lines: its lines, without their ends.
-        cells: for a notebook, cell and line in it of each line.
-        broken: cells of a notebook that are no Python.
+        file: the file name as the user gave it.
+        lines: its lines, without line ends.
+        cells: for a notebook, number of the cell and line in the cell of each line; else None.
+        broken: errors of the notebook's cells that do not parse.
     """
 
     file: str
@@ -60,7 +64,7 @@ def source_of(file: str, content: bytes) -> Source:
     """Decode the content of a file.
 
     Raises:
-        UnreadableError: it is no text, or no notebook.
+        UnreadableError: the content is not a text, or not a notebook.
     """
     if file.endswith(".ipynb"):
         return _notebook(file, content)
@@ -68,7 +72,7 @@ def source_of(file: str, content: bytes) -> Source:
 
 
 def lines_of(text: str) -> list[str]:
-    """Split a text into lines as Python does: a form feed or a Unicode separator ends none."""
+    """Split a text into lines as Python does; form feeds and Unicode separators end no line."""
     lines = _LINE_END.split(text)
     if lines and not lines[-1]:
         lines.pop()
@@ -79,7 +83,7 @@ def parse(source: Source) -> ast.Module:
     """Parse a source.
 
     Raises:
-        UnreadableError: it is no Python.
+        UnreadableError: the text is not valid Python.
     """
     return _parsed(source.text)
 
@@ -87,7 +91,7 @@ def parse(source: Source) -> ast.Module:
 def _parsed(text: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
-            # what Python says about the text (an invalid escape) is for Python to say
+            # warnings about the text (an invalid escape) are not the linter's to report
             warnings.simplefilter("ignore")
             return ast.parse(text)
     except SyntaxError as error:
@@ -148,7 +152,12 @@ def _without_magics(lines: Sequence[str]) -> list[str]:
 
 
 def files_in(paths: Iterable[Path], excluded: Sequence[str] = ()) -> Iterator[Path]:
-    """List the Python files and notebooks below some paths; a file that is named is taken as is."""
+    """Yield the Python files and notebooks below some paths.
+
+    Args:
+        paths: files and folders. A file is yielded whatever its name is.
+        excluded: patterns of names below the folders to leave out.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(_below(path, excluded))

@@ -1,4 +1,11 @@
-"""Loops over steps, and the numbers that their text tells."""
+"""Loops over generation steps, with the step numbers that are written in the text.
+
+    for step in tracer.iter[1:3]:       # first=1, last=2
+    for step in tracer.iter[:]:         # first=0, is_open=True
+    for step in tracer.iter[start:]:    # first=None, is_open=True
+
+A number that is computed is unknown, and rules report nothing that depends on it.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +24,13 @@ class StepLoop:
     """One loop over steps.
 
     Attributes:
-        node: the `for` or the `with`.
-        header: what it loops over.
-        conditions: what has to happen for it to be entered.
-        is_open: whether it goes on to the end of the run.
-        first: its first step, None where the text does not tell.
-        last: its last step, None where there is none or the text does not tell.
-        may_break: whether it may be left early.
+        node: the `for` or `with` statement.
+        header: the expression it loops over.
+        conditions: the conditions under which it is entered.
+        is_open: True if it continues to the end of the run.
+        first: its first step, None if it is not a literal.
+        last: its last step, None if the loop is open or the step is not a literal.
+        may_break: True if it may be left early.
     """
 
     node: ast.For | ast.With
@@ -36,7 +43,7 @@ class StepLoop:
 
 
 def step_loops(machine: Machine) -> list[StepLoop]:
-    """Find the loops over steps of a block, in order; those in other loops are left out."""
+    """Return the loops over steps of a block, in order of position."""
     found = []
     for node in machine.block.nodes():
         header = _header(node)
@@ -54,7 +61,7 @@ def step_loops(machine: Machine) -> list[StepLoop]:
 
 
 def run_of(block: Block) -> Block | None:
-    """Return the run that a block is part of, None where the text does not tell."""
+    """Return the run that a block is part of, None if it is not in one of this file."""
     current: Block | None = block
     while current is not None and not current.is_run:
         if current.kind not in ("invoke", "backward"):
@@ -74,7 +81,7 @@ def _header(node: ast.AST) -> ast.expr | None:
 
 
 def _is_ours(header: ast.expr, machine: Machine) -> bool:
-    """Tell whether what is looped over is a tracer's, or a module's: `<tracer>.iter[...]`."""
+    """Return whether a loop's header belongs to a tracer or a module: `<tracer>.iter[...]`."""
     owner = header.value if isinstance(header, ast.Subscript) else header
     owner = owner.func if isinstance(owner, ast.Call) else owner
     if not isinstance(owner, ast.Attribute):
@@ -86,7 +93,7 @@ def _is_ours(header: ast.expr, machine: Machine) -> bool:
 
 
 def _numbers(header: ast.expr) -> tuple[bool, int | None, int | None]:
-    """Return whether a loop has no end, and its first and last step."""
+    """Return `is_open`, `first` and `last` of a loop, given its header."""
     if isinstance(header, ast.Call):
         return True, 0, None
     if not isinstance(header, ast.Subscript):

@@ -1,8 +1,13 @@
-"""The syntax tree of a file, with what stands above each node.
+"""A syntax tree with parent links.
 
-Python's `ast` knows what is below a node; a rule asks what a node stands under: a branch that may
-not be taken, a function that runs later, a `with pytest.raises(...)` that waits for the error.
-Nothing here recurses, so the depth of a file is no matter.
+An `ast` node knows its children, but rules need the nodes above one: is an access inside a branch
+that may not be taken, a function that runs later, or a `with pytest.raises(...)` that expects the
+error? `Tree` records the parent of each node and stores all nodes in preorder, so that the nodes
+below one are a slice of a list.
+
+    tree.conditions(access, block.node).always      # True if the access is always evaluated
+
+Building and walking a tree does not recurse, so deeply nested files are no problem here.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ _EXPECTING = frozenset(
 
 
 class Link(NamedTuple):
-    """Where a node stands: its parent, the parent's field, and the position in a list."""
+    """The link from a node to its parent: the parent, its field, and the index in that field."""
 
     parent: ast.AST
     field: str
@@ -28,12 +33,13 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What has to happen for a node to be evaluated, seen from a block around it.
+    """The conditions under which a node is evaluated, given that the block around it is.
 
     Attributes:
-        branches: the branches it stands in, from the outside in.
-        is_deferred: it stands in a function, a lambda or a generator that runs later, or never.
-        is_handled: an error raised there may be expected: a `try`, a `with pytest.raises(...)`.
+        branches: the branches around it, outermost first, as identity of the statement and label.
+        is_deferred: True if it is in a function, a lambda or a generator that runs later, or never.
+        is_handled: True if an error raised there may be expected, by a `try` or a
+            `with pytest.raises(...)`.
     """
 
     branches: tuple[tuple[int, str], ...] = ()
@@ -46,7 +52,7 @@ class Conditions:
         return not self.branches and not self.is_deferred
 
     def cover(self, other: Conditions) -> bool:
-        """Tell whether the other node is evaluated only in rounds in which this one is."""
+        """Return whether this node is evaluated in every round in which the other one is."""
         return (
             not self.is_deferred
             and not other.is_deferred
@@ -90,25 +96,25 @@ class Tree:
         return self._order[first : first + self._sizes[node]]
 
     def link(self, node: ast.AST) -> Link | None:
-        """Return where a node stands, None for the root."""
+        """Return the link of a node to its parent, None for the root."""
         return self._links.get(node)
 
     def above(self, node: ast.AST) -> Iterator[ast.AST]:
-        """Iterate over the nodes above one, from the inside out."""
+        """Iterate over the ancestors of a node, innermost first."""
         link = self._links.get(node)
         while link is not None:
             yield link.parent
             link = self._links.get(link.parent)
 
     def function_of(self, node: ast.AST) -> ast.AST:
-        """Return the function, or the module, that a node stands in."""
+        """Return the innermost function around a node, or the module."""
         for above in self.above(node):
             if isinstance(above, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module)):
                 return above
         return self.module
 
     def conditions(self, node: ast.AST, within: ast.AST) -> Conditions:
-        """Return what has to happen for a node to be evaluated when `within` is."""
+        """Return the conditions under which a node is evaluated, given that `within` is."""
         branches: list[tuple[int, str]] = []
         is_deferred = is_handled = False
         link = self._links.get(node)
@@ -122,7 +128,7 @@ class Tree:
         return Conditions(tuple(reversed(branches)), is_deferred, is_handled)
 
     def is_expected_to_fail(self, node: ast.AST) -> bool:
-        """Tell whether a node stands in a `with pytest.raises(...)` or the like."""
+        """Return whether a node is in the body of a `with pytest.raises(...)` or the like."""
         link = self._links.get(node)
         while link is not None:
             is_body = isinstance(link.parent, (ast.With, ast.AsyncWith)) and link.field == "body"
@@ -132,9 +138,10 @@ class Tree:
         return False
 
     def following(self, node: ast.stmt) -> Iterator[ast.stmt]:
-        """Iterate over the statements that run after one, up to the end of its function.
+        """Iterate over the statements after one, up to the end of its function.
 
-        Where the statement stands in a loop, those before it in the loop are not among them.
+        If the statement is in a loop, the statements before it in the loop, which run after it in
+        the next round, are left out.
         """
         current: ast.AST = node
         while True:
@@ -152,13 +159,16 @@ class Tree:
 
 
 _SHARED = (ast.expr_context, ast.boolop, ast.operator, ast.unaryop, ast.cmpop)
-"""Nodes that the parser makes once and uses in many places."""
+"""Nodes that the parser shares between many parents, so that they have no single parent."""
 _DEFERRED = "later"
 _HANDLED = "handled"
 
 
 def _branch(link: Link) -> str | None:
-    """Name the branch of its parent that a node stands in, None if it is evaluated with it."""
+    """Return a label for the branch of the parent that a node is in.
+
+    None if the node is evaluated whenever its parent is.
+    """
     field, index = link.field, link.position
     match link.parent:
         case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While():
@@ -198,7 +208,7 @@ def _expects(node: ast.AST) -> bool:
 
 
 def bound_by(node: ast.AST) -> frozenset[str]:
-    """Return the names that a node itself binds, without what is below it."""
+    """Return the names that a node itself binds, without those bound by nodes below it."""
     match node:
         case ast.Name(ctx=ast.Store() | ast.Del()):
             return frozenset((node.id,))

@@ -300,7 +300,7 @@ def test_what_cannot_be_fixed_is_left(command, folder):
 def test_an_unchanged_file_is_not_linted_again(command, folder, monkeypatch):
     (folder / "wrong.py").write_text(WRONG)
     first = command("lint", ".")
-    monkeypatch.setattr("nnsight_dsl.lint.many.lint", None)
+    monkeypatch.setattr("nnsight_dsl.lint.incremental.lint", None)
     assert command("lint", ".") == first
     (folder / "wrong.py").write_text(RIGHT)
     with pytest.raises(TypeError):

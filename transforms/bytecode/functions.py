@@ -1,13 +1,18 @@
-"""Functions around functions: finding the one whose operations a user means, and exchanging it.
+"""Wrapped functions: find the innermost function of a callable, and replace it in a copy.
+
+A library may decorate a module's forward:
 
     @functools.wraps(forward)
     def checked(self, *args, **kwargs):     # a decorator of some library
         return forward(self, *args, **kwargs)
 
-What the user sees as the forward is the innermost function, not the decorator's. `innermost`
-follows `__wrapped__`, bound methods, partials and objects whose class has a `__call__`; `rebuilt`
-returns a copy of all that is around that function, with another function in its place. Nothing of
-the original is changed: other instances of a class go on with it.
+A user who asks for the operations of the forward means the innermost function, not the wrapper.
+`innermost` follows `__wrapped__`, bound methods, partials and objects whose class has a
+`__call__`. `rebuilt` copies all wrappers around another innermost function. The originals are not
+changed, because other instances of the class share them.
+
+A wrapper that does not hold the wrapped function in a closure cell cannot be copied; it counts as
+the innermost function itself.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 
 
 def innermost(function: Any) -> FunctionType | None:
-    """Return the Python function at the heart of a callable, None where there is none."""
+    """Return the innermost Python function of a callable, None if there is none."""
     found = function
     while True:
         below = _below(found)
@@ -29,11 +34,11 @@ def innermost(function: Any) -> FunctionType | None:
 
 
 def rebuilt(function: Any, make: Callable[[FunctionType], FunctionType]) -> Any:
-    """Copy a callable with another function at its heart.
+    """Copy a callable with another innermost function.
 
     Args:
-        function: one for which `innermost` finds a function.
-        make: is given the function at the heart, and returns the one to put in its place.
+        function: a callable for which `innermost` finds a function.
+        make: takes the innermost function and returns its replacement.
     """
     below = _below(function)
     if below is None:
@@ -57,7 +62,7 @@ def rebuilt(function: Any, make: Callable[[FunctionType], FunctionType]) -> Any:
 
 
 def with_code(function: FunctionType, code: CodeType) -> FunctionType:
-    """Copy a function with other code, which has the same free names."""
+    """Copy a function with other code, which must have the same free variables."""
     return _copied(function, code, function.__closure__)
 
 
@@ -82,7 +87,7 @@ def _copied(
 
 
 def _below(function: Any) -> Any:
-    """Return what a callable is only a shell around, None where it is none."""
+    """Return the callable directly inside a wrapper, None if `function` is not a wrapper."""
     if isinstance(function, MethodType):
         return function.__func__
     if isinstance(function, functools.partial):
@@ -90,7 +95,7 @@ def _below(function: Any) -> Any:
     if isinstance(function, FunctionType):
         wrapped = getattr(function, "__wrapped__", None)
         cells = function.__closure__ or ()
-        # a shell that does not hold what it wraps in a cell cannot be copied around another
+        # a wrapper without the wrapped function in a cell cannot be copied around another one
         if wrapped is not None and any(_content(cell) is wrapped for cell in cells):
             return wrapped
         return None
@@ -98,10 +103,10 @@ def _below(function: Any) -> Any:
 
 
 def _call_of(value: Any) -> FunctionType | None:
-    """Return the function that the class of an object has as its `__call__`.
+    """Return the `__call__` of an object's class, if it is a Python function.
 
-    None for a class, whose call makes an object, and for what has a `forward`: the operations of a
-    module are in that.
+    None for a class, whose call makes an object, and for an object with a `forward`, such as a
+    module: its operations are those of the forward.
     """
     cls = type(value)
     if isinstance(value, type) or hasattr(cls, "forward"):
@@ -114,5 +119,5 @@ def _content(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        # not assigned yet
+        # the cell is empty: its variable is not assigned yet
         return None

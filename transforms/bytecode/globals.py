@@ -1,4 +1,4 @@
-"""Which global names some code reads, functions and comprehensions inside it included."""
+"""The global names that a code object reads, including the functions and comprehensions in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import CodeType
 
 @lru_cache(maxsize=1024)
 def global_names(code: CodeType) -> frozenset[str]:
-    """Return the names that a code object looks up among the globals, builtins too."""
+    """Return the names that a code object looks up as globals or builtins."""
     found = {
         instruction.argval
         for instruction in dis.get_instructions(code)

@@ -1,4 +1,4 @@
-"""The operations of a function, found in its bytecode.
+"""The operations of a function, found in its bytecode and named for the user.
 
 An operation is a call, an operator, a subscript, the assignment of a local, or the value that is
 returned. The forward
@@ -7,16 +7,21 @@ returned. The forward
         normed = self.norm(hidden)
         return hidden + self.mlp(normed, scale=2)
 
-has the operations `self_norm_0`, `normed`, `self_mlp_0`, `add_0` and `return_0`. A call is named by
-the dotted path of what it calls, joined by `_`, and numbered; an operator by its name in Python's
-module `operator`, numbered; a local by its own name, numbered from its second assignment on. They
-are numbered in the order in which they stand in the bytecode, which is that of evaluation. No
-source text is needed.
+has the operations `self_norm_0`, `normed`, `self_mlp_0`, `add_0` and `return_0`. The naming rules:
 
-Python compiles some statements twice (the test of a `while`, the body of a `finally`): both copies
-have the position of the same text, and are one operation with two sites. What stands in a
-comprehension or in a generator expression belongs to the function around it, as it does in the
-text; functions and classes that are defined inside are functions of their own.
+- a call has the dotted path of the callee, joined by `_`, and a number;
+- an operator has its name in Python's module `operator` and a number;
+- a local has its name, and a number from its second assignment on.
+
+Numbers follow the order of the bytecode, which is that of evaluation. No source text is needed,
+so this works on functions without one.
+
+Python compiles some statements twice (the test of a `while`, the body of a `finally`). Both copies
+have the same source position, and are one operation with two sites. Without column positions
+(`-X no_debug_ranges`) they cannot be merged, and count as two operations.
+
+Operations in a comprehension or generator expression belong to the function around it, as they do
+in the text; functions and classes defined inside are separate functions.
 """
 
 from __future__ import annotations
@@ -62,13 +67,14 @@ _LOOPS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place in bytecode where an operation stands.
+    """The location of an operation in bytecode.
 
     Attributes:
-        inside: where the code objects of the comprehensions around it are loaded, outermost first.
-        index: of the instruction among the entries of `Bytecode.from_code`.
-        function: name in the module `operator` of what the instruction does, None for a call.
-        method_loads: indices of the loads that push the two values below a call's arguments.
+        inside: indices of the instructions that load the code objects of the comprehensions around
+            the operation, outermost first; empty if it is in the function's own code.
+        index: index of the instruction among the entries of `Bytecode.from_code`.
+        function: key in `taps.FUNCTIONS` of the equivalent function, None for a call.
+        method_loads: indices of the method loads that push the two values below a call's arguments.
     """
 
     inside: tuple[int, ...]
@@ -82,11 +88,11 @@ class Operation:
     """One operation of a function.
 
     Attributes:
-        name: what it is called, `self_mlp_0`.
+        name: its unique name in the function, `self_mlp_0`.
         kind: `"call"`, `"operator"`, `"subscript"`, `"local"` or `"return"`.
-        label: its name without the number.
+        label: its name without the number, `self_mlp`.
         line: first line in the file; `end_line`, `column` and `end_column` complete the position.
-        sites: where it stands in the bytecode.
+        sites: its locations in the bytecode.
     """
 
     name: str
@@ -116,7 +122,7 @@ def operations_of(code: CodeType) -> Mapping[str, Operation]:
 
 
 def _names(labels: Sequence[tuple[str, str]]) -> Sequence[str]:
-    """Name operations by kind and label; what is called keeps its names on a clash."""
+    """Name operations by kind and label; on a clash, calls keep their names."""
     times = Counter(labels)
     counts: Counter[tuple[str, str]] = Counter()
     names: list[str] = []
@@ -126,7 +132,8 @@ def _names(labels: Sequence[tuple[str, str]]) -> Sequence[str]:
         counts[kind, label] += 1
         stem = label
         if kind not in (CALL, LOCAL):
-            # `and_` has its underscore from being a keyword, `x.add_` and `_` mean theirs
+            # the underscore of the operator `and_` avoids the keyword; that of a method `add_` or
+            # of a local `_` belongs to the name
             stem = label.rstrip("_")
             if times[CALL, stem]:
                 stem = f"{kind}_{stem}"
@@ -139,7 +146,7 @@ def _names(labels: Sequence[tuple[str, str]]) -> Sequence[str]:
 
 
 def _sites(code: CodeType, inside: tuple[int, ...]) -> Iterator[tuple[Any, Operation]]:
-    """List the sites of a code object as operations, with a key that copies have in common."""
+    """Yield the sites of a code object as operations, with a key that compiled copies share."""
     entries = Bytecode.from_code(code, conserve_exception_block_stackdepth=True)
     stacks = stacks_before(entries)
     finder = _Finder(entries, stacks)
@@ -161,7 +168,7 @@ def _sites(code: CodeType, inside: tuple[int, ...]) -> Iterator[tuple[Any, Opera
             if where is None or where.lineno is None:
                 continue
             position = (where.lineno, where.end_lineno, where.col_offset, where.end_col_offset)
-            # without columns copies cannot be told from one another, and each counts for itself
+            # without columns, copies cannot be told from other operations of the same line
             copy = extra if where.col_offset is not None else (inside, index)
             site = replace(site, inside=inside)
             yield (
@@ -171,7 +178,7 @@ def _sites(code: CodeType, inside: tuple[int, ...]) -> Iterator[tuple[Any, Opera
 
 
 class _Finder:
-    """Finds out what stands at an instruction of a code object."""
+    """Determine the operations at the instructions of a code object."""
 
     def __init__(self, entries: Bytecode, stacks: Any) -> None:
         self._entries = entries
@@ -191,7 +198,7 @@ class _Finder:
                 yield OPERATOR, label, Site((), index, label), None
         elif name == "COMPARE_OP":
             label = versions.comparison(arg)
-            # the links of a chain have one position: their right operands tell them apart
+            # the comparisons of a chain (a < b < c) share a position, but not their right operand
             yield OPERATOR, label, Site((), index, label), self._location(stack[-1])
         elif name == "CONTAINS_OP":
             label = "not_contains" if arg else "contains"
@@ -214,14 +221,15 @@ class _Finder:
     def _call(self, index: int, entry: Instr, stack: Stack) -> Iterator[tuple[str, str, Site, Any]]:
         below = self._below_arguments(index, entry, stack)
         callee = below[1 if versions.NULL_IS_FIRST else 0]
-        # the exit of a `with` and the error of an `assert` lie where a method would
+        # these instructions of `with`, `class` and `assert` push to the callee's slot too; the
+        # calls that follow are not calls of the user's
         loads = [self._entries[i] for slot in below for i, _ in slot]
         names = {load.name for load in loads if isinstance(load, Instr)}
         if names & {"BEFORE_WITH", "BEFORE_ASYNC_WITH", "LOAD_BUILD_CLASS", "LOAD_ASSERTION_ERROR"}:
             return
         label = self._path(callee)
         if label == "super":
-            # from 3.12 on it is mostly no call any more
+            # from CPython 3.12 on most calls of `super` are LOAD_SUPER_ATTR, so none is listed
             return
         if label is None:
             label = self._last_attribute(callee) or "call"
@@ -239,14 +247,14 @@ class _Finder:
         if entry.name == "CALL_FUNCTION_EX":
             count = 2 if versions.argument(entry) & 1 else 1
         elif versions.HAS_PRECALL:
-            # the arguments are gone after PRECALL, as the library counts
+            # in `bytecode`'s model of the stack, PRECALL has popped the arguments
             count = 0
         else:
             count = versions.argument(entry) + (entry.name == "CALL_KW")
         return stack[len(stack) - count - 2 : len(stack) - count]
 
     def loop_called(self, index: int, stack: Stack) -> int | None:
-        """Return where the code of a comprehension is loaded, if its function is called here."""
+        """Return the index at which a comprehension's code is loaded, if it is called here."""
         entry = self._entries[index]
         if not isinstance(entry, Instr) or entry.name != "CALL":
             return None
@@ -271,7 +279,7 @@ class _Finder:
         return None
 
     def _path(self, slot: Slot) -> str | None:
-        """Spell what a value was loaded from: a name, its attributes, an item of it."""
+        """Spell the path from which a value was loaded: a name, attributes and items of it."""
         if len(slot) != 1:
             return None
         ((source, position),) = slot
@@ -301,22 +309,22 @@ class _Finder:
         return tuple(entry.location for entry in entries if isinstance(entry, Instr))
 
     def _is_inner_store(self, index: int, entry: Instr) -> bool:
-        """Tell whether a store is one that no statement of the function makes."""
+        """Return whether a store is not an assignment of the user's: generated or of a loop."""
         if index in self._in_loop:
             return True
         following = self._entries[index + 1] if index + 1 < len(self._entries) else None
-        # the name of an `except ... as` clause is emptied, then deleted
+        # at the end of `except ... as name` the name is set to None, then deleted
         return isinstance(following, Instr) and following.name in ("DELETE_FAST", "DELETE_DEREF")
 
 
 def _inlined_loops(entries: Bytecode) -> frozenset[int]:
-    """Return the stores that belong to comprehensions, where they are part of the function."""
+    """Return the indices of the stores that belong to inlined comprehensions (CPython 3.12 on)."""
     instructions = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Instr)]
     found: set[int] = set()
     for start, first in instructions:
         if first.name != "LOAD_FAST_AND_CLEAR":
             continue
-        # the name gets its value back at the same position: at the end, and if something is raised
+        # the outer value of the name is restored at the same position, at the end and on an error
         restoring = [
             i
             for i, entry in instructions

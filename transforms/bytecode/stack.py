@@ -1,7 +1,15 @@
-"""Which instruction has pushed what lies on the stack, for every instruction of a function.
+"""Stack analysis: which instructions may have pushed each value on the stack of a function.
 
-The walk follows each path through the code once more whenever it comes by with something new, and
-keeps for each place in the stack the instructions that may have pushed it. Mostly that is one.
+At `CALL`, the name of the callee is found by asking which instruction pushed it. The analysis is a
+fixpoint iteration over the control flow graph: it follows each path, merges the stacks of paths
+that meet, and continues as long as merging adds something. Each slot of a stack is the set of
+instructions that may have pushed it, usually one.
+
+    LOAD_FAST self, LOAD_ATTR mlp, LOAD_FAST x, CALL 1
+    # before CALL: (..., {LOAD_ATTR}, {LOAD_ATTR}, {LOAD_FAST x})
+
+It relies on the stack effects that the library `bytecode` knows, with corrections in `_EFFECTS`.
+A wrong effect shows as paths that meet with different depths, which raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -13,17 +21,18 @@ from bytecode import Bytecode, Instr, Label
 from bytecode.instr import UNSET, TryBegin
 
 Source: TypeAlias = tuple[int, int]
-"""An instruction's index, and which of the values that it pushes, from the deepest on."""
+"""The index of an instruction, and the number of the value among those it pushes, deepest first."""
 
 Slot: TypeAlias = frozenset[Source]
 Stack: TypeAlias = tuple[Slot, ...]
 
 
 def stacks_before(code: Bytecode) -> Sequence[Stack | None]:
-    """Return the stack before each entry of a function's code, None where it is never reached.
+    """Return the stack before each entry of a function's code, None for unreachable entries.
 
     Raises:
-        ValueError: paths that meet bring stacks of different depths, or one takes too much.
+        ValueError: paths meet with stacks of different depths, or an instruction pops more values
+            than there are.
     """
     at_label = {entry: i for i, entry in enumerate(code) if isinstance(entry, Label)}
     found: list[Stack | None] = [None] * len(code)
@@ -51,19 +60,19 @@ def stacks_before(code: Bytecode) -> Sequence[Stack | None]:
 
 
 _EFFECTS = {
-    # the library counts only what these add
+    # the library counts only the net effect of these
     "BEFORE_WITH": (1, 2),
     "LOAD_METHOD": (1, 2),
     "STORE_FAST_LOAD_FAST": (1, 1),
-    # a generator finds what it is sent when it is first resumed; 3.13 is the first to count it
+    # a generator's first resumption pushes the sent value; CPython counts it from 3.13 on
     "RETURN_GENERATOR": (0, 1),
 }
-"""How many values an instruction takes and pushes, where the library does not tell."""
+"""Numbers of values popped and pushed, for instructions that `bytecode` does not describe fully."""
 
 
 def _effect(instruction: Instr, *, jump: bool) -> tuple[int, int]:
     first, then = instruction.pre_and_post_stack_effect(jump=jump)
-    # an instruction that takes nothing has what it pushes in the first number
+    # for an instruction that pops nothing, `bytecode` gives the pushed values as the first number
     return max(-first, 0) + max(-then, 0), max(then, 0) + max(first, 0)
 
 
@@ -97,5 +106,5 @@ def _after(instruction: Instr, index: int, stack: Stack, *, jump: bool) -> Stack
 
 
 def greatest_depth(code: Bytecode) -> int:
-    """Return how many values lie on the stack at most."""
+    """Return the greatest depth of the stack on any path."""
     return max((len(stack) for stack in stacks_before(code) if stack is not None), default=0)

@@ -1,6 +1,6 @@
-"""Tapping operations: a copy of a function's code in which some of them can be seen and changed.
+"""Tapping of operations: copy a function's code so that taps see and change chosen operations.
 
-This, where the result of `self.mlp(x)` is wanted:
+If only the result of `self.mlp(x)` is wanted, this:
 
     LOAD_FAST self, LOAD_METHOD mlp, LOAD_FAST x, CALL 1
 
@@ -8,19 +8,23 @@ becomes:
 
     LOAD_FAST self, LOAD_METHOD mlp, LOAD_FAST x, CALL 1, <top of the stack: after(result)>
 
-and where its arguments are wanted, too, or where it may be skipped:
+If its arguments are wanted too, or the operation may be skipped, it becomes:
 
     LOAD_FAST self, LOAD_ATTR mlp, LOAD_FAST x, <pack callable and arguments>,
     <top of the stack: before(function, args, kwargs)>, <call it>, <top of the stack: after(result)>
 
-What `before` returns is called in the operation's place, without arguments, from the function's
-own frame: a `functools.partial` leaves no frame between, so that functions that look at their
-caller (`super`, `locals`, `warnings.warn`) find what they expect. An operator is done by the
-function of Python's module `operator` that does the same.
+`before` returns a callable, which is called without arguments in place of the operation, from the
+function's own frame. A `functools.partial` adds no frame in between, so functions that inspect
+their caller (`super`, `locals`, `warnings.warn`) find the frame they expect. An operator is
+replaced by a call of the equivalent function of Python's module `operator`.
 
-Every added instruction has the position of the operation's own. Only what is asked for is
-touched. The patched code is made once for each function and set of operations, with places left
-open for `before` and `after`; filling them in makes a copy of the code object, and no more.
+Every added instruction has the source position of the operation, and instructions of other
+operations are not changed. The instrumented code is cached for each function and set of
+operations, with placeholders among its constants; `tapped_code` fills in the taps by copying the
+code object, which is cheap.
+
+Instructions that depend on the Python version are written by `versions`. A mistake there shows as
+a crash of the interpreter, so the tests check instrumented code with `verify.faults_in`.
 """
 
 from __future__ import annotations
@@ -42,20 +46,28 @@ from .versions import Pair
 
 
 class OperationTap(Protocol):
-    """What is told of an operation each time it is done."""
+    """The two callbacks of a tapped operation, called each time it is evaluated."""
 
     def before(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        """Return what to call in the operation's place."""
+        """Return the callable to call in place of the operation, without arguments."""
 
     def after(self, value: Any) -> Any:
-        """Return the value to go on with."""
+        """Return the value to continue with."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A place in the constants of patched code, for what stands before or after an operation."""
+    """A placeholder among the constants of instrumented code for a tap's `before` or `after`.
+
+    Attributes:
+        operation: name of the operation.
+        is_before: True for `before`, False for `after`.
+        function: key in `FUNCTIONS`, if the operation is not a call.
+        keywords: names of the call's keyword arguments, which are the last of its arguments.
+        is_star: True for a call with `*args` or `**kwargs`.
+    """
 
     operation: str
     is_before: bool
@@ -67,15 +79,16 @@ class _Open:
 def tapped_code(
     code: CodeType, taps: Mapping[str, OperationTap], around: frozenset[str]
 ) -> CodeType:
-    """Return the code of a function with some of its operations tapped.
+    """Return a copy of a function's code with some of its operations tapped.
 
     Args:
-        code: of the function.
-        taps: by the names of operations.
-        around: the operations whose arguments are wanted, or that may be skipped.
+        code: code of the function.
+        taps: the taps, by the names of their operations.
+        around: names of the operations whose `before` is called too, because their arguments are
+            wanted or they may be skipped.
 
     Raises:
-        KeyError: there is no such operation.
+        KeyError: the function has no operation of that name.
     """
     return _filled(_patched(code, frozenset(taps), around), taps)
 
@@ -88,7 +101,7 @@ def _patched(code: CodeType, names: frozenset[str], around: frozenset[str]) -> C
 
 
 def _filled(code: CodeType, taps: Mapping[str, OperationTap]) -> CodeType:
-    """Fill in what stands before and after the operations."""
+    """Replace the placeholders among the constants by the callbacks of the taps."""
     return code.replace(co_consts=tuple(_constant(value, taps) for value in code.co_consts))
 
 
@@ -104,7 +117,7 @@ def _constant(value: Any, taps: Mapping[str, OperationTap]) -> Any:
 
 
 def _packed(place: _Open, before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what takes an operation's operands as they lie on the stack."""
+    """Adapt `before` to the operands in the form in which the instrumented code packs them."""
     if place.function is not None:
         function = FUNCTIONS[place.function]
 
@@ -142,11 +155,11 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "same": _same,
     "not_contains": operator.contains,
 }
-"""What does an operation that is no call, by the name that `Site.function` has."""
+"""The equivalent functions of operations other than calls, by `Site.function`."""
 
 
 class _Patch:
-    """Writes the copy of a code object, and of those of its comprehensions."""
+    """Write the instrumented copy of a code object and of its comprehensions."""
 
     def __init__(self, sites: list[tuple[Site, Operation]], around: frozenset[str]) -> None:
         self._sites = sites
@@ -182,7 +195,7 @@ class _Patch:
             else:
                 written.append(entry)
         entries[:] = written
-        # the library would number the locals anew, and `locals()` list them in another order
+        # otherwise the library renumbers the locals, and `locals()` has another order
         entries.argnames = list(code.co_varnames)
         return entries.to_code(
             stacksize=greatest_depth(entries), compute_exception_stack_depths=False
@@ -194,7 +207,7 @@ class _Patch:
         entry: Instr,
         found: list[tuple[Site, Operation]],
     ) -> None:
-        """Write an instruction with what stands before and after it."""
+        """Write an instruction together with the instrumentation around it."""
         names = versions.names_stored(entry)
         if names:
             taps = {operation.label: operation for _, operation in found}
@@ -221,7 +234,7 @@ class _Patch:
         _append(written, own, entry)
 
     def _value(self, operation: Operation) -> list[Pair]:
-        """Take the value on the top of the stack through what an operation's tap does."""
+        """Pass the value on the top of the stack through the tap of an operation."""
         after = versions.through(_Open(operation.name, is_before=False))
         if operation.name not in self._around:
             return after
@@ -229,7 +242,7 @@ class _Patch:
         return [("BUILD_TUPLE", 1), *before, *versions.called(), *after]
 
     def _call(self, written: list[Any], entry: Instr, operation: Operation) -> list[Pair]:
-        """Pack a call's callable and arguments; take away what belongs to the call itself."""
+        """Pack a call's callable and arguments; drop PRECALL and KW_NAMES, which precede CALL."""
         name, arg = entry.name, versions.argument(entry)
         keywords: tuple[str, ...] = ()
         if name == "CALL_FUNCTION_EX":
@@ -249,12 +262,12 @@ def _operands(entry: Instr) -> Iterator[Pair]:
     if entry.name == "BINARY_SLICE":
         yield "BUILD_SLICE", 2
     if entry.name == "CONTAINS_OP":
-        # the function wants the container first
+        # `operator.contains` takes the container first, the instruction has it on top
         yield "SWAP", 2
     is_unary = entry.name.startswith("UNARY") or entry.name == "CALL_INTRINSIC_1"
     yield "BUILD_TUPLE", 1 if is_unary else 2
 
 
 def _append(written: list[Any], pairs: list[Pair], entry: Instr) -> None:
-    """Write instructions at the position of another."""
+    """Append instructions with the source position of another one."""
     written.extend(Instr(name, arg, location=entry.location) for name, arg in pairs)

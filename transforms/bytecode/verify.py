@@ -1,4 +1,8 @@
-"""Checks that tapped code is sound, without running it."""
+"""Static checks of instrumented code, for tests.
+
+Faulty bytecode crashes the interpreter instead of raising, so the tests call `faults_in` on the
+tapped code of whole libraries before any of it runs.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from .stack import greatest_depth
 
 
 def faults_in(tapped: CodeType, original: CodeType) -> list[str]:
-    """List what is wrong with tapped code.
+    """Return descriptions of the faults in tapped code, an empty list if it is sound.
 
-    Looked at: the depth of the stack on every path, against what the code object asks for; whether
-    Python's own disassembler reads it; whether each of the original instructions is still there
-    with its position, in order; and whether no position is new.
+    Checked are: the stack depth on every path against the code object's `co_stacksize`; that
+    Python's disassembler reads the code; that it goes through the original lines in order, and has
+    no positions that the original lacks; that flags, variables and inner functions are the same.
     """
     found: list[str] = []
     entries = Bytecode.from_code(tapped, conserve_exception_block_stackdepth=True)
@@ -49,16 +53,16 @@ def faults_in(tapped: CodeType, original: CodeType) -> list[str]:
 
 
 def _codes_loaded(entries: Bytecode) -> list[CodeType]:
-    """List the functions inside where they are loaded.
+    """Return the code objects of inner functions, from the instructions that load them.
 
-    The constants are no measure: those of code that the compiler has left out stay among them.
+    `co_consts` may also hold those of dead code that the compiler has removed.
     """
     loaded = [entry.arg for entry in entries if isinstance(entry, Instr)]
     return [arg for arg in loaded if isinstance(arg, CodeType)]
 
 
 def _lines(code: CodeType) -> list[int | None]:
-    """Return the lines that the code goes through, each stretch once."""
+    """Return the lines that the code goes through, without immediate repetitions."""
     lines: list[int | None] = []
     for _, _, line in code.co_lines():
         if not lines or lines[-1] != line:

@@ -1,12 +1,17 @@
-"""What differs between the bytecodes of the Python versions: the only tests of the version.
+"""Differences between the bytecodes of CPython 3.11, 3.12 and 3.13.
 
-Two things matter most. The stack at a call is `NULL, callable, arguments` up to Python 3.12 and
-`callable, NULL, arguments` from 3.13 on. And a method call pushes two values whose meaning is
-only known when it runs (an unbound method and its object, or NULL and any other callable), by
-`LOAD_METHOD` in 3.11 and by a bit of `LOAD_ATTR` from 3.12 on; `plain_attribute` makes it the load
-of a plain attribute, after which every call has one shape.
+The other modules of this package contain no test of the version. Two differences matter most:
 
-Instructions are given as pairs of a name and an argument, `UNSET` where there is none.
+- At a call the stack is `NULL, callable, arguments` up to 3.12, and `callable, NULL, arguments`
+  from 3.13 on.
+- A method load pushes two values whose meaning is known at run time only: an unbound method and
+  its object, or NULL and another callable. It is `LOAD_METHOD` in 3.11, and a bit of `LOAD_ATTR`
+  from 3.12 on. `plain_attribute` converts it to the load of an attribute, so that all tapped calls
+  have the same stack layout.
+
+Generated instructions are pairs of a name and an argument, `UNSET` if there is none:
+
+    [("SWAP", 2), ("PUSH_NULL", UNSET), ("CALL", 0)]
 """
 
 from __future__ import annotations
@@ -21,13 +26,13 @@ from bytecode.instr import UNSET
 Pair: TypeAlias = tuple[str, Any]
 
 NULL_IS_FIRST = sys.version_info < (3, 13)
-"""Whether the NULL of a call lies below the callable, else right above it."""
+"""Whether the NULL of a call is pushed below the callable, rather than right above it."""
 
 HAS_PRECALL = sys.version_info < (3, 12)
-"""Whether `PRECALL` stands before each `CALL`, and takes the arguments for the library's count."""
+"""Whether `PRECALL` precedes each `CALL`; the library `bytecode` counts it as popping arguments."""
 
 HAS_COMPARE_TO_BOOL = sys.version_info >= (3, 13)
-"""Whether a comparison may also turn its result into a bool, for the jump after it."""
+"""Whether a bit of `COMPARE_OP` converts its result to a bool, for the jump after it."""
 
 
 def argument(instruction: Instr) -> Any:
@@ -36,21 +41,21 @@ def argument(instruction: Instr) -> Any:
 
 
 def call(count: int) -> list[Pair]:
-    """Call with a number of positional arguments; callable and NULL lie below them."""
+    """Call with `count` positional arguments, which lie above callable and NULL."""
     return [*([("PRECALL", count)] if HAS_PRECALL else []), ("CALL", count)]
 
 
 def through(function: object) -> list[Pair]:
-    """Replace the top of the stack by what a function of one argument makes of it."""
+    """Replace the value on the top of the stack by `function(value)`."""
     if NULL_IS_FIRST:
         return [("PUSH_NULL", UNSET), ("SWAP", 2), ("LOAD_CONST", function), ("SWAP", 2), *call(1)]
     return [("LOAD_CONST", function), ("SWAP", 2), ("PUSH_NULL", UNSET), ("SWAP", 2), *call(1)]
 
 
 def through_called(function: object) -> list[Pair]:
-    """Replace callable, NULL and the tuple of arguments above them by what a function of two makes.
+    """Replace callable, NULL and the tuple of arguments above them by a function's result.
 
-    The function is given the callable and the tuple.
+    The function is called with the callable and the tuple.
     """
     if NULL_IS_FIRST:
         return [("LOAD_CONST", function), ("SWAP", 3), ("SWAP", 2), *call(2)]
@@ -58,13 +63,13 @@ def through_called(function: object) -> list[Pair]:
 
 
 def called() -> list[Pair]:
-    """Call the top of the stack without arguments."""
+    """Call the value on the top of the stack without arguments."""
     below: list[Pair] = [("PUSH_NULL", UNSET)]
     return [*below, *([("SWAP", 2)] if NULL_IS_FIRST else []), *call(0)]
 
 
 def is_method_load(instruction: Instr) -> bool:
-    """Tell whether an instruction pushes a method and its object, or NULL and a callable."""
+    """Return whether an instruction pushes a method and its object, or NULL and a callable."""
     name, arg = instruction.name, argument(instruction)
     if name == "LOAD_METHOD":
         return True
@@ -73,7 +78,7 @@ def is_method_load(instruction: Instr) -> bool:
 
 
 def plain_attribute(instruction: Instr) -> list[Pair]:
-    """Load the attribute that a method load is for, with a NULL beside it."""
+    """Load the attribute of a method load as a plain attribute, and push the NULL of the call."""
     null: list[Pair] = [("PUSH_NULL", UNSET), *([("SWAP", 2)] if NULL_IS_FIRST else [])]
     arg = argument(instruction)
     if instruction.name == "LOAD_METHOD":
@@ -84,7 +89,12 @@ def plain_attribute(instruction: Instr) -> list[Pair]:
 
 
 def name_loaded(instruction: Instr, position: int) -> str | None:
-    """Return the name whose value an instruction pushes, None where it pushes no name's."""
+    """Return the name whose value an instruction pushes, None if it loads no name.
+
+    Args:
+        instruction: the instruction.
+        position: number of the value among those that it pushes, 0 for the deepest.
+    """
     name, arg = instruction.name, argument(instruction)
     if name == "LOAD_GLOBAL":
         return str(arg[1]) if isinstance(arg, tuple) else str(arg)
@@ -98,7 +108,7 @@ def name_loaded(instruction: Instr, position: int) -> str | None:
 
 
 def attribute_loaded(instruction: Instr) -> str | None:
-    """Return the name of the attribute that an instruction loads, None where it loads none."""
+    """Return the name of the attribute that an instruction loads, None if it loads none."""
     name, arg = instruction.name, argument(instruction)
     if name not in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
         return None
@@ -106,7 +116,7 @@ def attribute_loaded(instruction: Instr) -> str | None:
 
 
 def names_stored(instruction: Instr) -> Sequence[str]:
-    """Return the locals that an instruction assigns, in that order."""
+    """Return the names of the locals that an instruction assigns, in the order of assignment."""
     name, arg = instruction.name, argument(instruction)
     if name == "STORE_FAST_STORE_FAST" and isinstance(arg, tuple):
         return [_text(one) for one in arg]
@@ -116,7 +126,7 @@ def names_stored(instruction: Instr) -> Sequence[str]:
 
 
 def separate_stores(instruction: Instr) -> list[Pair]:
-    """Split an instruction that stores into ones that store one local each."""
+    """Split an instruction that stores to locals into instructions that store to one each."""
     name, arg = instruction.name, argument(instruction)
     if name == "STORE_FAST_STORE_FAST" and isinstance(arg, tuple):
         return [("STORE_FAST", arg[0]), ("STORE_FAST", arg[1])]
@@ -131,7 +141,7 @@ def comparison(arg: Any) -> str:
 
 
 def separate_bool(instruction: Instr) -> tuple[list[Pair], list[Pair]]:
-    """Split a comparison that may also make a bool of its result, for the jump after it."""
+    """Split a comparison into itself and, if it also converts its result, a `TO_BOOL`."""
     name, arg = instruction.name, argument(instruction)
     if HAS_COMPARE_TO_BOOL and name == "COMPARE_OP" and Compare(arg).name.endswith("_CAST"):
         own = Compare[Compare(arg).name.removesuffix("_CAST")]

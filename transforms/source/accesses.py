@@ -1,8 +1,15 @@
-"""The states of a block: each place where it waits for the model.
+"""The states of a block: all accesses at which it may wait for the model.
 
-They are listed from the user's own syntax tree, in the order of evaluation as far as the text
-tells it, with the path of the module where the text spells it out. What the runtime does with a
-path is to know beforehand which modules a block can ask for.
+The states are listed from the user's syntax tree, in the order of evaluation as far as the text
+determines it. In
+
+    hidden = model.transformer.h[3].output
+    model.lm_head.output = f(hidden)
+
+they are a read of `model.transformer.h[3].output` and a write of `model.lm_head.output`. A state
+has the path of its module if the text spells it out; the runtime uses the paths to know in advance
+which modules a block can ask for. A computed index is None in the path, and a computed module
+(`pick(model).output`) has no root.
 """
 
 from __future__ import annotations
@@ -14,7 +21,7 @@ from dataclasses import dataclass
 from ..requests import PORTS, READ, SKIP, WRITE
 
 PathItem = str | int | None
-"""An attribute name, an index, or None for an index that is computed."""
+"""An attribute name, an index, or None for a computed index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +33,9 @@ class State:
         line: line in the user's file.
         column: column in bytes, from 0.
         text: the source text of the access.
-        kind: `"read"`, `"write"`, or `"skip"` of an operation that is spelled out.
-        port: `"output"`, `"input"`, `"inputs"`, `"result"` or `"skip"`.
-        root: the name the path starts from, None where the module is computed.
+        kind: `"read"`, `"write"`, or `"skip"` of an operation whose path is spelled out.
+        port: one of `requests.PORTS`, or `"skip"`.
+        root: the name the path starts from, None if the module is computed.
         path: attribute names and indices from the root to the module.
     """
 
@@ -43,7 +50,7 @@ class State:
 
 
 def static_path(node: ast.expr) -> tuple[str, tuple[PathItem, ...]] | None:
-    """Split `model.h[3].mlp` into `("model", ("h", 3, "mlp"))`; None for what is computed."""
+    """Split `model.h[3].mlp` into `("model", ("h", 3, "mlp"))`; None for other expressions."""
     path: list[PathItem] = []
     while not isinstance(node, ast.Name):
         if isinstance(node, ast.Attribute) and node.attr not in PORTS:
@@ -84,10 +91,10 @@ def _targets(statement: ast.stmt) -> Sequence[ast.expr]:
 
 
 def _skipped(node: ast.AST) -> ast.Attribute | None:
-    """Return `m.source.op.skip` of a call of it.
+    """Return the node `m.source.op.skip` if `node` is a call of it, else None.
 
-    A module's skip needs no state: the call of a module is seen in any case, that of an operation
-    only where it is expected.
+    The skip of a module needs no state, since the calls of modules are always intercepted; an
+    operation is intercepted only if a state asks for it.
     """
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return None
@@ -111,7 +118,7 @@ def _accesses(body: Sequence[ast.stmt]) -> Iterator[tuple[tuple[int, ...], ast.A
         for node in ast.walk(statement):
             skipped = _skipped(node)
             if skipped is not None:
-                # once its value is there
+                # a skip takes effect at the end of its call, when its argument has been evaluated
                 end = node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
                 yield (end[0] or 0, end[1] or 0, 1), skipped, SKIP
             elif isinstance(node, ast.Attribute) and node.attr in PORTS:

@@ -1,4 +1,7 @@
-"""The syntax that passes put into a block: requests, assignments, calls, built as libcst nodes."""
+"""Constructors for generated syntax: requests, assignments and calls, as `libcst` nodes.
+
+The docstring of each function is the text that it generates, where that is one line.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def call(function: cst.BaseExpression, *args: cst.BaseExpression) -> cst.Call:
 
 
 def enclosed(node: cst.BaseExpression) -> cst.BaseExpression:
-    """Put parentheses around what needs them to stand as one of several items."""
+    """Parenthesise an expression that could not be an argument or a tuple element without."""
     if isinstance(node, (cst.Tuple, cst.NamedExpr, cst.Yield)) and not node.lpar:
         return node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     return node
@@ -42,7 +45,7 @@ def enclosed(node: cst.BaseExpression) -> cst.BaseExpression:
 def request(
     verb: str, *operands: cst.BaseExpression | cst.BaseElement, statement: bool = False
 ) -> cst.Yield:
-    """`(yield ("verb", operands, ...))`, without the outer parentheses as a statement."""
+    """`(yield ("verb", operands, ...))`; with `statement`, without the outer parentheses."""
     elements = [
         operand if isinstance(operand, cst.BaseElement) else cst.Element(enclosed(operand))
         for operand in (string(verb), *operands)
@@ -86,21 +89,21 @@ def function(
 
 
 def expression(node: object) -> cst.BaseExpression:
-    """Return a node that is known to be an expression, as one."""
+    """Narrow the type of a node that must be an expression."""
     if not isinstance(node, cst.BaseExpression):
         raise TypeError(f"{type(node).__name__} is no expression")
     return node
 
 
 def target(node: object) -> cst.BaseAssignTargetExpression:
-    """Return a node that is known to be a target of an assignment, as one."""
+    """Narrow the type of a node that must be the target of an assignment."""
     if not isinstance(node, cst.BaseAssignTargetExpression):
         raise TypeError(f"{type(node).__name__} is no target")
     return node
 
 
 def statements_of(suite: cst.BaseSuite) -> list[cst.BaseStatement]:
-    """Return the statements of a suite, of a one-line one too."""
+    """Return the statements of a suite, which may be on the line of its header."""
     if isinstance(suite, cst.SimpleStatementSuite):
         return [cst.SimpleStatementLine(suite.body)]
     return list(cst.ensure_type(suite, cst.IndentedBlock).body)

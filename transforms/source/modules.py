@@ -1,6 +1,8 @@
-"""Blocks of a whole module, lowered before it runs.
+"""Ahead-of-time lowering: rewrite all blocks of a module before it runs.
 
-This:
+The import hook compiles modules with `rewrite_module`. Compared to a block in a plain script
+(`live_frames`), the entry of a rewritten block needs no lookup of its text, no trace function and
+no write access to a live frame. This:
 
     with model.trace("Hello") as tracer:
         hidden = model.transformer.h[0].output.save()
@@ -28,10 +30,17 @@ becomes, in the module's syntax tree:
         with _nns_block as tracer:
             hidden = model.transformer.h[0].output.save()
 
-The second branch is for the `trace` of some other library, which keeps its meaning; it also keeps
-the block's names in the function's own tables, so that closures over them are as they were. A
-block that cannot be lowered is left as it stands, and is refused when it is entered, as in a
-plain script.
+The `else` branch is for the `trace` method of another library, whose meaning is unchanged. It also
+keeps the block's names in the symbol table of the enclosing function, so that closures over them
+work as before.
+
+`_nns_names` holds the values of the names that the program reads; if one of them is unbound, it is
+None, and the runtime looks at the frame instead. `_nns_left` maps the names bound by the block to
+their values, and None to an exception to be raised after the names are bound. The exception's
+traceback refers to this frame, so the frame must drop its reference to the exception.
+
+A block that cannot be lowered is left unchanged, and refused when it is entered, as in a plain
+script.
 """
 
 from __future__ import annotations
@@ -64,7 +73,7 @@ _NAMES = "_nns_names"
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """A function, class or module that statements stand in."""
+    """The function, class or module around some statements."""
 
     name: str
     locals: frozenset[str]
@@ -79,6 +88,7 @@ class _Rewriter(ast.NodeTransformer):
         self._lines = lines
         self._flags = future_flags(code)
         self._functions = dict(_function_names(code))
+        # the scopes and functions around the visited node, innermost last
         self._scopes = [_Scope("<module>", frozenset(), False, None)]
         self._enclosing: list[ast.AST] = []
         self.programs: list[Program] = []
@@ -163,7 +173,7 @@ def _opens_block(item: ast.withitem) -> bool:
 
 
 def _names_read(program: Program) -> frozenset[str] | None:
-    """Return the names that a run has to look at, None where it takes the frame's anyway."""
+    """Return the names whose values a run needs, None if it needs the whole frame anyway."""
     known = program.plain
     if known is None or program.children or program.looks_outside:
         return None
@@ -189,7 +199,7 @@ def _replacement(
     lines += [
         f"    {_FAILURE} = {_LEFT}.get(None)",
         f"    del {_LEFT}, {_BLOCK}" + (f", {_NAMES}" if read else ""),
-        # its traceback has this frame, which must not refer back to it
+        # the traceback refers to this frame, so the frame must not keep the exception
         "    try:",
         f"        if {_FAILURE} is not None: raise {_FAILURE}",
         f"    finally: del {_FAILURE}",
@@ -229,7 +239,10 @@ def _placed(node: _Node, like: ast.AST) -> _Node:
 
 
 def _function_names(code: CodeType) -> Mapping[tuple[str, int], frozenset[str]]:
-    """Collect the local names of all functions of a module, by name and first line."""
+    """Collect the local names of all functions of a module, by function name and first line.
+
+    Functions that share name and first line are merged, which may only add names.
+    """
     found: dict[tuple[str, int], frozenset[str]] = {}
     todo = [code]
     while todo:
@@ -244,12 +257,16 @@ def _function_names(code: CodeType) -> Mapping[tuple[str, int], frozenset[str]]:
 def rewrite_module(source: str, filename: str) -> tuple[ast.Module, tuple[Program, ...]]:
     """Lower all blocks of a module.
 
+    Args:
+        source: the text of the module.
+        filename: its file name, for tracebacks.
+
     Returns:
         The module's tree with each block replaced, and the programs. The tree expects the module
         `nnsight_dsl.blocks.support` under the name `_nns`, and the programs under `_nns_programs`.
 
     Raises:
-        SyntaxError: the source is no Python.
+        SyntaxError: the source does not parse.
     """
     tree = ast.parse(source, filename)
     code = compile(tree, filename, "exec", dont_inherit=True)

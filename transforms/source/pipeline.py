@@ -1,17 +1,33 @@
-"""Lowering: from the text of one `with` statement to its program.
+"""Lowering: compile the text of one `with` statement to its program.
 
-The text is parsed once by `ast` (which judges whether it is Python at all, and from which the
-states are listed) and once by `libcst` (which is rewritten). The passes run in this order:
+The text is parsed twice: by `ast`, which decides whether it is valid Python and from which the
+accesses are listed, and by `libcst`, whose tree the passes rewrite. For example
 
-1. blocks: inner blocks are cut out, so that the rest concerns this block alone;
-2. comprehensions: they turn expressions into functions, in which the later passes then work;
-3. steps: a `with` over steps becomes a loop, so that what follows sees one form;
-4. shared names: before the reads, whose statements they precede;
-5. writes: before the reads, since a write may leave a load for them;
-6. reads;
-7. saves, which are calls and no requests, and apply everywhere.
+    with model.trace("Hello"):
+        h = model.transformer.h[3].output
 
-Calls that look at their own frame come before all; `return`, in a function, after the blocks.
+becomes
+
+    def block(model):
+        h = (yield ("read", model.transformer.h[3], "output"))
+        yield ("end",)
+
+The passes run in this order:
+
+1. frame calls (`super()`, `locals()`) and names rebound by other functions, in the user's text as
+   it is written;
+2. blocks: inner blocks are cut out, so that later passes see this block only;
+3. comprehensions: they turn expressions into functions, in which the later passes then work;
+4. steps: a `with` over steps becomes a loop, so that later passes see one form;
+5. shared names: before the reads, because a fetch goes in front of the statement that reads;
+6. `return`, in a function or a last block;
+7. writes: before the reads, since a write may leave a load for them;
+8. reads;
+9. saves, which are calls rather than requests, and apply in nested functions too.
+
+The rewritten tree is printed, parsed by `ast`, given the positions of the user's text (see
+`spans.py`) and compiled. `refuse_unsupported` runs first of all, so a construct that cannot be
+lowered is reported before anything is rewritten.
 """
 
 from __future__ import annotations
@@ -28,6 +44,7 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 
 from .. import names, requests
 from ..asserts import rewrite_asserts
+from ..errors import InternalError
 from ..program import Program
 from ..recipes import write_recipe
 from ..spans import Origins, Span, relocate
@@ -55,7 +72,11 @@ _FOR = re.compile(r"\bfor\b")
 
 @dataclass(slots=True)
 class _Unit:
-    """One block on its way: its function, its inner blocks, what it shares."""
+    """A block being lowered: its function so far, its inner blocks and its shared names.
+
+    `function` is replaced by each pass; the sets of names and `params` are filled in by
+    `_share_names`, `_finish` and `_choose_params`.
+    """
 
     label: str
     body: list[ast.stmt]
@@ -76,16 +97,16 @@ def lower_block(node: ast.With, item: int, around: Surroundings) -> Program:
     Args:
         node: the statement, with positions in `around.lines`.
         item: index of the item that opens the block; later items belong to the block.
-        around: where the statement stands.
+        around: the context of the statement.
 
     Raises:
-        UnsupportedSyntaxError: the block holds a construct that no program can express.
+        UnsupportedSyntaxError: the block contains a construct that cannot be lowered.
     """
     is_alone = item + 1 == len(node.items)
     user_body: list[ast.stmt] = list(node.body)
     if not is_alone:
         user_body = [ast.copy_location(ast.With(node.items[item + 1 :], node.body), node)]
-    # before libcst, which does not know all that is refused
+    # before libcst, whose parser does not accept all syntax that is refused here
     refuse_unsupported(user_body, around.filename, around.lines, is_last=around.is_last)
     outer, origins, text = _parsed(node, around)
     statement = cst.ensure_type(outer, cst.With)
@@ -106,10 +127,10 @@ def lower_function(node: ast.FunctionDef, around: Surroundings) -> Program:
 
     Args:
         node: the function, with positions in `around.lines`.
-        around: where the body stands; `locals` are the arguments and the names of closures.
+        around: the context of the body; `locals` are the arguments and the free variables.
 
     Raises:
-        UnsupportedSyntaxError: the function holds a construct that no program can express.
+        UnsupportedSyntaxError: the function contains a construct that cannot be lowered.
     """
     refuse_unsupported(node.body, around.filename, around.lines, may_return=True)
     outer, origins, text = _parsed(node, around)
@@ -123,7 +144,7 @@ def lower_function(node: ast.FunctionDef, around: Surroundings) -> Program:
 def _parsed(
     node: ast.With | ast.FunctionDef, around: Surroundings
 ) -> tuple[cst.BaseStatement, Origins, str]:
-    """Parse the text of one statement, and note where its nodes stand in the file."""
+    """Parse the text of one statement, and record the position of each node in the file."""
     first, last = node.lineno, node.end_lineno or node.lineno
     text = "\n".join(around.lines[first - 1 : last]) + "\n"
     shift = first - 1
@@ -150,12 +171,12 @@ def _unit(
     text: str,
     around: Surroundings,
 ) -> _Unit:
-    """Run the passes over one block, and over the blocks inside it."""
+    """Run the first passes over one block and over the blocks inside it; see `_finish`."""
     function = emit.function(label, [], body)
     origins.keep(function, span)
     if any(call in text for call in ("super", "locals", "vars")):
         function = _visited(function, FrameCalls(origins, around.first_argument))
-    # a name that the block binds itself is the block's own
+    # a name that the block binds is local to the block, so it is not looked up outside
     rebound = around.rebound - bindings(*body)
     if rebound:
         function = _visited(function, ReboundNames(origins, rebound))
@@ -193,7 +214,7 @@ def _child_units(
     for number, child in enumerate(found):
         span = origins.span_of(child.origin)
         if span is None:
-            raise AssertionError("an inner block has lost its position")
+            raise InternalError("an inner block has lost its position")
         user_node = bodies[span.line, span.end_line]
         units.append(
             _unit(
@@ -217,7 +238,11 @@ def _share_names(
     bound_outside: set[str],
     origins: Origins,
 ) -> None:
-    """Let each invoke fetch the names that earlier ones bind, and those publish them."""
+    """Add the requests by which invokes share names: `bind` in the earlier, `name` in the later.
+
+    A name is waited for (`waits_for`) only if a single earlier invoke binds it, and binds it once;
+    otherwise no one value is meant, and the name is `unsynchronised` if some binding repeats.
+    """
     bodies = [emit.statements_of(unit.function.body) for unit in units]
     bound = [bindings(*body) for body in bodies]
     needed: list[frozenset[str]] = []
@@ -263,7 +288,7 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -
     _finish(unit, origins, around.class_name)
     _choose_params(unit, around.locals)
     functions = _functions(unit, origins)
-    # under names of ours, since a user's block may well speak of a `block` of their own
+    # under prefixed names, since the user's block may use a name such as `block`
     hidden = [
         one.with_changes(name=emit.name(f"{names.PREFIX}{one.name.value}")) for one in functions
     ]
@@ -272,7 +297,7 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -
     factory = emit.function(_FACTORY, names.INJECTED, hidden)
     module = cst.Module([factory])
     if around.class_name is not None:
-        # private names (__x) are mangled by the class that the code stands in
+        # compiled inside a class of that name, so that private names (__x) are mangled
         module = cst.Module([cst.ClassDef(cst.Name(around.class_name), emit.block([factory]))])
     wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
     positions = wrapper.resolve(PositionProvider)
@@ -295,12 +320,12 @@ def _program(unit: _Unit, origins: Origins, around: Surroundings, recipe: str) -
 
 
 def _finish(unit: _Unit, origins: Origins, class_name: str | None) -> None:
-    """Run the passes that need the names to be settled."""
+    """Run the passes that come after the sharing of names, children first."""
     for child in unit.children:
         _finish(child, origins, class_name)
     for rewrite in (Writes(origins), Reads(origins), Saves(origins)):
         unit.function = _visited(unit.function, rewrite)
-    # a function is a generator only if a yield stands in it; the last request ends the block
+    # a function without a yield is not a generator, so the end of the block is a request too
     end = emit.statement(emit.request(requests.END, statement=True))
     origins.keep(end, unit.origin)
     body = [*emit.statements_of(unit.function.body), end]
@@ -321,7 +346,7 @@ def _choose_params(unit: _Unit, outer: frozenset[str]) -> None:
 def _functions(unit: _Unit, origins: Origins) -> list[cst.FunctionDef]:
     guards = []
     for name in unit.params:
-        # a name around the block need not be bound yet: then it is not bound in the block either
+        # a name around the block may be unbound: then it is unbound in the block as well
         test = cst.Comparison(
             emit.name(name), [cst.ComparisonTarget(cst.Is(), emit.name(names.MISSING_NAME))]
         )
@@ -347,7 +372,7 @@ def _built(
     recipe: str,
     numbers: Iterator[int],
 ) -> Program:
-    number = next(numbers)  # before its children take theirs, as in `all_programs`
+    number = next(numbers)  # before the children take theirs: preorder, as in `all_programs`
     children = tuple(
         _built(child, around, codes, texts, recipe, numbers) for child in unit.children
     )
@@ -383,7 +408,7 @@ def _visited(function: cst.FunctionDef, rewrite: cst.CSTTransformer) -> cst.Func
 
 
 class _RootFunction(cst.CSTTransformer):
-    """Hand a function's body to a pass, which by itself would not enter a function."""
+    """Apply a pass to the body of a function, since a pass by itself does not enter functions."""
 
     def __init__(self, rewrite: cst.CSTTransformer) -> None:
         super().__init__()
@@ -413,7 +438,7 @@ def _text(function: cst.FunctionDef) -> str:
 
 
 def _function_codes(code: CodeType) -> dict[str, CodeType]:
-    """Find the code objects of the blocks below a compiled module."""
+    """Return the code objects of the blocks in a compiled module, by function name."""
     inside = {const.co_name: const for const in code.co_consts if isinstance(const, CodeType)}
     if _FACTORY not in inside:
         (code,) = inside.values()
@@ -423,7 +448,7 @@ def _function_codes(code: CodeType) -> dict[str, CodeType]:
 
 
 def _renamed(code: CodeType, name: str) -> CodeType:
-    """Give a code object, and the scopes generated in it, the names that Python gives them."""
+    """Rename a code object to the user's function, and generated scopes to `<listcomp>` etc."""
     consts = tuple(
         _renamed(const, label_of(const.co_name) or const.co_name)
         if isinstance(const, CodeType)
@@ -439,7 +464,7 @@ _STATE_CALLS = frozenset(
 
 
 def _state_blocks(body: Sequence[ast.stmt]) -> tuple[tuple[int, int], ...]:
-    """Collect the lines of the `with` statements that set a state of torch."""
+    """Collect the line ranges of the `with` statements that set a torch mode, as `no_grad` does."""
     return tuple(
         (node.lineno, node.end_lineno or node.lineno)
         for statement in body
@@ -455,7 +480,7 @@ def _state_blocks(body: Sequence[ast.stmt]) -> tuple[tuple[int, int], ...]:
 
 
 def _first_items(body: Sequence[ast.stmt]) -> frozenset[int]:
-    """Collect the lines on which `<anything>.output[0]` stands."""
+    """Collect the lines that contain `<anything>.output[0]`."""
     return frozenset(
         node.lineno
         for statement in body
@@ -469,7 +494,7 @@ def _first_items(body: Sequence[ast.stmt]) -> frozenset[int]:
 
 
 def _saved_names(body: Sequence[ast.stmt]) -> frozenset[str]:
-    """Collect the names that are assigned straight from a call named `save`."""
+    """Collect the names that are assigned directly from a call named `save`."""
     found: set[str] = set()
     for statement in body:
         for node in ast.walk(statement):

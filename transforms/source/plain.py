@@ -1,15 +1,24 @@
-"""Which blocks evidently touch model values nowhere but where their text says so.
+"""Plain blocks: blocks that access model values only where their text says so.
 
-A call can do anything: a property of somebody's class, a callback, a helper may read `.output`
-in a frame that was not lowered. Such a frame can only wait if it has a stack of its own, which
-costs more than a microsecond each time the machine is advanced. A block that is *plain* does
-without: every operation in it is one that is known, by its name or by the type of the values it
-starts from, to run no code that could touch a model value.
+A call can run arbitrary code: a property of a user's class, a callback or a helper function may
+read `.output` in a frame that was not lowered. Such a frame can wait only on a separate stack (a
+greenlet), and switching stacks costs more than a microsecond each time the machine is advanced. A
+*plain* block avoids that cost: every operation in it is known, by its name or by the type of its
+operands, not to run code that could access a model value.
 
-The text alone cannot tell what a name stands for. So a plain block comes with what the runtime has
-to look at before it believes this: the values of names (`Plain.roots`), what is found by a path
-from them (`Plain.paths`), and names that no class of a user's may define (`Plain.named`). What the
-model hands to a block is looked at as it comes (see `nnsight_dsl.runtime.values.known_types`).
+    hidden = model.transformer.h[3].output      # plain: a port, and methods of tensors
+    scores = (hidden @ direction).softmax(-1)
+
+    helper(model)                               # not plain: the function may read anything
+
+The text alone does not determine the value of a name. So a plain block comes with conditions,
+which the runtime checks as guards before it relies on them: the types of the values of names
+(`Plain.roots`), the objects found along paths from them (`Plain.paths`), and attributes that no
+user class may define (`Plain.named`). Values that come from the model are checked when they
+arrive (see `nnsight_dsl.runtime.values.known_types`).
+
+If this analysis is too strict, a block is slower; if it were too lax, a hidden access would have
+no stack to wait on. So an unknown construct is never plain.
 """
 
 from __future__ import annotations
@@ -48,7 +57,7 @@ _METHODS = frozenset(
 )
 _REQUESTING = frozenset(("skip stop next iter all barrier invoke trace generate source").split())
 ATTRIBUTES = _TENSOR_ATTRIBUTES | _METHODS
-"""Attributes that are known on tensors, containers and texts."""
+"""Attributes of tensors, containers and strings that are known to run no user code."""
 
 _PRINTING = frozenset({"print", "str"})
 _SHOWN = frozenset({"extra_repr", "__repr__", "__str__"})
@@ -64,20 +73,20 @@ _EXPRESSIONS = (
 
 
 Path: TypeAlias = tuple[str, tuple[PathItem, ...], bool]
-"""A name, the attributes and indices from it on, and whether what is there is called."""
+"""A name, the attributes and indices that follow it, and True if the result is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A block whose text names nothing unknown, provided that its names are what they seem.
+    """The conditions under which a block is plain.
 
     Attributes:
         roots: names whose values must be of known types.
-        paths: what is looked up from them, which must run no code of a user's.
-        named: attributes of values that the text cannot tell from places of the model, so that no
-            module may have such an attribute from a user's class.
-        makes_cache: whether a cache may be made, which is shown modules that the text does not
-            name.
+        paths: lookups that start from them and must run no user code.
+        named: attributes of values that, by the text, may be places of the model; no module may
+            have such an attribute from a user's class.
+        makes_cache: True if the block may make a cache, which records modules that the text does
+            not name.
     """
 
     roots: frozenset[str]
@@ -89,11 +98,11 @@ class Plain:
 def plain_of(
     body: Sequence[ast.stmt], fetched: frozenset[str], params: frozenset[str] = frozenset()
 ) -> Plain | None:
-    """Return what has to hold for a block to be plain, or None if it cannot be.
+    """Return the conditions under which a block is plain, None if it cannot be.
 
     Args:
         body: the statements of the block.
-        fetched: names that come from other blocks, whose values are looked at as they come.
+        fetched: names shared by other blocks, whose values are checked when they arrive.
         params: names that the block may read before it binds them.
     """
     found = _Found()
@@ -105,7 +114,7 @@ def plain_of(
             if isinstance(node, ast.stmt):
                 if is_backward_block(node) or _is_invoke_block(node):
                     call = cast("ast.Call", node.items[0].context_expr)
-                    # lowering turns these into requests, so that only what they are given counts
+                    # lowering turns these calls into requests, so only their arguments matter
                     if any(keyword.arg is None for keyword in call.keywords):
                         return None
                     opened |= {call, call.func}
@@ -139,12 +148,12 @@ def _attributes(items: Sequence[PathItem]) -> set[str]:
 
 
 class _Found:
-    """What has been found in the expressions of a block.
+    """The conditions collected from the expressions of a block.
 
     Attributes:
         paths: attributes and calls that start from a name.
-        named: attributes of values that may be places.
-        makes_cache: whether `.cache` is named.
+        named: attributes of values that may be places of the model.
+        makes_cache: True if `.cache` is mentioned.
     """
 
     def __init__(self) -> None:
@@ -153,7 +162,7 @@ class _Found:
         self.makes_cache = False
 
     def is_known(self, node: ast.expr) -> bool:
-        """True if an expression is known, provided that what has been noted is as it seems."""
+        """True if an expression is known under the collected conditions."""
         if isinstance(node, ast.Attribute):
             self.makes_cache |= node.attr == "cache"
             if node.attr in PORTS:
@@ -166,19 +175,19 @@ class _Found:
         function = node.func
         if isinstance(function, ast.Name):
             if function.id in _PRINTING:
-                # what is printed may be a place, and shows the module behind it
+                # a printed value may be a place of the model, whose text is made by its module
                 self.named |= _SHOWN
             return function.id in _BUILTINS and hasattr(builtins, function.id)
         if not isinstance(function, ast.Attribute) or function.attr in _REQUESTING:
             return False
         if function.attr.startswith("set_"):
-            # torch.set_grad_enabled(False) and the like set what has to be kept from the model
+            # torch.set_grad_enabled(False) etc. set state that must not leak into the model
             return False
         return self._is_known_attribute(function, called=True)
 
     def _is_known_attribute(self, node: ast.Attribute, *, called: bool) -> bool:
         if called and node.attr == "save":
-            # lowering makes a call of ours of it, which looks up nothing but a type's own `save`
+            # lowered to the injected `save`, which looks up only the `save` of the value's type
             return True
         found = static_path(node)
         if found is not None:
@@ -192,7 +201,7 @@ class _Found:
 
 
 def _is_of_value(node: ast.expr) -> bool:
-    """True if an expression is taken from what a port holds, which is looked at as it comes."""
+    """True if an expression is part of a port's value, whose type is checked when it arrives."""
     while True:
         if isinstance(node, ast.Attribute):
             if node.attr in PORTS:
@@ -207,12 +216,12 @@ def _is_of_value(node: ast.expr) -> bool:
 
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:
-    """Tell whether a statement is `with <anything>.backward(...):` and no more."""
+    """Return whether a statement is `with <anything>.backward(...):` and no more."""
     return _opens(node, "backward") and node.items[0].optional_vars is None
 
 
 def _is_invoke_block(node: ast.AST) -> TypeGuard[ast.With]:
-    """Tell whether a node is `with <anything>.invoke(...):` and no more."""
+    """Return whether a node is `with <anything>.invoke(...):` and no more."""
     return _opens(node, "invoke")
 
 
@@ -227,9 +236,9 @@ def _opens(node: ast.AST, method: str) -> TypeGuard[ast.With]:
 
 
 def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
-    """Iterate over a statement and what is in it, but for the bodies of invokes.
+    """Iterate over a statement and its nodes, except the bodies of invokes.
 
-    These are programs of their own.
+    Those are separate programs.
     """
     todo: list[ast.AST] = [statement]
     while todo:
@@ -239,7 +248,7 @@ def _own_nodes(statement: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _is_lowered(body: Sequence[ast.stmt]) -> bool:
-    """Tell whether every access of a block becomes a request, so that none has to be carried."""
+    """Return whether every access of a block is lowered to a request, so that none is carried."""
     plain_targets: set[ast.expr] = set()
     loops: set[ast.expr] = set()
     for statement in body:
@@ -280,9 +289,9 @@ _KNOWN_ROOTS = frozenset({"torch", "math", "np", "numpy", "F", "operator"})
 
 
 def is_known_expression(node: ast.expr) -> bool:
-    """Tell whether an expression calls nothing but operations known by their names.
+    """Return whether an expression calls only operations that are known by their names.
 
-    No value is looked at: `torch` is taken for what it is called.
+    For the linter, which has no values: a name such as `torch` is taken for the module.
     """
     for below in ast.walk(node):
         if not isinstance(below, ast.expr):

@@ -1,9 +1,17 @@
-"""Which names a lowered block reads, binds, and may read before it binds them.
+"""Name analysis: the names a block reads, binds, and may read before it binds them.
 
-A block becomes a function, so each name that it binds becomes a local of that function. A local
-that may be read before its first binding has to start with the value that the name has outside
-(`x = x + 1`), and so becomes a parameter; so does each name of the enclosing function. Names
-that are global outside stay global inside.
+A lowered block is a function, so every name that it binds becomes a local of that function. This
+would break
+
+    x = x + 1
+
+where `x` has a value before the block. So a local that may be read before its first binding
+becomes a parameter, which starts with the outside value; so does every name of the enclosing
+function that the block reads. Names that are global outside stay global inside.
+
+The analysis is conservative: code that may not run (a branch, the body of a loop) can read a name,
+but does not bind it for certain. A name that is taken for read first without need costs one
+parameter; one that is missed raises `UnboundLocalError` in the block.
 """
 
 from __future__ import annotations
@@ -25,9 +33,9 @@ class Names:
     Attributes:
         bound: names the block binds.
         read: names the block, or a function in it, reads from outside.
-        read_first: names that are bound, and may be read before they are.
-        cut_off: names that are bound in the body of a `with`, and read outside of it: it may not
-            have come to its end, as that of `contextlib.suppress(...)`.
+        read_first: bound names that may be read before they are bound.
+        cut_off: names that are bound in the body of a `with` and read outside it. A context
+            manager such as `contextlib.suppress(...)` may end the body early and go on.
     """
 
     bound: frozenset[str] = frozenset()
@@ -37,7 +45,7 @@ class Names:
 
 
 def mangled(name: str, class_name: str | None) -> str:
-    """Return the name that `__name` stands for in the body of a class."""
+    """Apply the mangling of private names (`__name`) in the body of a class."""
     if class_name is None or not name.startswith("__") or name.endswith("__"):
         return name
     return f"_{class_name.lstrip('_')}{name}" if class_name.strip("_") else name
@@ -47,14 +55,14 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
     """Analyse the names of a function without parameters, given as text.
 
     Args:
-        function_text: the function, which stands at the top level of the text.
-        class_name: the class it stands in, whose private names are mangled.
+        function_text: the definition of the function, at the top level of the text.
+        class_name: the enclosing class, for the mangling of private names; None if there is none.
     """
     table = symtable.symtable(function_text, "<block>", "exec").get_children()[0]
     tree = ast.parse(function_text).body[0]
     body = tree.body if isinstance(tree, ast.FunctionDef) else []
     local = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_local()}
-    # from Python 3.12 on a function's table also lists what its comprehensions bind (PEP 709)
+    # from CPython 3.12 on a function's table includes its comprehensions' variables (PEP 709)
     local -= _loop_names(body) - {name for node in body for name in _stored(node)}
     bound = frozenset(name for name in local if not is_ours(name))
     read: set[str] = set()
@@ -75,11 +83,11 @@ def names_of(function_text: str, class_name: str | None = None) -> Names:
 
 
 def rebound_beside(node: ast.AST, enclosing: Sequence[ast.AST]) -> frozenset[str]:
-    """Collect names that functions beside a statement declare `nonlocal`, and so may rebind.
+    """Collect the names that functions outside a statement declare `nonlocal`, and so may rebind.
 
     Args:
         node: the statement.
-        enclosing: what it stands in, from the outermost on.
+        enclosing: the nodes around it, outermost first.
     """
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     outermost = next((one for one in enclosing if isinstance(one, functions)), None)
@@ -87,7 +95,7 @@ def rebound_beside(node: ast.AST, enclosing: Sequence[ast.AST]) -> frozenset[str
 
 
 def nonlocals_in(function: ast.AST, statement: ast.AST) -> frozenset[str]:
-    """Collect the names declared `nonlocal` in a function, outside of one statement in it."""
+    """Collect the names declared `nonlocal` in a function, except inside one statement of it."""
     inside = set(map(id, ast.walk(statement)))
     return frozenset(
         name
@@ -129,14 +137,14 @@ def _loaded(node: ast.AST) -> Iterator[str]:
 
 
 def _is_of_torch(context: ast.expr) -> bool:
-    """Tell whether a context manager is torch's, of which none swallows an error."""
+    """Return whether a context manager is one of torch's, none of which swallows an error."""
     while isinstance(context, (ast.Call, ast.Attribute)):
         context = context.func if isinstance(context, ast.Call) else context.value
     return isinstance(context, ast.Name) and context.id == "torch"
 
 
 def _stored(node: ast.AST) -> Iterator[str]:
-    """List the names that a statement binds, but for the loop variables of comprehensions."""
+    """Yield the names that a statement binds, except the loop variables of comprehensions."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             yield node.name
@@ -166,7 +174,7 @@ def _all_mangled(names: frozenset[str], class_name: str | None) -> frozenset[str
 
 
 class _Use(Enum):
-    """What running some code does to a name first, as far as the text tells."""
+    """The first use of a name by some code, as far as the text determines it."""
 
     NONE = 0
     READS = 1
@@ -178,12 +186,17 @@ def _may_read_first(body: Sequence[ast.stmt], name: str) -> bool:
 
 
 def first_use(nodes: Iterable[ast.AST | None], name: str) -> str | None:
-    """Tell what code does to a name first, `"reads"` or `"binds"`; None if neither for certain."""
+    """Return the first use of a name in some code.
+
+    Returns:
+        `"reads"` if the code may read the name before it binds it, `"binds"` if it is certain to
+        bind it first, None otherwise.
+    """
     return {_Use.READS: "reads", _Use.BINDS: "binds"}.get(_use_in(nodes, name))
 
 
 def _use_in(nodes: Iterable[ast.AST | None], name: str) -> _Use:
-    """Look at code in the order in which it runs; what runs perhaps does not bind for sure."""
+    """Return the first certain binding, or possible read, of a name in nodes in running order."""
     for node in nodes:
         use = _Use.NONE if node is None else _use(node, name)
         if use is not _Use.NONE:
@@ -238,7 +251,7 @@ def _use(node: ast.AST, name: str) -> _Use:
             arguments = node.args
             use = _use_in([*arguments.defaults, *arguments.kw_defaults], name)
             own = {below.arg for below in ast.walk(arguments) if isinstance(below, ast.arg)}
-            # what its body binds is its own
+            # names bound in its body are local to it
             is_other = use is not _Use.NONE or name in own
             return use if is_other or not _mentions(node.body, name) else _Use.READS
         case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
@@ -284,7 +297,8 @@ def _loop_use(node: ast.For | ast.AsyncFor, name: str) -> _Use:
     if first is not _Use.NONE:
         return first
     target = _use(node.target, name)
-    # the body runs with the target bound; what follows may find it unbound, if there was no item
+    # the body runs with the target bound; code after the loop may find it unbound, if the iterable
+    # was empty
     body = _Use.NONE if target is _Use.BINDS else _use_in(node.body, name)
     rest = _use_in(node.orelse, name)
     return _Use.READS if _Use.READS in (body, rest) else _Use.NONE
@@ -293,7 +307,10 @@ def _loop_use(node: ast.For | ast.AsyncFor, name: str) -> _Use:
 def _perhaps(
     first: Sequence[ast.AST], parts: Sequence[Sequence[ast.AST | None]], name: str
 ) -> _Use:
-    """Code of which some parts may not run: it may read a name, and binds none for sure."""
+    """Return the use of a name by code whose `first` part always runs and whose `parts` may not.
+
+    The parts may read the name, and never bind it for certain.
+    """
     certain = _use_in(first, name)
     if certain is not _Use.NONE:
         return certain

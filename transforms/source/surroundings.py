@@ -1,4 +1,9 @@
-"""What lowering a block takes beside its statement: where it stands, and among which names."""
+"""The context of a block that lowering needs besides its statement: file, enclosing scope, flags.
+
+The statement alone does not determine its program: `x` is a parameter if it is local to the
+enclosing function, and a global lookup otherwise. Ahead-of-time lowering, live frames and recipes
+each gather the same facts from another source.
+"""
 
 from __future__ import annotations
 import __future__
@@ -10,7 +15,7 @@ from types import CodeType
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What is known about the place where a block stands.
+    """The context of one block.
 
     Attributes:
         filename: file name for tracebacks.
@@ -18,12 +23,14 @@ class Surroundings:
         name: name of the enclosing function, `<module>` at the top level.
         locals: names that are local to the enclosing function.
         is_function: False at module level, in a class body and in `exec`.
-        class_name: class that the code stands in, for the mangling of private names.
-        flags: the `__future__` features of the file, as `compile` takes them.
-        rebound: names that a function beside the block may rebind while the block runs.
-        is_last: whether the block is the last statement of the enclosing function.
-        rewrites_asserts: whether pytest has rewritten the asserts around, for this process.
+        class_name: innermost enclosing class, for the mangling of private names.
         first_argument: first argument of the enclosing function, for `super()`.
+        rebound: names that another function may rebind while the block runs.
+        flags: the `__future__` features of the file, in the form that `compile` takes.
+        is_last: True if nothing of the enclosing function runs after the block, so that the block
+            may contain a `return`.
+        rewrites_asserts: True if pytest has rewritten the enclosing code, so that the block's
+            asserts are rewritten too. Not part of a recipe, as it holds for this process only.
     """
 
     filename: str
@@ -45,5 +52,5 @@ for _feature in __future__.all_feature_names:
 
 
 def future_flags(code: CodeType) -> int:
-    """Return the `__future__` features that some code was compiled with."""
+    """Return the flags of the `__future__` features that a code object was compiled with."""
     return code.co_flags & _FUTURE

@@ -1,4 +1,4 @@
-"""Assignments to one name twice, which some versions of Python get wrong in a function.
+"""A workaround for a CPython bug: an assignment that binds one name twice.
 
 This:
 
@@ -8,9 +8,9 @@ becomes, in the syntax tree:
 
     x, x = (*(1, x),)
 
-CPython 3.11.0 to 3.11.2 leave the tuple out, and in functions reorder its stores, so that the first
-one is the last: `x` is 1. A block becomes a function, wherever it stands. Values that are unpacked
-from another tuple keep their order.
+CPython 3.11.0 to 3.11.2 optimise the tuple away, and in functions also reorder the stores, so that
+`x` is 1 instead of its old value. A block at module level is not affected in plain Python, but it
+is lowered to a function. Values unpacked from a second tuple are stored in order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 
 def keep_order_of_stores(tree: ast.AST) -> None:
-    """Rewrite, in place, the assignments of a tree that bind one name twice."""
+    """Rewrite the assignments of a tree that bind one name twice, in place."""
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Assign)

@@ -1,7 +1,15 @@
-"""What cannot be lowered, refused before anything runs.
+"""Refusal of constructs that cannot be lowered, before anything runs.
 
-A block becomes a function of its own, so whatever would leave it by another way than its end has
-no meaning there. Each refusal names the construct, its line and a way to write it.
+A block is lowered to a separate generator function. Control flow that leaves the block other than
+at its end (`return`, `yield`, `break` out of an outer loop, `await`) has no meaning in there, and
+neither have declarations that reach outside (`global`, `nonlocal`). Each refusal names the
+construct, its line and another way to write it:
+
+    'await' in a block cannot be lowered; await before or after the block
+
+A `return` without a value is accepted in a block that is the last statement of its function,
+since both end at the same point. A construct that is neither refused nor handled by a pass would
+silently change its meaning, so new syntax of Python has to be considered here first.
 """
 
 from __future__ import annotations
@@ -26,7 +34,9 @@ class _Refusals(ast.NodeVisitor):
         self._is_last = is_last
         self._filename = filename
         self._lines = lines
+        # loops that a `break` at the visited node could leave: those inside the current block
         self._loops = 0
+        # `with tracer.iter[...]` statements that a `break` would have to leave
         self._step_blocks = 0
 
     def _refuse(self, node: ast.stmt | ast.expr, what: str, remedy: str) -> None:
@@ -45,7 +55,7 @@ class _Refusals(ast.NodeVisitor):
             super().visit(node)
 
     def _visit_scope(self, node: ast.AST) -> None:
-        # decorators, defaults and bases are evaluated in the block; the body is a scope of its own
+        # decorators, defaults and bases are evaluated in the block; the body is a separate scope
         outside: list[ast.expr | None] = []
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             outside += [*node.decorator_list, *node.args.defaults, *node.args.kw_defaults]
@@ -169,7 +179,7 @@ class _Refusals(ast.NodeVisitor):
         self._step_blocks -= steps
 
     def _visit_inner_block(self, node: ast.With) -> None:
-        """The body of an invoke is a block of its own, which no loop around it can be left from."""
+        """Visit an inner block: its body is lowered separately, so it cannot leave outer loops."""
         for item in node.items:
             self.visit(item.context_expr)
         outer = self._loops, self._step_blocks, self._may_return, self._is_last
@@ -181,7 +191,7 @@ class _Refusals(ast.NodeVisitor):
 
 
 def is_step_block(node: ast.With) -> bool:
-    """Tell whether a `with` statement is a loop over steps: `with tracer.iter[...]`, `.all()`."""
+    """Return whether a `with` statement is a loop over steps: `with tracer.iter[...]`, `.all()`."""
     return any(is_steps(item.context_expr) for item in node.items)
 
 
@@ -194,7 +204,7 @@ def _is_inner_block(node: ast.expr) -> bool:
 
 
 def is_steps(node: ast.expr) -> bool:
-    """Tell whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
+    """Return whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
     if isinstance(node, ast.Subscript):
         return isinstance(node.value, ast.Attribute) and node.value.attr == "iter"
     return (
@@ -206,14 +216,14 @@ def is_steps(node: ast.expr) -> bool:
 
 
 def returns_nothing(node: ast.Return) -> bool:
-    """Tell whether a `return` has no value, or None."""
+    """Return whether a `return` has no value, or the literal None."""
     return node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None)
 
 
 def is_last_of(function: ast.AST, statement: ast.With) -> bool:
-    """Tell whether nothing of a function runs after one of its statements.
+    """Return whether no statement of a function can run after one of its statements.
 
-    Of what stands around the statement only the exits of `with`, and `finally`, may run.
+    Only the exits of enclosing `with` statements and enclosing `finally` clauses may run.
     """
     todo: list[ast.AST] = [function]
     while todo:
@@ -233,7 +243,7 @@ def is_last_of(function: ast.AST, statement: ast.With) -> bool:
             case ast.Match(cases=cases):
                 parts = (cases,)  # type: ignore[assignment]
             case ast.Try(body=body, orelse=orelse, handlers=handlers):
-                # what follows in `else` is left out by a `return`
+                # a `return` in the body would leave out the `else` clause
                 own = orelse[-1:] if orelse else body[-1:]
                 parts = (own, handlers)  # type: ignore[assignment]
             case _:
@@ -250,17 +260,18 @@ def refuse_unsupported(
     may_return: bool = False,
     is_last: bool = False,
 ) -> None:
-    """Check the statements of a block, or of a function that is to be lowered.
+    """Check the statements of a block or function that is to be lowered.
 
     Args:
         body: the statements.
-        filename: file that they stand in.
-        lines: its lines.
-        may_return: whether they are those of a function, which returns values.
-        is_last: whether they are those of a block that is the last statement of its function.
+        filename: the file of the statements.
+        lines: the lines of that file.
+        may_return: True for the body of a function, which may return values.
+        is_last: True for a block that is the last statement of its function, and so may contain a
+            `return` without a value.
 
     Raises:
-        UnsupportedSyntaxError: at the first construct that cannot be lowered.
+        UnsupportedSyntaxError: the first construct that cannot be lowered.
     """
     refusals = _Refusals(filename, lines, may_return=may_return, is_last=is_last)
     for statement in body:

@@ -1,15 +1,20 @@
-"""The rules, one in a file, in the order of their codes.
+"""The rules, one per file, in the order of their codes.
+
+A rule is a module with `CODE`, `SEVERITY`, a generator function `check(file)` that yields
+findings, and a docstring that becomes its page (see `..pages`). Its name is that of the file, and
+reads after "allow": it names the mistake, not the remedy. To add a rule, write the module and add
+it to `RULES`.
 
 | codes | about |
 |---|---|
-| NNS1.. | order: what is asked for too late |
-| NNS2.. | paths, and what modules return |
+| NNS1.. | order: values that are asked for too late |
+| NNS2.. | paths, and the outputs of modules |
 | NNS3.. | values: saved, edited, rebound |
-| NNS4.. | where things stand: traces, invokes, backward passes, skips |
+| NNS4.. | nesting: traces, invokes, backward passes, skips |
 | NNS5.. | steps of a generation |
 | NNS6.. | names and barriers between invokes |
 | NNS7.. | interventions |
-| NNS8.. | what cannot be lowered |
+| NNS8.. | constructs that cannot be lowered |
 | NNS9.. | files that cannot be read |
 """
 
@@ -62,10 +67,10 @@ class Rule:
 
     Attributes:
         code: its code.
-        name: its name, which reads after "allow ...".
+        name: the file name with dashes, `access-out-of-order`.
         severity: severity of its findings.
         page: its docstring.
-        check: yields its findings in a file.
+        check: yields the findings in a file.
     """
 
     code: str

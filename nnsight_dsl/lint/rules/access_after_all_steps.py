@@ -1,8 +1,8 @@
-"""A value of the model is asked for behind a loop over all steps.
+"""A value of the model is asked for after a loop over all steps.
 
-A loop over `tracer.iter[:]` (or `tracer.all()`) ends when the generation does. What stands behind
-it runs then, when the model will not run again: only the result is still to come. Behind a loop
-over some steps an access means the first step again, which is over as well.
+A loop over `tracer.iter[:]` (or `tracer.all()`) ends when the generation does. The statements after
+it run when the model will not be called again, so only the result of the run is still to come.
+After a loop over some of the steps an access means the first step again, which is over as well.
 
 Wrong:
 
@@ -36,7 +36,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an access behind a loop that leaves nothing to come."""
+    """Find accesses after a loop over all steps, or after one over later steps."""
     for machine in file.machines():
         run = run_of(machine.block)
         if run is None:

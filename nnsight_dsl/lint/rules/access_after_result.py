@@ -1,7 +1,7 @@
 """A value of the model is asked for after the result of the run.
 
-`tracer.result` and `model.generator.output` are what the traced function returns. They are there
-when everything else has run, so nothing inside the model comes after them.
+`tracer.result` and `model.generator.output` are the return value of the traced function. They are
+available when everything else has run, so no value inside the model comes after them.
 
 Wrong:
 
@@ -29,7 +29,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an access of a module after one of the run's result."""
+    """Find accesses of modules after a read of the run's result."""
     for machine in file.machines():
         run = run_of(machine.block)
         is_stepped = run is not None and run.kind == "generate"

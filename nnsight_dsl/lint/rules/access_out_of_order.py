@@ -1,7 +1,7 @@
 """A value is asked for after one that the model computes later.
 
-A block follows the model: once the fifth layer has been waited for, the second one is gone. The
-order is that of a run of the model, recorded under fake tensors (`--model`).
+A block is served in the order in which the model runs: once it has waited for the fifth layer, the
+values of the second are gone. The order is that of a run of the model on fake tensors (`--model`).
 
 Wrong:
 
@@ -29,7 +29,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Compare the times at which two accesses are served."""
+    """Compare the ticks at which pairs of accesses are served."""
     for machine in file.machines():
         if machine.block.kind == "backward":
             continue
@@ -49,18 +49,18 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _follows_from_containment(first: Access, second: Access) -> bool:
-    """Tell whether another rule says the same, without knowing the model."""
+    """Return whether NNS102 or NNS103 reports the same, without facts about the model."""
     paths = first.path or (), second.path or ()
     return first.port == "output" and (paths[0] == paths[1] or is_below(paths[1], paths[0]))
 
 
 def _time(file: File, access: Access) -> int | None:
-    """Tell when an access is served, None where that cannot be told."""
+    """Return the tick at which an access is served, None if it is unknown."""
     found = file.place(access)
     if found is None:
         return None
     structure, place = found
     if len(structure.modules[place].visits) > 1:
-        # which visit is meant depends on the loop around the access
+        # the module is called more than once, and any of the visits may be meant
         return None
     return structure.begins(place) if access.is_early else structure.ends(place)

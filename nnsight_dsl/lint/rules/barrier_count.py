@@ -1,7 +1,7 @@
-"""A barrier is made for another number of invokes than wait at it.
+"""A barrier is made for a number of invokes that differs from the number that wait at it.
 
-`tracer.barrier(n)` lets the invokes that wait there go on when n of them have come. If fewer come
-they wait to the end of the run, and so does the one that is left over if more do.
+`tracer.barrier(n)` releases the waiting invokes when n of them have arrived. If fewer arrive, they
+wait until the run ends; if more arrive, the remaining ones do.
 
 Wrong:
 
@@ -34,15 +34,15 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
+from ..held_values import called_method
 from ..tree import bound_by
-from ..values import called_method
 
 CODE = "NNS602"
 SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Count the invokes that wait at each barrier, where each does so once and for certain."""
+    """Count the invokes that wait at each barrier, if each is certain to wait exactly once."""
     for run in file.all_blocks():
         if not run.is_run or not run.invokes:
             continue
@@ -63,7 +63,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _participants(file: File, run: Block, statement: ast.AST) -> int | None:
-    """Count the invokes that wait at a barrier; None where that cannot be told."""
+    """Count the invokes that wait at a barrier; None if the number is uncertain."""
     counted = 0
     known: set[ast.AST] = set()
     binder = file.names.bindings.binder

@@ -1,7 +1,7 @@
-"""A module inside another one is asked for after that one has returned.
+"""A value inside a module is asked for after the module has returned.
 
-A module's output is there when all that it is made of has run. Whoever waits for the output of a
-layer, and then asks for the output of its MLP, asks for what has passed. This follows from the
+A module returns after all modules inside it have run. A block that waits for the output of a layer
+and then asks for the output of its MLP asks for a value that has passed. This follows from the
 paths alone, in every model.
 
 Wrong:
@@ -30,7 +30,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for a child's access after an output of its parent."""
+    """Find accesses of a module after the output of one around it."""
     for machine in file.machines():
         seen = set()
         for first, second in machine.pairs():

@@ -1,7 +1,7 @@
-"""A copy of a value is edited, and read by nothing.
+"""A copy of a value is edited and never read.
 
-`layer.output.clone()` is a tensor of its own, which the model does not go on with. An edit of it
-reaches the model only where the copy is assigned to the port.
+`layer.output.clone()` makes a new tensor, which the model does not use. An edit of the copy has an
+effect on the model only if the copy is assigned to the port.
 
 Wrong:
 
@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.source.plain import is_known_expression
 from ..accesses import Machine
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import access_of, assignment_of
+from ..held_values import access_of, assignment_of
 from .rebinding_without_effect import may_look
 from .write_too_late import edited
 
@@ -38,7 +38,7 @@ SEVERITY = WARNING
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for edits of copies that no other statement reads."""
+    """Find edits of copies that no other statement reads."""
     for machine in file.machines():
         seen = set()
         for node in machine.block.nodes():
@@ -58,7 +58,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_copy(machine: Machine, value: ast.expr) -> bool:
-    """Tell whether a value is `<access>.clone()`, detached or indexed on the way or not."""
+    """Return whether a value is `<access>.clone()`, possibly also detached or indexed."""
     has_copied = False
     while True:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and not value.args:
@@ -73,7 +73,7 @@ def _is_copy(machine: Machine, value: ast.expr) -> bool:
 
 
 def _is_without_effect(machine: Machine, name: str) -> bool:
-    """Tell whether all that is done with a name is to bind it once, and to edit it."""
+    """Return whether a name is only bound once and edited, but not read."""
     inside: set[int] = set()
     for node in machine.block.nodes():
         target = edited(node)

@@ -28,7 +28,7 @@ SEVERITY = WARNING
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for the first element of an output that used to be a tuple."""
+    """Find reads of the first element of an output that used to be a tuple."""
     for machine, access, subscript in first_elements(file):
         if isinstance(subscript.ctx, ast.Load) and machine.may_fail(access):
             yield Finding(
@@ -39,7 +39,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def first_elements(file: File) -> Iterator[tuple[Machine, Access, ast.Subscript]]:
-    """Find `.output[0]` of modules that returned a tuple once, and return a tensor now."""
+    """Yield each `.output[0]` of a module that formerly returned a tuple, and now a tensor."""
     for machine in file.machines():
         for access in machine.accesses:
             link = file.tree.link(access.node)

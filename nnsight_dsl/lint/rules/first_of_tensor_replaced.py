@@ -1,7 +1,7 @@
 """`.output[0] = x` is written to a layer whose output is a tensor.
 
-Before version 5 of transformers a layer returned a tuple, and this replaced its hidden state. The
-output is the tensor itself now: this replaces the first row of the batch, and leaves the others.
+Before version 5 of transformers a layer returned a tuple, and this assignment replaced its hidden
+state. Now the output is the tensor itself, so it replaces the first row of the batch only.
 
 Wrong:
 
@@ -30,7 +30,7 @@ SEVERITY = WARNING
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for assignments to the first element of an output that used to be a tuple."""
+    """Find assignments to the first element of an output that used to be a tuple."""
     for machine, access, subscript in first_elements(file):
         if isinstance(subscript.ctx, ast.Store) and machine.may_fail(access):
             yield Finding(

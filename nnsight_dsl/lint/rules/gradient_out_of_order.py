@@ -1,8 +1,8 @@
-"""Gradients are asked for in the order of the forward, and come in the reverse.
+"""Gradients are asked for in the order of the forward, but they come in reverse.
 
-A backward pass goes from the loss to the input: the gradient of what was computed last comes
-first. Two values that a block read one after the other have their gradients asked for the other
-way round.
+A backward pass goes from the loss to the input, so the gradient of the value that was computed last
+comes first. Ask for the gradients of two values in the reverse of the order in which the block
+read the values.
 
 Wrong:
 
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..values import read_of
+from ..held_values import read_of
 
 CODE = "NNS107"
 SEVERITY = ERROR
@@ -59,7 +59,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_before(forward: Machine, first: Access, second: Access) -> bool:
-    """Tell whether the tensor of the first gradient was computed before that of the second."""
+    """Return whether the tensor of the first gradient was computed before that of the second."""
     one, other = (read_of(forward, each.node.value) for each in (first, second))
     if one is None or other is None or one.path == other.path:
         return False

@@ -1,7 +1,7 @@
 """A gradient is asked for outside of a backward pass.
 
-A value inside the model has no gradient until something goes back through it, and keeps none
-afterwards. `.grad` is read in the block of `with loss.backward():`; anywhere else it is None.
+A value inside the model has no gradient before a backward pass, and keeps none afterwards. Read
+`.grad` in the block of `with loss.backward():`; anywhere else it is None.
 
 Wrong:
 
@@ -25,15 +25,15 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
+from ..held_values import called_method, read_of
 from ..steps import run_of
-from ..values import called_method, read_of
 
 CODE = "NNS406"
 SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for `.grad` of values just as they were read, where no backward pass was."""
+    """Find reads of `.grad` of unchanged model values in runs without a backward pass."""
     for machine in file.machines():
         run = run_of(machine.block)
         if run is None or machine.block.kind == "backward" or _goes_back(run):

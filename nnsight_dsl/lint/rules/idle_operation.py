@@ -1,8 +1,9 @@
-"""An operation of `.source` sits in a branch that does not run.
+"""An operation of `.source` is in a branch that does not run.
 
-A forward has branches for what a config may say. `.source` names the operations of all of them; one
-in a branch that this model does not take never has a value. Which lines run is known from a run of
-the model (`--model`) on a prompt, so this is reported for traces of one prompt only.
+A forward has branches for the settings of a config. `.source` lists the operations of all of them;
+an operation in a branch that this model does not take never has a value. The lines that run are
+known from a run of the model on one prompt (`--model`), so this is reported for traces of one
+prompt only.
 
 Wrong:
 
@@ -32,9 +33,9 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look up whether the operation behind the first `.source` of each path has run."""
+    """Check whether the operation behind the first `.source` of each path has run."""
     if any("attn_implementation" in line for line in file.source.lines):
-        # a model that the file builds otherwise than its config says takes other branches
+        # a model built with another attention than its config says takes other branches
         return
     for machine in file.machines():
         if not _is_of_one_prompt(machine.block):
@@ -54,7 +55,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _is_of_one_prompt(block: Block) -> bool:
-    """Tell whether a trace runs on what was recorded: one prompt, and no other arguments."""
+    """Return whether a trace has the recorded kind of input: one prompt, no other arguments."""
     call = block.call
     if block.kind not in ("trace", "scan") or call is None or call.keywords or block.invokes:
         return False

@@ -1,7 +1,7 @@
 """A module's input is asked for, or the module is skipped, after its output.
 
-Within one call of a module its arguments come first, then its output. When the output has been
-offered the arguments are gone, and the module can no longer be skipped.
+In a call of a module its arguments come first, then its output. Once the output has come, the
+arguments have passed, and it is too late to skip the module.
 
 Wrong:
 
@@ -28,7 +28,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an input, or a skip, after the output of the same module."""
+    """Find inputs and skips after the output of the same module."""
     for machine in file.machines():
         seen = set()
         for first, second in machine.pairs():

@@ -1,7 +1,7 @@
-"""A trace has an input of its own, and invokes with inputs inside.
+"""A trace has an input and also contains invokes with inputs.
 
-An input given to `trace` is an invoke that is not written out. With others beside it nothing says
-which rows the statements outside of them are about.
+An input given to `trace` makes an implicit invoke. If there are explicit ones as well, it is
+ambiguous which rows of the batch the statements outside of them are about.
 
 Wrong:
 
@@ -28,7 +28,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an input of a run, and one of an invoke in it."""
+    """Find runs that have an input and an invoke with an input."""
     for block in file.all_blocks():
         if not block.is_run or block.call is None or not block.call.args:
             continue

@@ -1,7 +1,7 @@
-"""An `@intervene` function is given an argument that it does not have, or not one that it needs.
+"""An `@intervene` function is called with an unknown argument, or without a required one.
 
-The parameters of an intervention are checked when it is called or bound. Where it is defined in
-the same file they are checked here.
+The arguments of an intervention are checked when it is called or bound. If it is defined in the
+same file, the linter checks them as well.
 
 Wrong:
 
@@ -43,7 +43,7 @@ _EMPTY = inspect.Parameter.empty
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Hold calls of interventions, and of their `bind`, against their parameters."""
+    """Check calls of interventions, and of their `bind`, against their signatures."""
     known = _interventions(file)
     if not known:
         return
@@ -120,7 +120,7 @@ def _is_unclear(call: ast.Call) -> bool:
 
 
 def _described(error: TypeError) -> str:
-    """Say in our words what `inspect` says about arguments."""
+    """Rephrase the message of `inspect.Signature.bind` as a predicate of the intervention."""
     text = str(error)
     if text.startswith("missing a required"):
         return f"is called without {text.partition(': ')[2]}"

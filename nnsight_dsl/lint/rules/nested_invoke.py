@@ -1,6 +1,6 @@
-"""An invoke is opened inside of another invoke.
+"""An invoke is opened inside another invoke.
 
-The invokes of a trace are one batch; each has its own rows, and none contains another.
+The invokes of a trace form one batch. Each has its rows of the batch, so none contains another.
 
 Wrong:
 
@@ -34,7 +34,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an invoke below an invoke of the same run."""
+    """Find invokes inside an invoke of the same run."""
     for block in file.all_blocks():
         if block.kind == "invoke" and block.call is not None and _is_inside_another(block):
             conditions = file.tree.conditions(block.node, file.tree.module)

@@ -1,8 +1,9 @@
 """A trace has neither an input nor an invoke with one.
 
-The model runs on what `trace` or `generate` is given, or on what the invokes inside are given.
-Without either there is nothing to run, but for a module whose forward needs no argument. It is
-reported where the file shows that the model is a language model, or where the model is given.
+The input of the model is given to `trace` or `generate`, or to the invokes inside. Without either
+there is nothing to run, except for a module whose forward has no required argument. This is
+reported if the file shows that the model is a language model, or if facts about the model are
+known (`--model`).
 
 Wrong:
 
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
-from ..values import called_name
+from ..held_values import called_name
 
 CODE = "NNS401"
 SEVERITY = ERROR
@@ -33,14 +34,14 @@ _OPTIONS = frozenset(
     "num_return_sequences remote repetition_penalty scan temperature top_k top_p trace use_cache "
     "validate".split()
 )
-"""Keywords that are no input of any model."""
+"""Keywords that are never an input of a model."""
 _LANGUAGE_MODELS = frozenset({"LanguageModel", "TransformersModel"})
 _PARTS = frozenset({"lm_head", "embed_tokens", "wte", "transformer", "gpt_neox", "embed_out"})
-"""Modules that language models have."""
+"""Names of modules that mark a model as a language model."""
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look at the arguments of each run, and of its invokes."""
+    """Find runs whose arguments, and those of their invokes, contain no input."""
     for machine in file.machines():
         block = machine.block
         if not block.is_run or block.call is None or machine.tracer_escapes():
@@ -63,7 +64,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _needs_input(file: File, block: Block) -> bool:
-    """Tell whether the model of a run is certain to need an input."""
+    """Return whether the model of a run is certain to need an input."""
     model = file.model_of(block)
     structure = file.structure(model)
     if block.kind == "generate" or structure is not None:
@@ -83,12 +84,12 @@ def _needs_input(file: File, block: Block) -> bool:
 
 
 def may_have_input(call: ast.Call) -> bool:
-    """Tell whether the arguments of a call may hold an input."""
+    """Return whether the arguments of a call may contain an input."""
     return bool(call.args) or any(one.arg not in _OPTIONS for one in call.keywords)
 
 
 def _opens_elsewhere(block: Block) -> bool:
-    """Tell whether `.invoke` is mentioned otherwise than as the opening of a block found here."""
+    """Return whether `.invoke` is used other than to open one of the blocks found here."""
     openers = {one.call.func for one in block.all_blocks() if one.call is not None}
     return any(
         isinstance(node, ast.Attribute) and node.attr == "invoke" and node not in openers

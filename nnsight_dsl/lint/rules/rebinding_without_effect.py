@@ -1,8 +1,8 @@
-"""A name that held a value of the model is bound to something else, which nobody uses.
+"""A name that held a value of the model is rebound to a new value that is never used.
 
-`hidden = layer.output` reads, and `hidden = hidden * 0` makes another tensor and gives it the
-name. The model goes on with the one that it had. To change it, assign to the port, or edit the
-tensor in place.
+`hidden = layer.output` reads a tensor; `hidden = hidden * 0` makes a new tensor and binds the name
+to it. The model continues with the old one. To change the model's value, assign to the port or
+edit the tensor in place.
 
 Wrong:
 
@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.source.plain import is_known_expression
 from ..accesses import Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import access_of, called_name, mentions
+from ..held_values import access_of, called_name, mentions
 
 CODE = "NNS303"
 SEVERITY = WARNING
@@ -38,7 +38,7 @@ _LOOKING = frozenset({"locals", "eval", "exec", "vars"})
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for a rebinding that reads its own name, and is read by nothing."""
+    """Find rebindings that read the old value of the name, and whose new value is never read."""
     for machine in file.machines():
         read: dict[str, ast.Assign] = {}
         for node in machine.block.nodes():
@@ -83,12 +83,12 @@ def _is_without_effect(
 
 
 def may_look(node: ast.AST, name: str) -> bool:
-    """Tell whether a node may read a name without spelling it as one."""
+    """Return whether a node may read a name without mentioning it, as `locals()` does."""
     if isinstance(node, (ast.Global, ast.Nonlocal)):
         return name in node.names
     return isinstance(node, ast.Call) and called_name(node) in _LOOKING
 
 
 def function_of(machine: Machine, node: ast.AST) -> ast.AST:
-    """Return the function that a node stands in."""
+    """Return the innermost function around a node, or the module."""
     return machine.block.tree.function_of(node)

@@ -1,7 +1,7 @@
-"""A saved value is changed by an edit in place further down.
+"""A saved value is changed by a later edit in place.
 
-A saved tensor is the model's own, not a copy. `layer.output[:] = 0` edits that tensor, so the name
-that was saved before it shows the edit as well, and not the value that was read.
+A saved tensor is the model's tensor, not a copy. `layer.output[:] = 0` edits that tensor, so a name
+that was saved before the edit has the edited value, not the one that was read.
 
 Wrong:
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ..accesses import Access, Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding, Insertion
-from ..values import access_of, called_name
+from ..held_values import access_of, called_name
 
 CODE = "NNS302"
 SEVERITY = WARNING
@@ -33,7 +33,7 @@ SEVERITY = WARNING
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """A part of a value at a port: the access, its indices, and where it stands."""
+    """A part of a port's value: the access, the indices as text, and the whole expression."""
 
     access: Access
     indices: tuple[str, ...]
@@ -41,7 +41,7 @@ class _Part:
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for an edit in place of what was saved before, at the same location."""
+    """Find saved values that a later edit in place at the same location changes."""
     for machine in file.machines():
         edits = list(_edits(machine))
         if not edits:
@@ -60,7 +60,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _saved(machine: Machine) -> Iterator[_Part]:
-    """Find what is saved just as it was read."""
+    """Yield the values that are saved unchanged."""
     for call in machine.calls:
         if called_name(call) != "save":
             continue
@@ -73,14 +73,14 @@ def _saved(machine: Machine) -> Iterator[_Part]:
 
 
 def _edits(machine: Machine) -> Iterator[_Part]:
-    """Find the edits in place: assignments to elements, and augmented assignments."""
+    """Yield the edits in place: assignments to elements and augmented assignments."""
     for node in machine.block.nodes():
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target: ast.expr = node.targets[0]
             if not isinstance(target, ast.Subscript):
                 continue
             part = _part(machine, target)
-            # the first element of a tuple is replaced, that of a tensor edited: cannot tell
+            # `output[0] = x` replaces an element of a tuple but edits a tensor: undecidable
             if part is not None and not _is_element(target):
                 yield part
         elif isinstance(node, ast.AugAssign):
@@ -107,7 +107,7 @@ def _part(machine: Machine, node: ast.expr) -> _Part | None:
 
 
 def _is_view(index: ast.expr) -> bool:
-    """Tell whether indexing with this shares the tensor: no list, no mask, no name."""
+    """Return whether an index gives a view of the tensor, rather than a copy or an unknown."""
     if isinstance(index, ast.Tuple):
         return all(_is_view(one) for one in index.elts)
     return all(
@@ -140,5 +140,5 @@ def _changes(machine: Machine, saved: _Part, edit: _Part) -> bool:
 
 
 def _is_replacement(machine: Machine, access: Access) -> bool:
-    """Tell whether a write puts another value in place of the one that was there."""
+    """Return whether a write replaces the whole value, rather than editing it."""
     return isinstance(access.node.ctx, ast.Store)

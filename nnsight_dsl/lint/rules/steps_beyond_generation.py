@@ -1,7 +1,7 @@
 """A loop asks for more steps than the generation takes.
 
-`max_new_tokens` is the number of steps. A loop that goes beyond it waits for steps that do not
-come; its last rounds are left out, with a warning when it is too late.
+`max_new_tokens` is the number of steps. A loop that goes beyond it waits for steps that never
+happen; its last rounds do not run, and the warning about it comes after the run.
 
 Wrong:
 
@@ -32,7 +32,7 @@ SEVERITY = WARNING
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Compare the last step of each loop with `max_new_tokens`, where both are written out."""
+    """Compare the last step of each loop with `max_new_tokens`, if both are literals."""
     for machine in file.machines():
         run = run_of(machine.block)
         if run is None or run.kind != "generate" or run.call is None:

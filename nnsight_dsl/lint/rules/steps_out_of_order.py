@@ -1,7 +1,7 @@
-"""A loop over steps begins at a step that an earlier loop has left behind.
+"""A loop over steps begins at a step that an earlier loop has already passed.
 
-A generation takes its steps in one order. A loop that waits for step 1 after another one has
-waited for step 2 waits for what is over.
+A generation takes its steps in one order. After a loop has waited for step 2, another loop cannot
+wait for step 1, because it is over.
 
 Wrong:
 
@@ -34,7 +34,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Compare the loops over steps of each block, where their numbers are written out."""
+    """Compare the step numbers of the loops of each block, if they are literals."""
     for machine in file.machines():
         run = run_of(machine.block)
         if run is None or run.kind != "generate":

@@ -1,7 +1,7 @@
 """An operation of `.source` does not exist.
 
-`module.source` has the operations of the module's forward under names that are made from its code:
-a call of `self.c_proj` is `self_c_proj_0`. `print(model.transformer.h[0].attn.source)` shows them.
+`module.source` has the operations of the module's forward under names derived from its code: a call
+of `self.c_proj` is `self_c_proj_0`. `print(model.transformer.h[0].attn.source)` shows them.
 
 Wrong:
 
@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from ..accesses import SOURCE, Access
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..knowledge import Structure
+from ..model_facts import Structure
 
 CODE = "NNS202"
 SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look up the operation behind the first `.source` of each path."""
+    """Look up the operation after the first `.source` of each path."""
     for machine in file.machines():
         for access in machine.accesses:
             structure = file.structure(access.model)
@@ -55,7 +55,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def operation_of(structure: Structure, access: Access) -> tuple[str, str] | None:
-    """Return the module and the name of the operation that an access goes to first."""
+    """Return the module and the operation named after the first `.source` of an access's path."""
     path = access.path or ()
     if SOURCE not in path or path.index(SOURCE) + 1 >= len(path):
         return None

@@ -1,8 +1,8 @@
 """A path does not exist in the model.
 
-The paths of a model are the names of its modules, which differ from one architecture to the next;
-`print(model)` shows them. What a module has beside its modules is known as well, and so are the
-names that the file itself gives to modules.
+The paths of a model are the names of its modules, which differ between architectures;
+`print(model)` shows them. Other attributes of modules are known to the linter as well, and so are
+the names that the file itself gives to modules.
 
 Wrong:
 
@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from ..accesses import Access
 from ..analysis import File
 from ..diagnostics import ERROR, Finding
-from ..knowledge import Structure
+from ..model_facts import Structure
 
 CODE = "NNS201"
 SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Follow each path that is written out through the modules of the model."""
+    """Look up each path that the text determines among the modules of the model."""
     for machine in file.machines():
         for access in machine.accesses:
             structure = file.structure(access.model)

@@ -1,8 +1,7 @@
-"""A file is no Python, or no notebook.
+"""A file is not valid Python, or not a valid notebook.
 
-The linter reads what `ast` can parse. A file that is no Python (an old one of Python 2, a half of
-one, one with null bytes) is reported at the line where Python gives up, and nothing else is said
-about it.
+The linter needs a file that Python can parse. Other files (Python 2, unfinished code, null bytes)
+are reported at the line of the syntax error, and not checked any further.
 
 Wrong:
 
@@ -25,5 +24,5 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Find nothing: what cannot be read is reported before there is a file to look at."""
+    """Yield nothing: the engine reports such files itself, since there is no `File` for them."""
     yield from ()

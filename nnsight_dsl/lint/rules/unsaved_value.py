@@ -1,7 +1,7 @@
-"""A value is used after the block, and was never saved.
+"""A value is used after the block, but was never saved.
 
-The names of a block are its own. Only those that are bound to a saved object leave it; any other
-name is not bound after the block, or keeps the value that it had before.
+The names of a block are local to it. Only names that are bound to a saved object leave the block;
+any other name is unbound after the block, or keeps the value that it had before.
 
 Wrong:
 
@@ -30,7 +30,7 @@ from nnsight_dsl.transforms.source.scopes import first_use
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding, Insertion
-from ..values import called_name
+from ..held_values import called_name
 from .rebinding_without_effect import may_look
 
 CODE = "NNS301"
@@ -42,7 +42,7 @@ _KEEPING = frozenset({"save", "cache"})
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Follow the names that a run binds to what stands behind it."""
+    """Find names that a run binds without saving them, and that the code after it reads."""
     for block in file.blocks:
         if block.kind not in ("trace", "generate", "session"):
             continue
@@ -61,20 +61,20 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def check_at_entry(file: File, value_of: Callable[[str], Any]) -> Iterator[Finding]:
-    """Look for names around a block that it binds again, and neither saves nor reads.
+    """Find names around a block that the block rebinds, but neither saves nor reads.
 
-    All that such a statement can be for is the name's value after the block.
+    Such a statement can only be meant to change the name's value after the block.
 
     Args:
-        file: the block that is entered.
-        value_of: returns what a name stands for around the block, or `MISSING`.
+        file: the analysis of the block that is being entered.
+        value_of: returns the value of a name around the block, or `MISSING`.
     """
     for block in file.blocks:
         if block.kind not in ("trace", "generate"):
             continue
         assigned: dict[str, list[_Binding]] = {**_assigned(block)}
         for name, additions in _accumulated(block).items():
-            # of all else, as of a list or a tensor, `+=` changes the object around the block
+            # on a mutable object, such as a list or a tensor, `+=` changes the object in place
             if type(value_of(name)) in _IMMUTABLE:
                 assigned[name] = additions
         kept = _kept(block) if assigned else set()
@@ -120,7 +120,7 @@ def _saved(value: ast.expr) -> tuple[Insertion, ...]:
 
 
 def _accumulated(block: Block) -> dict[str, list[_Binding]]:
-    """Return the names that are bound by nothing but `+=` and its like, with known values."""
+    """Return the names that are bound only by augmented assignments of known expressions."""
     found: dict[str, list[_Binding]] = {}
     targets: set[ast.Name] = set()
     for node in block.tree.walk(block.node):
@@ -134,7 +134,7 @@ def _accumulated(block: Block) -> dict[str, list[_Binding]]:
 
 
 def _bindings_around(block: Block, name: str) -> list[ast.Name]:
-    """Return where the function that a block stands in binds a name, outside of the block."""
+    """Return the nodes of the enclosing function that bind a name outside the block."""
     inside = set(block.tree.walk(block.node))
     return [
         node
@@ -152,7 +152,7 @@ def _is_bound_before(block: Block, name: str) -> bool:
 
 
 def _starts_from_constants(block: Block, name: str) -> bool:
-    """Tell whether a name holds numbers or texts around a block, which `+=` cannot change."""
+    """Return whether a name holds a number or a string around a block, which `+=` rebinds."""
     function = block.function()
     around = _bindings_around(block, name)
     constants = {
@@ -172,7 +172,7 @@ def _starts_from_constants(block: Block, name: str) -> bool:
 
 
 def _may_be_read(block: Block, name: str) -> bool:
-    """Tell whether anything in a block may read a name, but `+=` of the name itself."""
+    """Return whether a block may read a name, other than in augmented assignments to it."""
     return any(
         (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
         or may_look(node, name)
@@ -181,7 +181,7 @@ def _may_be_read(block: Block, name: str) -> bool:
 
 
 def _assigned(block: Block) -> dict[str, list[_Binding]]:
-    """Return the names that are bound by nothing but assignments of known values."""
+    """Return the names that are bound only by assignments of known expressions."""
     assigned: dict[str, list[_Binding]] = {}
     plain_targets: set[ast.Name] = set()
     for node in block.tree.walk(block.node):
@@ -205,14 +205,14 @@ def _bound_otherwise(block: Block, known: set[ast.Name]) -> Iterator[str]:
 
 
 def _kept(block: Block) -> set[str]:
-    """Collect the names that a save may be about, and those that may share its object."""
+    """Collect the names that may be saved, and those that may refer to a saved object."""
     kept: set[str] = set()
     shares: list[tuple[set[str], set[str]]] = []
     for node in block.tree.walk(block.node):
         if isinstance(node, ast.Call) and called_name(node) not in _PLAIN_CALLS:
             is_keeping = called_name(node) in _KEEPING
             arguments = [*node.args, *(one.value for one in node.keywords)]
-            # what is handed to a call that nobody knows may be saved in it
+            # an unknown function may save its arguments
             kept |= _names(*arguments)
             if is_keeping and isinstance(node.func, ast.Attribute):
                 kept |= _names(node.func.value)
@@ -247,7 +247,7 @@ def _names(*nodes: ast.AST) -> set[str]:
 
 
 def _is_used(file: File, name: str, following: list[ast.stmt]) -> bool:
-    """Tell whether the statements behind a block read a name before they bind it."""
+    """Return whether the statements after a block read a name before they bind it."""
     for statement in following:
         use = first_use([statement], name)
         if use == "binds":
@@ -255,7 +255,7 @@ def _is_used(file: File, name: str, following: list[ast.stmt]) -> bool:
         if use == "reads":
             return not _reads_are_expected_to_fail(file, statement, name)
         if any(isinstance(one, ast.Name) and one.id == name for one in file.tree.walk(statement)):
-            # bound on some way through the statement, perhaps
+            # the statement may bind the name on some path, so later reads are uncertain
             return False
     return False
 

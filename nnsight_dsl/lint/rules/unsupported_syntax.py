@@ -1,8 +1,8 @@
-"""A construct stands in a block that no program can express.
+"""A block contains a construct that cannot be lowered.
 
-A block becomes a function of its own. What would leave it by another way than its end (`return`,
-`break` of an outer loop, `yield`, `await`) has no meaning there, and is refused when the block is
-entered.
+A block is compiled to a separate function. A construct that would leave the block other than at its
+end (`return`, `break` of an outer loop, `yield`, `await`) has no meaning there, and is refused when
+the block is entered.
 
 Wrong:
 
@@ -41,7 +41,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Refuse what the lowering refuses, in the same words."""
+    """Report the constructs that the lowering refuses, with the same messages."""
     lines = file.source.lines
     for block in file.blocks:
         try:

@@ -1,8 +1,8 @@
-"""An invoke reads a name that an earlier one binds in a loop, and no barrier says when.
+"""An invoke reads a name that an earlier one binds in a loop, without a barrier between them.
 
-A name that one invoke binds once is waited for by the next. One that is bound in a loop, or more
-than once, has several values, and nothing says which is meant; both invokes have to meet at a
-barrier.
+If an earlier invoke binds a name once, a later one waits for it. A name that is bound in a loop, or
+more than once, has several values, and it is undefined which one is meant; both invokes have to
+meet at a barrier.
 
 Wrong:
 
@@ -36,15 +36,15 @@ from ..accesses import is_step_loop
 from ..analysis import File
 from ..blocks import Block
 from ..diagnostics import ERROR, Finding
-from ..programs import program_of
-from ..values import called_method
+from ..held_values import called_method
+from ..lowering import program_of
 
 CODE = "NNS601"
 SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Ask the lowered blocks which of their names nothing synchronises."""
+    """Find the unsynchronised names of the lowered programs, in runs without a barrier."""
     for block in file.blocks:
         for run in block.all_blocks():
             if not run.is_run or not _may_share(run):
@@ -74,7 +74,10 @@ def _findings(file: File, outermost: Block, run: Block) -> Iterator[Finding]:
 
 
 def _may_share(run: Block) -> bool:
-    """Tell whether an invoke reads what another one binds repeatedly: lowering takes long."""
+    """Return whether an invoke reads a name that an earlier one binds repeatedly.
+
+    A cheap test, since lowering takes long.
+    """
     repeated: set[str] = set()
     for invoke in run.invokes:
         names = [node for node in run.tree.walk(invoke.node) if isinstance(node, ast.Name)]

@@ -1,7 +1,8 @@
-"""A trace that consists of invokes asks for a value of its own, outside of them.
+"""A trace that consists of invokes asks for a value outside of them.
 
-Where a trace has invokes, its own statements only collect them, before the model runs. A value of
-the model is read in an invoke; one without an input sees the rows of all.
+If a trace has invokes, the statements outside of them run before the model does, to collect the
+invokes. Read a value of the model in an invoke; an invoke without an input sees all rows of the
+batch.
 
 Wrong:
 
@@ -31,7 +32,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for accesses directly in a run that has invokes."""
+    """Find accesses directly in a run that has invokes."""
     for machine in file.machines():
         if not machine.block.is_run or not machine.block.invokes:
             continue

@@ -1,7 +1,7 @@
 """A value of the forward is asked for in a backward pass.
 
-The block of `with loss.backward():` follows the backward pass, in which there are gradients and
-nothing else. The values of the forward are read before it.
+The block of `with loss.backward():` runs along with the backward pass, which offers gradients only.
+Read the values of the forward before it.
 
 Wrong:
 
@@ -32,7 +32,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for ports of modules in the blocks of backward passes."""
+    """Find ports of modules in the blocks of backward passes."""
     for machine in file.machines():
         if machine.block.kind != "backward":
             continue

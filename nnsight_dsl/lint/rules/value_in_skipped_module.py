@@ -1,6 +1,6 @@
-"""A value inside of a module is asked for that the same block skips.
+"""A value is asked for inside a module that the same block skips.
 
-A module that is skipped is not called, and nothing in it is computed.
+A module that is skipped is not called, so no value inside it is computed.
 
 Wrong:
 
@@ -29,7 +29,7 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for accesses below a module that is skipped for all rows."""
+    """Find accesses inside a module that is skipped for all rows."""
     for machine in file.machines():
         if not _has_all_rows(machine.block):
             continue
@@ -47,7 +47,7 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def _has_all_rows(block: Block) -> bool:
-    """Tell whether a block sees the whole batch: what it skips does not run for others."""
+    """Return whether a block has all rows of the batch, so that its skips are not partial."""
     if block.is_run:
         return not block.invokes
     if block.kind != "invoke" or block.call is None or block.parent is None:

@@ -1,8 +1,8 @@
 """A value is edited in place when everything that uses it has already run.
 
-An edit in place reaches what is computed from the tensor afterwards. Once the block has waited for
-a module further down, the layers in between have done their work with the value as it was. This is
-known from a run of the model: `--model`, and at a run's entry for the models of transformers.
+An edit in place affects only what is computed from the tensor afterwards. Once the block has waited
+for a later module, the layers in between have used the unedited value. This is known from a
+recorded run of the model: with `--model`, and at the entry of a run for models of transformers.
 
 Wrong:
 
@@ -27,14 +27,14 @@ from collections.abc import Iterator
 from ..accesses import Access, Machine, end_of
 from ..analysis import File
 from ..diagnostics import WARNING, Finding
-from ..values import has_same_value, read_of
+from ..held_values import has_same_value, read_of
 
 CODE = "NNS304"
 SEVERITY = WARNING
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Look for edits of held values behind accesses that come after their last use."""
+    """Find edits of held values that come after an access later than the value's last use."""
     for machine, node, read in _edits(file):
         last = _last_use(file, read)
         passed = None if last is None else _passed(file, machine, read, node)
@@ -48,7 +48,10 @@ def check(file: File) -> Iterator[Finding]:
 
 
 def may_find(file: File) -> bool:
-    """Tell whether a file has an edit of a held value that may come too late."""
+    """Return whether a file has an edit of a held value after another access.
+
+    A cheap test before the model is recorded.
+    """
     return any(
         end_of(read.node) < end_of(access.node) <= (node.lineno, node.col_offset)
         for machine, node, read in _edits(file)
@@ -57,7 +60,7 @@ def may_find(file: File) -> bool:
 
 
 def _edits(file: File) -> Iterator[tuple[Machine, ast.stmt, Access]]:
-    """Iterate over edits in place of values that nothing else in the block reads."""
+    """Yield edits in place of held values that are not read elsewhere, with their reads."""
     for machine in file.machines():
         for node in machine.block.nodes():
             name = edited(node)
@@ -69,7 +72,7 @@ def _edits(file: File) -> Iterator[tuple[Machine, ast.stmt, Access]]:
 
 
 def edited(node: ast.AST) -> ast.Name | None:
-    """Return the name whose tensor a statement edits in place."""
+    """Return the name whose tensor a statement edits in place, None for other statements."""
     target: ast.expr | None = None
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         target = node.targets[0] if isinstance(node.targets[0], ast.Subscript) else None
@@ -92,7 +95,7 @@ def _last_use(file: File, read: Access) -> int | None:
 def _passed(
     file: File, machine: Machine, read: Access, node: ast.stmt
 ) -> tuple[Access, int] | None:
-    """Return the latest access that comes for certain before an edit, and when it is served."""
+    """Return the access served last before an edit for certain, and the tick of that."""
     best: tuple[Access, int] | None = None
     conditions = machine.conditions(node)
     for access in machine.accesses:
@@ -110,7 +113,7 @@ def _passed(
 
 
 def _is_used_elsewhere(machine: Machine, node: ast.stmt, name: ast.Name) -> bool:
-    """Tell whether a value is read elsewhere, or saved: then the edit is seen there."""
+    """Return whether a value is read or saved elsewhere, so that the edit has an effect there."""
     inside = {id(below) for below in ast.walk(node)}
     return any(
         isinstance(below, ast.Name)

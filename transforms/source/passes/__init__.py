@@ -1,5 +1,5 @@
-"""The rewrites of a block, one construct per file.
+"""The passes that rewrite a block, one construct per file.
 
-Each pass is a `libcst` transformer with a docstring of two texts: "this" and "becomes". The
-order in which they run, and why, stands in `nnsight_dsl.transforms.source.pipeline`.
+Each pass is a `libcst` transformer. Its module docstring shows two texts, "this" and "becomes".
+`nnsight_dsl.transforms.source.pipeline` documents the order of the passes and the reasons for it.
 """

@@ -10,9 +10,9 @@ becomes:
     invoker = _nns_block = tracer.invoke("Hello")
     yield ("block", _nns_block, 0)
 
-and the body becomes a program of its own, number 0 among the children of this one. It starts
-from the names that the outer block had when it met the `with`, so an invoke in a loop sees the
-loop variable of its own round.
+and the body becomes a separate program, number 0 among the children of this one. It starts from
+the names that the outer block has bound when it reaches the `with`, so an invoke in a loop sees
+the loop variable of its round.
 
 This:
 
@@ -25,8 +25,8 @@ becomes:
     if "gradient" in _nns_left: gradient = _nns_left["gradient"]
     del _nns_left
 
-since the call of `backward` may not happen where it stands, and what its block binds is the outer
-block's from then on.
+because the driver has to make the call of `backward`, with its hooks in place, and because the
+names that the inner block binds belong to the outer block afterwards.
 
 This, in a session:
 
@@ -45,7 +45,7 @@ becomes:
         with _nns_block as tracer:
             hidden = model.transformer.h[0].output
 
-where the second branch is for a `trace` or a `session` of some other library.
+where the `else` branch is for the `trace` or `session` method of another library.
 """
 
 from __future__ import annotations
@@ -68,7 +68,15 @@ _TEMP = "_nns_block"
 
 @dataclass(frozen=True, slots=True)
 class ChildBlock:
-    """The body of an inner block, not lowered yet."""
+    """The body of an inner block, before it is lowered.
+
+    Attributes:
+        origin: the `with` statement in the tree of the user's text.
+        body: its statements.
+        kind: the method that opens the block, as in `Program.kind`.
+        in_loop: True if the block is inside a loop of the outer block, so that it may be opened
+            more than once.
+    """
 
     origin: cst.With
     body: Sequence[cst.BaseStatement]
@@ -77,7 +85,10 @@ class ChildBlock:
 
 
 def block_kind(node: cst.BaseExpression) -> str | None:
-    """Return `"invoke"` for `<anything>.invoke(...)`, None for what opens no block."""
+    """Return the method name of a call that opens a block, `"invoke"` for `<anything>.invoke(...)`.
+
+    None for other expressions.
+    """
     if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute):
         attr = node.func.attr.value
         return attr if attr in INNER_BLOCKS else None
@@ -85,11 +96,12 @@ def block_kind(node: cst.BaseExpression) -> str | None:
 
 
 class Blocks(RequestPass):
-    """Cut inner blocks out of the block and leave a request to open each."""
+    """Replace each inner block by a request to open it, and collect the bodies."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
         self.children: list[ChildBlock] = []
+        # number of loops around the node being visited
         self._loops = 0
 
     def visit_For(self, node: cst.For) -> None:
@@ -107,7 +119,7 @@ class Blocks(RequestPass):
         return updated_node
 
     def visit_With(self, node: cst.With) -> bool:
-        # an inner block's own inner blocks belong to it, not to this block
+        # the blocks inside an inner block are children of that one, so they are not visited here
         return all(block_kind(item.item) is None for item in node.items)
 
     def leave_With(
@@ -170,7 +182,7 @@ class Blocks(RequestPass):
         opened = emit.request(requests.OPEN, emit.integer(number), emit.name(_TEMP), statement=True)
         ours += self._left(opened, body)
         test = emit.call(emit.name(names.IS_BLOCK), emit.name(_TEMP))
-        # the body stands here once more, to be lowered as statements of the outer block
+        # the body is repeated here, to be lowered as statements of the outer block
         other = node.with_changes(
             items=[item.with_changes(item=emit.name(_TEMP)), *node.items[index + 1 :]],
             leading_lines=[],
@@ -196,7 +208,7 @@ class Blocks(RequestPass):
     def _left(
         self, opened: cst.Yield, body: Sequence[cst.BaseStatement]
     ) -> list[cst.BaseStatement]:
-        """Ask for a block to be run, and bind the names that it binds."""
+        """Run an inner block by a request, and bind the names that it has bound."""
         left = emit.name(names.TEMP_LEFT)
         statements: list[cst.BaseStatement] = [emit.assign(left, opened)]
         for name in sorted(bindings(*body)):

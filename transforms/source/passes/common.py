@@ -1,10 +1,13 @@
-"""What all passes share: keeping origins, and knowing where a request may not stand.
+"""Base classes of the passes: recording of origins, and the places where no request may be put.
 
-A `yield` belongs to the function it stands in. Inside a lambda, a nested function, a class body
-or a generator expression it would change what that code is, so the passes that introduce one do
-not go in there; neither do they go into an f-string, whose quotes cannot be nested before
-Python 3.12. An access in such a place is served all the same: it is carried (see
-`nnsight_dsl.runtime.machines.machine`).
+A request is a `yield`, which belongs to the innermost function around it. Inside a lambda, a
+nested function, a class body or a generator expression it would turn that code into something
+else, so `RequestPass` does not enter these. Neither does it enter f-strings, in which quotes
+cannot be nested before CPython 3.12. An access in such a place still works: it is *carried*, that
+is, served by switching stacks (see `nnsight_dsl.runtime.machines.machine`), which is slower.
+
+    [model.h[i].output for i in layers]             # lowered by `comprehensions`
+    max(layers, key=lambda i: model.h[i].output)    # the access is carried
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _Comprehension = TypeVar(
 
 
 class Pass(cst.CSTTransformer):
-    """A rewrite that keeps, for each node it returns, where the node came from."""
+    """A transformer that records the origin of each node it returns."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__()
@@ -45,7 +48,10 @@ class Pass(cst.CSTTransformer):
 
 
 class RequestPass(Pass):
-    """A pass that introduces requests, and so stays in the block's own function."""
+    """A pass that generates requests, and so does not enter nested scopes.
+
+    It does enter functions generated from comprehensions, which are called with `yield from`.
+    """
 
     def visit_Lambda(self, node: cst.Lambda) -> bool:
         return False
@@ -92,19 +98,19 @@ class RequestPass(Pass):
         return self.with_first_iterable(updated_node)
 
     def with_first_iterable(self, node: _Comprehension) -> _Comprehension:
-        """Rewrite the one part of a comprehension that is evaluated in the block's own scope."""
+        """Rewrite the first iterable of a comprehension: it is evaluated in the outer scope."""
         clause = node.for_in
         iterable = emit.expression(clause.iter.visit(self))
         return node.with_changes(for_in=clause.with_changes(iter=iterable))
 
 
 def is_port(node: cst.CSTNode) -> bool:
-    """Tell whether a node is `<anything>.output` or another port by its name."""
+    """Return whether a node is `<anything>.output`, or an attribute named like another port."""
     return isinstance(node, cst.Attribute) and node.attr.value in PORTS
 
 
 def stored(target: cst.CSTNode) -> list[cst.CSTNode]:
-    """List the expressions that an assignment to `target` binds or sets."""
+    """Return the names, attributes and items that an assignment to `target` stores to."""
     if isinstance(target, (cst.Tuple, cst.List)):
         return [node for element in target.elements for node in stored(element.value)]
     if isinstance(target, cst.StarredElement):
@@ -134,7 +140,7 @@ class _AccessFinder(cst.CSTVisitor):
 
 
 def has_access(node: cst.CSTNode) -> bool:
-    """Tell whether a port is mentioned below a node where a request may stand."""
+    """Return whether a node contains a port in a place where a request may be put."""
     finder = _AccessFinder()
     node.visit(finder)
     return finder.found
@@ -152,7 +158,7 @@ class _PurityFinder(cst.CSTVisitor):
 
 
 def is_pure(node: cst.CSTNode) -> bool:
-    """Tell whether an expression can be evaluated twice: no call, no access, no walrus."""
+    """Return whether an expression can be evaluated twice: it has no call, access or walrus."""
     finder = _PurityFinder()
     node.visit(finder)
     return finder.pure

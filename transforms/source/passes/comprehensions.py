@@ -13,11 +13,13 @@ becomes:
         return _nns_result
     norms = (yield from _nns_comprehension_0(range(6, 9)))
 
-A comprehension has a scope of its own, and evaluates its first iterable outside of it; so has a
-function with that iterable as its argument. The function stands at the head of the block, where
-defining it evaluates nothing. Comprehensions with a walrus (which binds a name of the block), with
-`next` (whose StopIteration would not leave the function as one) and asynchronous ones stay as they
-are, and their accesses are carried.
+A comprehension is a nested scope whose first iterable is evaluated outside; a function that takes
+that iterable as its argument behaves the same. The definition of the function goes to the head of
+the block, where it evaluates nothing.
+
+Three kinds of comprehensions are left unchanged, and their accesses are carried: those with a
+walrus, which binds a name of the block; those with `next`, whose `StopIteration` would leave a
+generator function as a `RuntimeError`; and asynchronous ones.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ LABELS = {"list": "<listcomp>", "set": "<setcomp>", "dict": "<dictcomp>"}
 
 
 def label_of(function_name: str) -> str | None:
-    """Return the name Python gives the scope that a generated function stands for."""
+    """Return the scope name that Python uses for a comprehension, given its generated function."""
     if not function_name.startswith(GENERATED):
         return None
     return LABELS[function_name.removeprefix(GENERATED).split("_")[0]]
 
 
 class _HindranceFinder(cst.CSTVisitor):
-    """Look for what would mean something else in a function of its own."""
+    """Find expressions that would change their meaning in a separate function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ def _can_be_lowered(node: cst.ListComp | cst.SetComp | cst.DictComp) -> bool:
     node.visit(finder)
     if finder.found:
         return False
-    # an access in the first iterable alone stands outside of the comprehension's own scope
+    # the first iterable is outside the comprehension's scope, so an access there does not count
     clause = node.for_in.with_changes(iter=emit.name("_"))
     return has_access(node.with_changes(for_in=clause))
 
@@ -81,12 +83,13 @@ class Comprehensions(RequestPass):
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
+        # a stack: each comprehension being visited collects the functions nested in its own
         self._functions: list[list[cst.FunctionDef]] = [[]]
         self._count = 0
 
     @property
     def functions(self) -> list[cst.FunctionDef]:
-        """The generated functions, to stand at the head of the block."""
+        """The generated functions, to be put at the head of the block."""
         return self._functions[0]
 
     def leave_ListComp(
@@ -104,7 +107,7 @@ class Comprehensions(RequestPass):
         def collect(node: cst.SetComp) -> cst.BaseExpression:
             return emit.call(emit.attribute(emit.name(_RESULT), "add"), self._visited(node.elt))
 
-        # {*()} is an empty set, whatever `set` means here
+        # {*()} is an empty set even if the user has rebound the name `set`
         return self._lowered(
             original_node, "set", cst.Set([cst.StarredElement(cst.Tuple([]))]), collect
         )
@@ -113,7 +116,7 @@ class Comprehensions(RequestPass):
         self, original_node: cst.DictComp, updated_node: cst.DictComp
     ) -> cst.BaseExpression:
         def collect(node: cst.DictComp) -> cst.BaseExpression:
-            # a display evaluates the key before the value, an assignment would not
+            # a dict display evaluates the key before the value; a subscript assignment does not
             item = cst.Dict([cst.DictElement(self._visited(node.key), self._visited(node.value))])
             return emit.call(emit.attribute(emit.name(_RESULT), "update"), item)
 

@@ -1,4 +1,4 @@
-"""Calls that look at the frame they stand in: `super()`, `locals()` and `vars()`.
+"""Calls that inspect their own frame: `super()`, `locals()` and `vars()`.
 
 This:
 
@@ -10,8 +10,8 @@ becomes:
     super(__class__, self).prepare(model.output)
     names = _nns_users(locals())
 
-A block is compiled as a function of its own, whose first argument is not `self` and whose locals
-hold names of ours.
+A block is compiled as a separate function, whose first argument is not `self` and whose locals
+include generated names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .common import RequestPass
 
 
 class FrameCalls(RequestPass):
-    """Give `super` its arguments, and take our names out of `locals`."""
+    """Give `super` explicit arguments, and filter generated names out of `locals` and `vars`."""
 
     def __init__(self, origins: Origins, first_argument: str | None) -> None:
         super().__init__(origins)

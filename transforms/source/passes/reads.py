@@ -7,6 +7,9 @@ This:
 becomes:
 
     h = (yield ("read", model.transformer.h[3], "output"))
+
+Any attribute named like a port is rewritten, since the text does not say whether the object is a
+module. For another object the driver answers with `getattr`.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from .common import RequestPass, is_port, stored
 
 
 class Reads(RequestPass):
-    """Turn each load of a port into a request; a port that is set or deleted stays."""
+    """Replace each load of a port by a request; leave a port that is stored or deleted."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)
+        # targets found on the way down, before `leave_Attribute` sees them
         self._stored: set[cst.CSTNode] = set()
 
     def visit_AssignTarget(self, node: cst.AssignTarget) -> None:
@@ -42,7 +46,7 @@ class Reads(RequestPass):
         self._stored.update(stored(node.name))
 
     def visit_MatchValue(self, node: cst.MatchValue) -> bool:
-        # a pattern is no expression: `case box.output:` is served where it stands
+        # a pattern cannot contain a yield; the access in `case box.output:` is carried
         return False
 
     def visit_Del(self, node: cst.Del) -> None:

@@ -1,6 +1,6 @@
-"""Names of the enclosing function that another function in it rebinds.
+"""Names of the enclosing function that another function may rebind while the block runs.
 
-This, where a function beside the block says `nonlocal count`:
+This, if a nested function next to the block declares `nonlocal count`:
 
     tick()
     seen = count
@@ -10,9 +10,9 @@ becomes:
     tick()
     seen = _nns_outer("count")
 
-A block starts from what the names around it stand for when it is entered. That is enough as long
-as nothing but the block runs; a function that the block calls can rebind a name of the enclosing
-function, and then the name is looked up where it lives, each time.
+A block starts with the values that the names around it have at its entry. A function that the
+block calls can rebind a name of the enclosing function by `nonlocal`, and the value from the entry
+would be stale. So each read of such a name is a lookup in the frame of the enclosing function.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from .common import Pass, stored
 
 
 class ReboundNames(Pass):
-    """Look names up in the enclosing function's frame."""
+    """Replace reads of the given names by lookups in the enclosing function's frame."""
 
     def __init__(self, origins: Origins, rebound: frozenset[str]) -> None:
         super().__init__(origins)
         self._rebound = rebound
+        # nodes that do not read a variable: attributes, keywords, parameters, targets
         self._kept: set[cst.CSTNode] = set()
 
     def visit_Attribute(self, node: cst.Attribute) -> None:

@@ -1,4 +1,4 @@
-"""`return` out of a decorated function.
+"""`return` in an intervention function, or in a block that is the last of its function.
 
 This:
 
@@ -8,9 +8,11 @@ becomes:
 
     yield ("end", model.lm_head.output)
 
-A machine comes to its end with a request, not by leaving its generator, so that its names can
-still be looked at. In a block `return` has no value, and the block is the last statement of its
-function, so that its end is the function's; any other is refused.
+A machine ends with a request, not by leaving its generator, so that its frame still exists and the
+driver can take the block's names from it.
+
+In a block `return` is accepted only without a value, and only if the block is the last statement
+of its function, so that ending the block ends the function; others are refused (`unsupported`).
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from .common import RequestPass
 
 
 class Returns(RequestPass):
-    """Turn each `return` into the request that ends the machine."""
+    """Replace each `return` by the request that ends the machine."""
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
-        # a generated function returns to the function itself
+        # the `return` of a function generated from a comprehension returns to the block
         return False
 
     def leave_Return(

@@ -8,11 +8,12 @@ becomes:
 
     logits = _nns_save(model.lm_head.output[:, -1])
 
-`list`, `dict`, `int` and the tensor class have no `save` of their own, and none is put on them:
-the call is recognised in the text, also inside lambdas and nested functions. Where the object's
-type has a `save` method of its own, `_nns_save` calls that.
+`list`, `dict`, `int` and tensors have no `save` method, and none is patched in. The call is
+recognised by its text instead, in lambdas and nested functions too. If the object's type does
+define a `save` method, `_nns_save` calls it.
 
-A `save` that is not called saves nothing. As a statement or assigned to a name,
+A `save` that is not called saves nothing, which is usually a mistake. As a statement or assigned
+to a name,
 
     logits = model.lm_head.output.save
 
@@ -20,7 +21,7 @@ becomes:
 
     logits = _nns_save_of(model.lm_head.output)
 
-which returns the `save` of an object that has one of its own, and else is an error.
+which returns the object's `save` attribute if it has one, and raises an error otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .common import Pass
 
 
 class Saves(Pass):
-    """Turn `<expression>.save()` without arguments into a call of the injected `save`."""
+    """Replace `<expression>.save()` without arguments by a call of the injected `save`."""
 
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
         function = updated_node.func

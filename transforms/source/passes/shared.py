@@ -14,11 +14,12 @@ becomes, in the first and in the second:
     embeddings = yield ("name", "embeddings")
     model.transformer.wte.output = embeddings
 
-A name that only a backward pass of the second reads is fetched before that pass begins, since it
-has gradients only.
+Each invoke is a separate machine with separate names, so that invokes that run interleaved do not
+disturb each other. Values pass from one to another through these two requests only; `name` waits
+until the name is bound, if exactly one earlier binding can be meant.
 
-Every invoke has names of its own, so that two of them running side by side do not disturb each
-other; what one hands to another goes through these two requests. The second waits where it must.
+A name that is read only by a backward block of the later invoke is fetched before that block
+opens, since inside it only gradients can be waited for.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class _NameFinder(cst.CSTVisitor):
 
 
 def mentioned(*nodes: cst.CSTNode | None) -> set[str]:
-    """Collect the names that stand below the nodes (attributes and keywords are none)."""
+    """Collect the variable names below the nodes; attributes and keywords are not variables."""
     finder = _NameFinder()
     for node in nodes:
         if node is not None:
@@ -60,7 +61,7 @@ def mentioned(*nodes: cst.CSTNode | None) -> set[str]:
 
 
 class _BindingFinder(cst.CSTVisitor):
-    """Collect what statements bind in the scope they stand in, and how often."""
+    """Collect the names that statements bind in their scope, and which of them more than once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ def _bindings(nodes: Iterable[cst.CSTNode]) -> _BindingFinder:
 
 
 class SharedNames(Pass):
-    """Fetch shared names before the statements that read them; publish them after a binding."""
+    """Fetch shared names before the statements that read them, and publish them after bindings."""
 
     def __init__(
         self,
@@ -166,22 +167,23 @@ class SharedNames(Pass):
         bound: frozenset[str],
         read_inside: Sequence[frozenset[str]] = (),
     ) -> None:
-        """Make the pass of one invoke.
+        """Make the pass for one invoke.
 
         Args:
-            origins: where the nodes stand in the file.
-            fetched: names that earlier invokes bind.
-            bound: names that later invokes fetch.
-            read_inside: names that each block inside this one reads, by number.
+            origins: the positions of the nodes in the file.
+            fetched: names to fetch from earlier invokes.
+            bound: names to publish for later invokes.
+            read_inside: names that each block inside this one reads, by its number.
         """
         super().__init__(origins)
         self._fetched = fetched
         self._bound = bound
         self._read_inside = read_inside
+        # True once the block's own function has been entered (by `visit_FunctionDef`)
         self._inside = False
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:
-        # the outermost function is the block itself; those inside keep their own names
+        # the outermost function is the block; functions inside it have separate scopes
         first, self._inside = not self._inside, True
         return first
 
@@ -213,7 +215,7 @@ class SharedNames(Pass):
         told = [self._bind(name) for name in sorted(bindings(updated_node) & self._bound)]
         if not told:
             return updated_node
-        # what a backward pass has bound is handed on like any other name
+        # names that a backward block has bound are published like others
         body = [cst.SimpleStatementLine(updated_node.body), *told]
         span = self.origins.span_of(original_node)
         for generated in body:
@@ -224,7 +226,7 @@ class SharedNames(Pass):
         self, node: cst.BaseStatement
     ) -> tuple[cst.BaseStatement, list[cst.BaseStatement]]:
         if isinstance(node, (cst.For, cst.With)):
-            # what the header binds is told at the head of the body, before the body uses it
+            # names bound by the header are published at the head of the body, before its code runs
             header: list[cst.CSTNode] = (
                 [cst.AssignTarget(node.target)] if isinstance(node, cst.For) else list(node.items)
             )
@@ -253,7 +255,7 @@ class SharedNames(Pass):
 def names_read_inside(
     node: cst.BaseStatement, read_inside: Sequence[frozenset[str]]
 ) -> frozenset[str]:
-    """Return the names that the block reads which a statement opens, if it opens one."""
+    """Return the names read by the backward block that a statement opens; none for others."""
     if not isinstance(node, cst.SimpleStatementLine) or not read_inside:
         return frozenset()
     match node.body[0]:
@@ -273,7 +275,10 @@ def names_read_inside(
 
 
 class ReadsInside(Pass):
-    """Name what a block inside reads at the statement that opens it, to analyse names by."""
+    """Mention the names that an inner block reads in front of the statement that opens it.
+
+    For name analysis only: the result is never run.
+    """
 
     def __init__(self, origins: Origins, read_inside: Sequence[frozenset[str]]) -> None:
         super().__init__(origins)
@@ -291,7 +296,7 @@ class ReadsInside(Pass):
 
 
 def _heads(node: cst.BaseStatement) -> list[cst.CSTNode]:
-    """List the parts of a statement that are evaluated at the statement itself."""
+    """Return the parts of a statement that are evaluated before its nested statements."""
     if isinstance(node, cst.For):
         return [node.iter]
     if isinstance(node, cst.With):

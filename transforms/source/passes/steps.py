@@ -18,13 +18,13 @@ becomes:
     finally:
         _nns_steps_0.close()
 
-The header asks for the step to begin, so that n steps run n bodies. `with tracer.iter[1:3] as
-step:` and `with tracer.all():` mean the same loop. `close` puts the machine back to the step it
-was at before, when the loop is left by `break` or by an exception too.
+The condition of the `while` waits for the next step to begin, so that n steps run the body n
+times. `with tracer.iter[1:3] as step:` and `with tracer.all():` become the same loop. `close`
+restores the machine's previous step, also when the loop is left by `break` or an exception.
 
-`over` is raised where a round waits for what can no longer come. In a run with one forward of the
-root, round k stands for the k-th visit to each location, and one of them may have more visits
-than another: the loop ends with the one that has the fewest.
+`over` is the exception raised in a round that waits for a value which can no longer come. In a run
+with a single forward of the root module, round k means the k-th visit to each location, and
+locations may have different numbers of visits: the loop ends with the smallest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .common import RequestPass
 
 
 def is_steps(node: cst.BaseExpression) -> bool:
-    """Tell whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
+    """Return whether an expression is `<anything>.iter[...]` or `<anything>.all()`."""
     if isinstance(node, cst.Subscript):
         return isinstance(node.value, cst.Attribute) and node.value.attr.value == "iter"
     return (
@@ -52,7 +52,7 @@ def is_steps(node: cst.BaseExpression) -> bool:
 
 
 class Steps(RequestPass):
-    """Turn loops over steps into loops that wait for each step to begin."""
+    """Replace loops over steps by loops that wait for each step to begin."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__(origins)

@@ -14,11 +14,15 @@ becomes:
     yield ("write", _nns_inplace.iadd(model.transformer.h[7].output, v),
            model.transformer.h[7], "output")
 
-(the loads that are left here are turned into requests by the next pass).
+The loads that remain here are replaced by requests in the next pass.
 
-The value comes first, as Python evaluates the right side of an assignment first; then the
-container, then the indices. Container and index path go along because the container may be a
-tuple, which is rebuilt, or a tensor, which is edited in place: only the running value tells.
+The operands keep Python's order of evaluation: the right side of an assignment first, then the
+container, then the indices. A write of an element carries the container and the index path,
+because the driver treats containers differently at run time: a tuple is rebuilt with the new
+element, a tensor is edited in place.
+
+Only one level of indices is lowered in an augmented assignment. In `m.output[0][:, -1] += v` plain
+Python reads the port and sets the item of the element, which is already right.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ def _port_and_path(
 
 
 class Writes(RequestPass):
-    """Turn assignments to a port, or to an index path of one, into requests."""
+    """Replace assignments to a port, or to an index path of one, by requests."""
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -148,9 +152,10 @@ class Writes(RequestPass):
     def _load(
         self, port: cst.Attribute, *, is_kept: bool = False
     ) -> tuple[cst.Attribute, cst.BaseExpression]:
-        """Return the port as what is read, and what stands for its module after that.
+        """Return the port to be read, and an expression for its module to be used afterwards.
 
-        A module whose expression cannot be evaluated twice is kept in a name of ours.
+        A module whose expression cannot be evaluated twice is kept in a temporary name. `is_kept`
+        forces this.
         """
         module = emit.expression(port.value.deep_clone())
         self.origins.keep(module, self.origins.span_of(port.value))
@@ -199,7 +204,7 @@ def _key(index: Sequence[cst.SubscriptElement]) -> cst.Subscript:
 
 
 def _released(place: cst.BaseExpression) -> list[cst.BaseSmallStatement]:
-    """Delete the name that a module was kept in, if it was."""
+    """Delete the temporary name of a module, if `_load` made one."""
     is_ours = isinstance(place, cst.Name) and place.value == names.TEMP_PLACE
     return [cst.Del(emit.name(names.TEMP_PLACE))] if is_ours else []
 

@@ -1,4 +1,8 @@
-"""Lowering a block of a linted file, for what only its program tells."""
+"""Lowering of a linted block, for facts that only its program has.
+
+Rules work on the syntax tree, which is fast. The names that invokes share are computed by the
+lowering, which takes longer, so a rule calls this only for blocks that may have a finding.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from .blocks import Block
 
 
 def program_of(file: File, block: Block) -> Program | None:
-    """Lower an outermost block; None where it cannot be."""
+    """Lower an outermost block; None if it contains a construct that cannot be lowered."""
     from nnsight_dsl.transforms.source.pipeline import lower_block, lower_function
     from nnsight_dsl.transforms.source.surroundings import Surroundings
     from nnsight_dsl.transforms.source.unsupported import is_last_of

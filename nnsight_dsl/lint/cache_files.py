@@ -1,4 +1,4 @@
-"""Folders of the user's machine in which the linter keeps what it has found out."""
+"""The linter's cache on disk: the folder, by the conventions of the platform, and atomic writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be found out again."""
+    """Return the user's cache folder for this package; it may not exist yet."""
     given = os.environ.get("XDG_CACHE_HOME")
     if given:
         return Path(given) / "nnsight_dsl"
@@ -23,7 +23,10 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody sees half of it; where nothing can be written, nothing is."""
+    """Write a file atomically: another process sees the old content or the new one.
+
+    If the file cannot be written, nothing happens, since it is a cache.
+    """
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)

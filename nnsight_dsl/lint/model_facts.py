@@ -1,7 +1,14 @@
-"""What is known of a model: its paths, the order in which its modules run, what they return.
+"""Facts about a model: its paths, the order in which its modules run, the types of their outputs.
 
-All of it is plain data, so that it can be kept as JSON between two calls of the linter, and read
-without importing torch. `recording` makes it.
+The facts are plain data, made by `recording`. They are cached as JSON between calls of the linter,
+so that a second call does not import torch.
+
+    structure.place(("transformer", "h", -1))       # "transformer.h.11"
+    structure.missing(("transformer", "head"))      # ("transformer", "head")
+
+Times (`visits`, `last_use`) are ticks of one counter over the whole run, so they can be compared
+across modules. They are known only if `is_ordered`; a model that could not be run has its modules
+and attributes only. A rule has to treat an absent fact as unknown, not as false.
 """
 
 from __future__ import annotations
@@ -22,14 +29,15 @@ class Module:
     """One module of a model.
 
     Attributes:
-        children: names of its modules, in order.
-        attributes: names of what else it has.
-        output: `"tensor"`, `"tuple"`, another type's name, or `""` if it was not called.
-        was_tuple: whether it is a layer that returned a tuple before transformers 5.
-        visits: when its calls began and ended, counted over all modules.
-        last_use: when its first output was last used, None if that is the model's own output.
-        operations: names of the operations in its forward, empty where they are not known.
-        idle: those of them whose lines did not run.
+        children: names of its direct submodules, in order.
+        attributes: names of its other attributes.
+        output: `"tensor"`, `"tuple"`, the name of another type, or `""` if it was not called.
+        was_tuple: True for a layer that returned a tuple before transformers 5.
+        visits: begin and end of its calls, in ticks of a counter over all modules.
+        last_use: tick at which its first output was last used, None if it was not used or is
+            returned by the model.
+        operations: names of the operations in its forward, empty if they are unknown.
+        idle: names of the operations whose lines did not run.
     """
 
     children: tuple[str, ...] = ()
@@ -44,13 +52,14 @@ class Module:
 
 @dataclass(slots=True)
 class Structure:
-    """A model, as far as the linter knows it.
+    """The known facts about a model.
 
     Attributes:
         modules: the modules, by dotted path; the root is `""`.
-        is_ordered: whether a run of the model was recorded.
-        needs_input: whether the model's forward has an argument that has to be given.
-        aliases: names that stand for other modules, so that an unknown name means nothing.
+        is_ordered: True if a run of the model was recorded, so that `visits` are known.
+        needs_input: True if the model's forward has a required argument.
+        aliases: names that the linted file may add to modules, so that a path through one of them
+            is not reported as missing.
     """
 
     modules: dict[str, Module] = field(default_factory=dict)
@@ -59,7 +68,7 @@ class Structure:
     aliases: frozenset[str] = frozenset()
 
     def places(self, path: Path) -> list[str] | None:
-        """Return the modules that a path can mean, None where that cannot be told."""
+        """Return the modules that a path can mean, None if a part of it is unknown."""
         found = [""]
         for item in path:
             following = []
@@ -72,7 +81,7 @@ class Structure:
         return found
 
     def place(self, path: Path) -> str | None:
-        """Return the one module that a path means, None where it may be several."""
+        """Return the only module that a path can mean, None if there may be several or none."""
         found = self.places(path)
         return found[0] if found is not None and len(found) == 1 else None
 
@@ -88,9 +97,9 @@ class Structure:
         return [_join(place, item)] if item in names else None
 
     def missing(self, path: Path) -> tuple[str, str | int] | None:
-        """Return the module and the name (or index) at which a path leads nowhere.
+        """Return the module and the name or index at which a path ends in a missing attribute.
 
-        None where it exists, and where an attribute of a module leads out of what is known.
+        None if the path exists, or passes through an attribute that is not a known module.
         """
         found = [""]
         for item in path:
@@ -114,27 +123,27 @@ class Structure:
         if module is None or isinstance(item, Round):
             return True
         if isinstance(item, int):
-            # what is no container of modules may have a __getitem__ of its own
+            # a module without children may define a `__getitem__`
             return not module.children
         return item in module.attributes or item in self.aliases or item in ENVOY_NAMES
 
     def near(self, place: str, name: str) -> list[str]:
-        """Return the names of modules and ports that are nearest to one that does not exist."""
+        """Return the names of modules and ports that are most similar to a missing one."""
         known = [*self.modules[place].children, *PORTS]
         return difflib.get_close_matches(name, known, n=3, cutoff=0.5)
 
     def begins(self, place: str) -> int | None:
-        """Tell when a module was first called."""
+        """Return the tick at which a module was first called, None if it was not."""
         visits = self.modules[place].visits
         return visits[0][0] if visits else None
 
     def ends(self, place: str) -> int | None:
-        """Tell when a module first returned."""
+        """Return the tick at which a module first returned, None if it was not called."""
         visits = self.modules[place].visits
         return visits[0][1] if visits else None
 
     def fits(self, path: Path) -> bool:
-        """Tell whether a path may be one of this model, if perhaps misspelled."""
+        """Return whether a path may belong to this model, allowing for a misspelled first name."""
         if not path or not isinstance(path[0], str) or not self.modules:
             return True
         name = path[0]
@@ -145,7 +154,7 @@ class Structure:
         return bool(difflib.get_close_matches(name, self.modules[""].children, cutoff=0.6))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the structure as JSON holds it."""
+        """Return the structure as values that `json` can write."""
         return {
             "is_ordered": self.is_ordered,
             "needs_input": self.needs_input,
@@ -154,7 +163,7 @@ class Structure:
 
 
 def structure_of(found: Mapping[str, Any]) -> Structure:
-    """Read a structure from JSON."""
+    """Rebuild a structure from the result of `as_json`, as read by `json`."""
     modules = {
         path: Module(
             children=tuple(one["children"]),

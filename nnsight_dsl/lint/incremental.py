@@ -1,7 +1,14 @@
-"""Many files: what was linted before and has not changed is not linted again.
+"""Incremental linting of many files: unchanged files are served from a cache.
 
-Findings are kept by the hash of a file's content, in one file for each combination of settings,
-models and versions. Many files that are new are shared between two processes.
+The cache key of a file's findings is the hash of its name and content. There is one cache file for
+each combination of settings, models, rules and versions, so a change of any of these starts with
+an empty cache. Uncached files are split between two processes if there is enough text to make up
+for the start of a process.
+
+    found, contents = lint_files(paths, settings)
+
+A cache file that cannot be read counts as empty, and one that cannot be written is not written.
+Two linters that run at the same time may overwrite each other's entries, which costs time only.
 """
 
 from __future__ import annotations
@@ -19,14 +26,15 @@ from typing import Any
 
 from nnsight_dsl.version import __version__
 
+from .cache_files import cache_folder, write_whole
 from .diagnostics import Diagnostic, Insertion, in_order
 from .engine import Structures, lint
-from .folders import cache_folder, write_whole
 from .settings import Settings
 
 _WORTH_SHARING = 200_000
-"""How many bytes of new text make a second process worth its start."""
+"""Bytes of uncached text from which on a second process is worth its start."""
 _MOST_KEPT = 20_000
+"""Number of files whose findings one cache file keeps; the oldest are dropped."""
 
 
 def lint_files(
@@ -36,13 +44,16 @@ def lint_files(
     *,
     keeps: bool = True,
 ) -> tuple[list[Diagnostic], dict[str, bytes]]:
-    """Lint files; return what was found, and the content of the files.
+    """Lint files.
 
     Args:
         paths: the files.
-        settings: which rules hold.
-        structures: what is known of models.
-        keeps: use and fill the cache in the user's cache folder.
+        settings: which rules apply.
+        structures: facts about models, None to lint from the text alone.
+        keeps: True to read and write the cache in the user's cache folder.
+
+    Returns:
+        The diagnostics in order of position, and the content of each file by name.
 
     Raises:
         OSError: a file cannot be read.
@@ -72,7 +83,7 @@ def _linted(
     work = partial(_lint_one, settings=settings, structures=structures)
     if sum(len(content) for _, content in new) < _WORTH_SHARING or len(new) < 2:
         return [work(one) for one in new]
-    # a fresh process: a fork of one that has threads may hang
+    # spawned, since forking a process that has threads may deadlock
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         return list(pool.map(work, new, chunksize=max(1, len(new) // 8)))
 
@@ -85,7 +96,7 @@ def _lint_one(
 
 
 class _Kept:
-    """Findings of earlier calls, by the content of the files."""
+    """The cache of findings, by name and content of the files."""
 
     def __init__(self, settings: Settings, structures: Structures | None) -> None:
         known = {str(name): one.as_json() for name, one in (structures or {}).items()}
@@ -101,7 +112,7 @@ class _Kept:
         self._entries: dict[str, Any] = read if isinstance(read, dict) else {}
 
     def found(self, file: str, content: bytes) -> list[Diagnostic] | None:
-        """Return what was found in such a file, None if there was none."""
+        """Return the cached diagnostics of a file, None if it is not in the cache."""
         entry = self._entries.get(_key(file, content))
         try:
             return None if entry is None else [_diagnostic(one, file) for one in entry]
@@ -109,25 +120,25 @@ class _Kept:
             return None
 
     def keep(self, file: str, content: bytes, diagnostics: Sequence[Diagnostic]) -> None:
-        """Remember what was found in a file."""
+        """Add the diagnostics of a file to the cache."""
         self._entries[_key(file, content)] = [
             {**one.as_dict(), "fix": [[i.line, i.column, i.text] for i in one.fix]}
             for one in diagnostics
         ]
 
     def write(self) -> None:
-        """Keep what is known for the next call."""
+        """Write the cache file."""
         entries = dict(list(self._entries.items())[-_MOST_KEPT:])
         write_whole(self._path, json.dumps(entries))
 
 
 def _key(file: str, content: bytes) -> str:
-    # the name decides whether it is a notebook, and which rules hold
+    # the name is part of the key: it decides whether the file is a notebook and which rules apply
     return hashlib.sha256(file.encode() + b"\0" + content).hexdigest()
 
 
 def _rules_hash() -> str:
-    """Return a hash of the linter and of what it is built on, by time and size of their files."""
+    """Hash the sources of the linter and of `transforms`, by modification time and size."""
     import nnsight_dsl.transforms
 
     folders = [Path(__file__).parent, Path(str(nnsight_dsl.transforms.__file__)).parent]
