@@ -13,6 +13,7 @@ The lock is reentrant. It cannot stop a user's thread from parsing at the same t
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from functools import wraps
 from threading import RLock
@@ -33,3 +34,22 @@ def one_at_a_time(function: Callable[_Params, _Result]) -> Callable[_Params, _Re
             return function(*args, **kwargs)
 
     return guarded
+
+
+@one_at_a_time
+def parsed_statements(text: str, line: int = 1, filename: str = "<unknown>") -> list[ast.stmt]:
+    """Parse statements of a file by themselves, however far they are indented there.
+
+    Args:
+        text: their lines.
+        line: the number of the first of these lines in the file, which the tree has, too.
+        filename: the file, for the error.
+
+    Raises:
+        SyntaxError: the text begins in the middle of a line, or is not valid.
+    """
+    is_indented = text[:1] in (" ", "\t")
+    tree = ast.parse(f"if 1:\n{text}" if is_indented else text, filename)
+    ast.increment_lineno(tree, line - (2 if is_indented else 1))
+    outer = tree.body[0]
+    return outer.body if is_indented and isinstance(outer, ast.If) else tree.body

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
-from nnsight_dsl.runtime.errors import LoopOver, RunAborted, RunEnded
+from nnsight_dsl.runtime.errors import InternalError, LoopOver, RunAborted, RunEnded
 from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.transforms.errors import BlockUseError
 from nnsight_dsl.transforms.frame_names import (
@@ -149,7 +149,7 @@ class Block:
         """
         frame, self._frame = self._frame, None
         if frame is None:
-            raise AssertionError("a block was left that was not entered")
+            raise InternalError("a block was left that was not entered")
         if self._refusal is not None:
             _put_contexts_right(self._refusal, skipped)
             return self._refusal.with_traceback(None)

@@ -31,7 +31,7 @@ from nnsight_dsl import errors
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.tapping.torch_fast_path import has_compiled_function, passes_over_parts
 from nnsight_dsl.runtime.tracebacks import traceback_at
-from nnsight_dsl.transforms.parsing import one_at_a_time
+from nnsight_dsl.transforms.parsing import parsed_statements
 from nnsight_dsl.transforms.program import Program
 
 from .accesses import Path
@@ -189,23 +189,16 @@ def _file(
 
 
 def _parsed(program: Program) -> ast.Module | None:
-    text = program.source
-    is_indented = text[:1] in (" ", "\t")
     try:
-        tree = one_at_a_time(ast.parse)(f"if 1:\n{text}" if is_indented else text)
+        body = parsed_statements(program.source, program.line)
     except (SyntaxError, RecursionError, MemoryError):
         # a statement that begins in the middle of a line: the block runs unchecked
         return None
-    body = tree.body
-    if is_indented and isinstance(body[0], ast.If):
-        body = body[0].body
     if isinstance(body[0], ast.FunctionDef):
         # the text lacks the decorator, by which the analysis recognises an intervention
         intervene = ast.copy_location(ast.Name("intervene", ast.Load()), body[0])
         body[0].decorator_list = [intervene]
-    module = ast.Module(body, [])
-    ast.increment_lineno(module, program.line - (2 if is_indented else 1))
-    return module
+    return ast.Module(body, [])
 
 
 def _is_certain(file: File, finding: Finding) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnsight_dsl.transforms.parsing import parsed_statements
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.source.accesses import State
 
@@ -126,20 +127,14 @@ def _last_line(program: Program) -> int:
 
 def _statements(program: Program) -> dict[int, ast.stmt]:
     """Map lines to the innermost statement that begins there."""
-    text = program.source
-    indented = text[:1] in (" ", "\t")
     try:
-        tree = ast.parse(f"if 1:\n{text}" if indented else text)
+        outer = parsed_statements(program.source, program.line)[0]
     except SyntaxError:
         return {}
-    shift = program.line - (2 if indented else 1)
-    outer: ast.AST = tree.body[0]
-    if indented and isinstance(outer, ast.If):
-        outer = outer.body[0]
     found: dict[int, ast.stmt] = {}
     for node in ast.walk(outer):
         if isinstance(node, ast.stmt) and node is not outer:
-            found[node.lineno + shift] = node
+            found[node.lineno] = node
     return found
 
 

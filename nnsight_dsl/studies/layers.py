@@ -35,7 +35,7 @@ from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.source import SourceOperation
 from nnsight_dsl.modeling.base import NNsight
 from nnsight_dsl.rendering import rendered
-from nnsight_dsl.runtime.errors import NotCalledError
+from nnsight_dsl.runtime.errors import InternalError, NotCalledError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, function_inside
@@ -224,7 +224,7 @@ class _LayerRun:
     def report(self) -> LayerReport:
         """Follow the residual stream through the layer, and look whether the sum holds."""
         if self.after is None:
-            raise AssertionError("only layers that keep the shape are reported")
+            raise InternalError("only layers that keep the shape are reported")
         terms = list(self._terms())
         kinds = {
             self._kind(key, before): where for key, before, where in terms if where is not None
@@ -343,7 +343,7 @@ def _run(
     def watch(tracer: Tracer) -> None:
         driver, machine = tracer._driver, current_machine()
         if driver is None or machine is None:
-            raise AssertionError("called in a block that runs")
+            raise InternalError("called in a block that runs")
         driver.watch_for(places, machine)
         driver.watchers.append(recorder)
 

@@ -484,7 +484,7 @@ class Driver(Inlined):
     def seen_result(self, machine: Machine) -> Any:
         """Return what a machine sees of the run's result, once there is one."""
         if self.result is None:
-            raise AssertionError("the run has no result yet")
+            raise InternalError("the run has no result yet")
         (result,) = self.result
         if machine.rows is None:
             return result

@@ -22,7 +22,13 @@ from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
-from nnsight_dsl.runtime.errors import CarriedCallError, NotRunningError, RunEnded, SharedNameError
+from nnsight_dsl.runtime.errors import (
+    CarriedCallError,
+    InternalError,
+    NotRunningError,
+    RunEnded,
+    SharedNameError,
+)
 from nnsight_dsl.runtime.tracebacks import clean, original
 from nnsight_dsl.runtime.values.known_types import is_known
 from nnsight_dsl.runtime.values.rows import Rows
@@ -283,7 +289,7 @@ class Machine:
     def _carried(self, is_error: bool, *args: Any) -> Request:
         ambient = self._ambient
         if ambient is None:
-            raise AssertionError("a plain machine has nothing to carry")
+            raise InternalError("a plain machine has nothing to carry")
         before = ambient.enter()
         self._home = getcurrent()
         try:

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from nnsight_dsl.runtime.errors import OutOfOrderError, PathError
+from nnsight_dsl.runtime.errors import InternalError, OutOfOrderError, PathError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
 from nnsight_dsl.runtime.machines.machine import Machine, advanced
@@ -102,7 +102,7 @@ class OperationPlace(Place):
         """Return the place of another operation of the same function."""
         place = type(self).__new__(type(self))
         if self._parent is None:
-            raise AssertionError("an operation stands in something")
+            raise InternalError("an operation stands in something")
         place._place(self._parent, name)
         return place
 
@@ -240,7 +240,7 @@ class Inside:
         """Return a copy of a function with the operations tapped, for a call that begins."""
         heart = _heart(function)
         if heart is None:
-            raise AssertionError(f"{function!r} has no operations inside")
+            raise InternalError(f"{function!r} has no operations inside")
         operations = operations_of(heart.__code__)
         if self._has_all:
             some = next(iter(self._taps.values())).place
@@ -332,7 +332,7 @@ class OperationTap(Tap):
         """Have the function around it tapped when it is next called."""
         parent = self.place._parent
         if parent is None:
-            raise AssertionError("an operation stands in something")
+            raise InternalError("an operation stands in something")
         above = self.driver.tap_for(parent)
         if above.inside is None:
             above.inside = Inside(parent, self.driver)
@@ -364,7 +364,7 @@ class OperationTap(Tap):
         """Return the error for a machine that asks while the function runs without this tap."""
         parent = self.place._parent
         if parent is None:
-            raise AssertionError("an operation stands in something")
+            raise InternalError("an operation stands in something")
         above = self.driver.tap_for(parent)
         if (
             above.index != machine.step

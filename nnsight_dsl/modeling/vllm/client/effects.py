@@ -34,6 +34,7 @@ from nnsight_dsl.modeling.vllm.engine_places import NAMES, EnginePlace
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
+from nnsight_dsl.transforms.parsing import parsed_statements
 from nnsight_dsl.transforms.program import Program
 from nnsight_dsl.transforms.requests import PORTS, WRITE
 from nnsight_dsl.transforms.source.accesses import State
@@ -133,7 +134,7 @@ class _Text:
 
 @lru_cache(maxsize=256)
 def _text_of(program: Program) -> _Text:
-    tree, shift = _parsed(program)
+    tree = ast.Module(parsed_statements(program.source, program.line), [])
     made: set[str] = set()
     other: set[str] = set()
     around: set[str] = set()
@@ -153,19 +154,11 @@ def _text_of(program: Program) -> _Text:
                 other.add(node.id)
             elif node.id not in program.bound:
                 around.add(node.id)
-    later = _later_lines(tree, shift)
+    later = _later_lines(tree)
     return _Text(tree, later, frozenset(made), frozenset(around), frozenset(other))
 
 
-def _parsed(program: Program) -> tuple[ast.Module, int]:
-    """Parse a program's text; return the tree, and the difference of its lines to the file's."""
-    text = program.source
-    if text[:1] in (" ", "\t"):
-        return ast.parse(f"if 1:\n{text}"), program.line - 2
-    return ast.parse(text), program.line - 1
-
-
-def _later_lines(tree: ast.AST, shift: int) -> list[range]:
+def _later_lines(tree: ast.AST) -> list[range]:
     """Collect the lines that ask for values of steps after the first only.
 
     Those are the bodies of `for ... in tracer.iter[1:]` and `with tracer.iter[1]` with a constant
@@ -185,7 +178,7 @@ def _later_lines(tree: ast.AST, shift: int) -> list[range]:
             continue
         first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
         if first > node.lineno:
-            found.append(range(first + shift, last + shift + 1))
+            found.append(range(first, last + 1))
     return found
 
 
