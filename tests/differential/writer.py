@@ -237,6 +237,9 @@ class BlockWriter(Writer):
         last = len(self._kinds) - 1
         if text == "skip":
             self._at = min(self._at + 1, last)
+            if self._kinds[self._at] == "inplace":
+                # plain hooks call it all the same, and it edits the value before it
+                return "pass"
             place = self.place(self._at)
             value = f"{place}.input * 2"
             if self.is_tuple(self._at):
