@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nnsight_dsl import NNsight
-from nnsight_dsl.modeling.base import Batch
 from nnsight_dsl.runtime.errors import OutOfOrderError
+from nnsight_dsl.tracing.runnable import Batch
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
