@@ -41,7 +41,7 @@ from nnsight_dsl.runtime.values.views import Frozen, OfferCut
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Request, phase_of, target_of
 
-from . import messages
+from . import lateness, messages
 from .inlining import Inlined
 from .loop import PARKED
 
@@ -172,6 +172,10 @@ class Driver(Inlined):
     def tap_for(self, place: Place) -> Tap:
         """Return the tap at a place; put one there, and at the places above it, if need be."""
         return self._taps.get(key_of(place)) or self._put_tap(place)
+
+    def tap_at(self, place: Place) -> Tap | None:
+        """Return the tap at a place, None if there is none."""
+        return self._taps.get(key_of(place))
 
     def _put_tap(self, place: Place) -> Tap:
         if not self.is_tapping_ahead:
@@ -355,25 +359,8 @@ class Driver(Inlined):
                 self.drive(machine, self.seen_result(machine))
         for machine in self.machines:
             if not machine.is_done and machine.pending is not None:
-                error = self._never_came(machine, machine.pending)
+                error = lateness.never_came(self, machine, machine.pending)
                 self.drive(machine, error=error)
-
-    def _never_came(self, machine: Machine, request: Request) -> BaseException:
-        """Return what to raise where a machine waits for what can no longer come.
-
-        In a run with one forward of the root, round k of a loop is the k-th visit to each
-        location. Where one has fewer visits than the others, the loop ends there.
-        """
-        loop = machine.loops[-1] if machine.loops else None
-        if loop is None or not loop.is_lowered or self.is_stepped or machine.step == 0:
-            return messages.never_came(self, machine, request)
-        place = target_of(request) if phase_of(request) is not None else None
-        if not isinstance(place, Place) or not 0 < self.tap_for(place).begun <= machine.step:
-            return messages.never_came(self, machine, request)
-        if not loop.is_open:
-            messages.warn_of_missing_visits(machine, request, self.tap_for(place).begun)
-        loop.is_over = True
-        return loop.over()
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
         waiters = [*self.step_waiters, *self.visit_waiters]
@@ -537,7 +524,9 @@ class Driver(Inlined):
                 return answer
             raise messages.other_model(request)
         tap = self.tap_for(place)
-        error = tap.missing or self._too_late(machine, request, tap) or tap.uncovered(machine)
+        error = (
+            tap.missing or lateness.too_late(self, machine, request, tap) or tap.uncovered(machine)
+        )
         if error is not None:
             raise error
         machine.pending = request
@@ -550,34 +539,3 @@ class Driver(Inlined):
     def _is_of_model(self, place: Place) -> bool:
         """Tell whether a place belongs to the model that runs, by whichever wrapper."""
         return place._root is None or place._root._module is self.root._module
-
-    def _too_late(self, machine: Machine, request: Request, tap: Tap) -> BaseException | None:
-        if tap.place._module is None:
-            return None
-        step = machine.step
-        before_call = phase_of(request) == INPUTS
-        visit = tap.begun_step if before_call else tap.done_step
-        if visit >= step or (self.is_stepped and self.has_ended):
-            return messages.passed(self, machine, request, tap)
-        if self.step > step:
-            return messages.not_in_step(self, machine, request)
-        if self.has_ended:
-            return self._never_came(machine, request)
-        place: Place | None = target_of(request)._parent
-        while place is not None:
-            above = self._taps.get(key_of(place))
-            if above is not None and self._is_over(above, step):
-                return messages.parent_passed(machine, request, place)
-            place = place._parent
-        return None
-
-    def _is_over(self, tap: Tap, step: int) -> bool:
-        """Tell whether a module has returned for good, so that nothing below it comes any more."""
-        if tap.done_step < step:
-            return False
-        if tap.begun != tap.done or tap.begun > step + 1:
-            # it runs now, as one that calls itself, or was called more often than once
-            return False
-        module = tap.place._module
-        places = self.root._module.named_modules(remove_duplicate=False)
-        return sum(one is module for _, one in places) < 2
