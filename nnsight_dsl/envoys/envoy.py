@@ -157,10 +157,20 @@ class Envoy(Ports):
         return self._renaming.printed(self._fresh(), is_root=self._parent is None)
 
     def get(self, path: str) -> Envoy:
-        """Return the envoy at a dotted path below this one, as in `get("transformer.h.0")`.
+        """Return the envoy at a dotted path below this one.
+
+        Args:
+            path: names of modules, numbers of list items and aliases, joined by dots.
+
+        Returns:
+            The envoy, the same one as by attributes.
 
         Raises:
             PathError: there is no such module; the message has the nearest names.
+
+        Example:
+            >>> model.get("transformer.h.0") is model.transformer.h[0]
+            True
         """
         found: Envoy = self
         self._fresh()

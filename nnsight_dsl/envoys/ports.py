@@ -72,14 +72,21 @@ class Ports(Place):
 
         Raises:
             OutOfOrderError: it has already been made.
+
+        Example:
+            >>> with model.trace("Hello"):
+            ...     model.transformer.h[1].skip(model.transformer.h[1].input)
         """
         self._machine("skip").request((requests.SKIP, self, value))
 
     def next(self: _Ported) -> _Ported:
-        """Move this block to its next step, and return this place.
+        """Move this block to its next step.
 
         The step is one for the whole block: `layer.next().output` is the layer's output in the
         step after the one that the block was at.
+
+        Returns:
+            This place.
         """
         self._machine("next").step += 1
         return self
@@ -90,5 +97,9 @@ class Ports(Place):
         return StepKey()
 
     def all(self) -> StepSpec:
-        """All steps, as `tracer.all()`."""
+        """All steps, as `tracer.all()`.
+
+        Returns:
+            The steps, to be looped over.
+        """
         return StepSpec(slice(None))

@@ -93,6 +93,10 @@ class NNsight(Runnable):
 
         Raises:
             NoInputError: neither the trace nor an invoke in it has an input.
+
+        Example:
+            >>> with model.trace("Hello"):
+            ...     hidden = model.transformer.h[5].output.save()    # [1, tokens, width]
         """
         if kwargs or not trace:
             return self._opened("trace", Input(args, {}), kwargs, trace)
@@ -102,6 +106,16 @@ class NNsight(Runnable):
 
     def session(self, **options: Any) -> Session:
         """Open a block of several traces, between which values flow without being saved.
+
+        Args:
+            **options: those of remote execution, which is not built, are refused.
+
+        Returns:
+            The session, to be used in a `with` statement.
+
+        Raises:
+            NotImplementedError: an option of remote execution is given.
+            TypeError: there is no such option.
 
         Example:
             >>> with model.session():
@@ -124,6 +138,13 @@ class NNsight(Runnable):
 
         All names that the block binds leave it.
 
+        Args:
+            *args: input of the model, as for `trace`.
+            **kwargs: further arguments of the model's forward.
+
+        Returns:
+            The tracer, to be used in a `with` statement.
+
         Example:
             >>> with model.scan("Hello"):
             ...     width = model.transformer.h[0].output.shape[-1]
@@ -133,9 +154,16 @@ class NNsight(Runnable):
         return ScanTracer(self, "trace", Input(args, inputs), kwargs)
 
     def plan(self, *args: Any, **kwargs: Any) -> PlanTracer:
-        """Run the block below on fake tensors, to see what it asks for and keeps.
+        """Run the block below on fake tensors, to see its reads and saves before a real run.
 
-        Nothing leaves the block; the plan is what `tracer.plan()` returns after it.
+        No name leaves the block; `tracer.plan()` returns the plan after it.
+
+        Args:
+            *args: input of the model, as for `trace`.
+            **kwargs: further arguments of the model's forward.
+
+        Returns:
+            The tracer, to be used in a `with` statement.
 
         Example:
             >>> with model.plan("Hello") as tracer:
@@ -150,8 +178,16 @@ class NNsight(Runnable):
         """Keep the block below, and start it with each run from now on.
 
         Args:
-            inplace: edit this wrapper; otherwise another one of the same module is made, which
+            inplace: edit this wrapper; otherwise another wrapper of the same module is made, which
                 the `as` target is bound to.
+            **options: those of remote execution, which is not built, are refused.
+
+        Returns:
+            The block's opener, to be used in a `with` statement.
+
+        Raises:
+            NotImplementedError: an option of remote execution is given.
+            TypeError: there is no such option.
 
         Example:
             >>> with model.edit() as edited:

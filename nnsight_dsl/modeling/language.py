@@ -170,6 +170,12 @@ class LanguageModel(NNsight):
         Raises:
             InputError: when the block is left: the model cannot run on the prompt, or a keyword is
                 known neither to the generation nor to the tokenizer.
+
+        Example:
+            >>> with model.generate("Hello", max_new_tokens=3) as tracer:
+            ...     for step in tracer.iter[:]:
+            ...         model.transformer.h[5].output[:, -1] = 0    # [1, width]
+            ...     tokens = tracer.result.save()                   # [1, tokens + 3]
         """
         if not args and kwargs.get("inputs") is not None:
             # transformers' name of the prompt

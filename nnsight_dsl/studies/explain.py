@@ -59,7 +59,20 @@ def rows_of(program: Program) -> list[Row]:
 
 
 def explain(program: Program, *, colour: bool = False) -> str:
-    """Return the states of a program, and of the blocks inside it, as tables."""
+    """Show the states of a program and of the blocks inside it.
+
+    Args:
+        program: the program, as `programs_in` finds it in a file.
+        colour: whether to add the codes that colour a terminal.
+
+    Returns:
+        A table for each block, one below the other: for each access its line, its kind and its
+        location.
+
+    Example:
+        >>> for program in programs_in(Path("experiment.py"), line=12):
+        ...     print(explain(program))
+    """
     from rich import box
     from rich.table import Table
 

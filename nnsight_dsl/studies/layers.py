@@ -108,8 +108,12 @@ def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:
         *input: input of the run, as for `model.trace`.
         **kwargs: further arguments of the run.
 
+    Returns:
+        The report: for each layer, the locations of both contributions, and whether the layer's
+        output was the sum of its input and these.
+
     Raises:
-        ValueError: the model has no list of layers that return what has their input's shape.
+        ValueError: the model has no list of layers whose output has their input's shape.
 
     Example:
         >>> report = layers_report(model, "Hello")

@@ -98,8 +98,18 @@ class Intervention(Generic[_Params, _Result]):
     def bind(self, **arguments: Any) -> Intervention[..., _Result]:
         """Return the same intervention with some arguments given.
 
+        Args:
+            **arguments: values of its parameters, by name.
+
+        Returns:
+            An intervention that takes the other parameters only.
+
         Raises:
             InterventionArgumentError: an argument is unknown or of another type.
+
+        Example:
+            >>> ablate_third = ablate.bind(layer=3)
+            >>> logits = ablate_third.run(model, "Hello")
         """
         unknown = [name for name in arguments if name not in self._signature.parameters]
         if unknown:
@@ -125,7 +135,13 @@ class Intervention(Generic[_Params, _Result]):
                 to the trace.
 
         Returns:
-            What the function returns.
+            The return value of the function.
+
+        Raises:
+            InterventionArgumentError: an argument is missing, unknown or of another type.
+
+        Example:
+            >>> logits = ablate.run(model, "Hello", layer=3)
         """
         own = self._taken(options)
         open_trace = model.generate if generate else model.trace
@@ -134,7 +150,19 @@ class Intervention(Generic[_Params, _Result]):
 
     @raising_at_user
     def plan(self, model: Any, *inputs: Any, **options: Any) -> Plan:
-        """Tell what `run` with the same arguments would ask for and keep, without running it."""
+        """Plan a `run` with the same arguments: its reads and saves, found on fake tensors.
+
+        Args:
+            model: the wrapper to plan for.
+            *inputs: the input, as for `run`.
+            **options: the intervention's own parameters and those of the trace, as for `run`.
+
+        Returns:
+            The plan: each value that would be served, with its shape and dtype, and each saved one.
+
+        Example:
+            >>> print(ablate.plan(model, "Hello", layer=3))
+        """
         own = self._taken(options)
         tracer = model.plan(*inputs, **options)
         found: Plan = tracer._run_alone(self.bind(**own))
@@ -172,16 +200,26 @@ class Intervention(Generic[_Params, _Result]):
         return unbound._lowered
 
     def explain(self) -> str:
-        """Return the states of the program as a table; it is also what `print` shows."""
+        """Show the states of the program, as `print` does.
+
+        Returns:
+            A table with one row for each access, in plain text.
+        """
         from nnsight_dsl.studies.explain import explain
 
         return explain(self.program)
 
     def names(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the program's names stand for when it is started beside a block.
+        """Return the values of the program's names when it is started beside a block.
 
         Args:
             given: values for the parameters `model` and `tracer`, where the function has them.
+
+        Returns:
+            The values, by name.
+
+        Example:
+            >>> names = ablate.bind(layer=3).names({"model": model, "tracer": tracer})
         """
         wanted = {
             name: value for name, value in given.items() if name in self._signature.parameters
@@ -296,8 +334,16 @@ def _run_in(machine: Machine, running: Running) -> Any:
 def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Result]:
     """Make a function an intervention: checked, lowered once, and run in blocks or by itself.
 
+    Args:
+        function: a function whose parameter `model` is the wrapper that it runs on, and `tracer`,
+            if it has one, the tracer of its run. Annotated parameters are checked at each call.
+
+    Returns:
+        The intervention. Call it in a block, or run it by itself with `run(model, prompt, ...)`,
+        which returns the function's return value.
+
     Raises:
-        UnsupportedSyntaxError: the function holds a construct that no program can express.
+        UnsupportedSyntaxError: the function contains a construct that cannot be lowered.
 
     Example:
         >>> @intervene

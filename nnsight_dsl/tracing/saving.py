@@ -27,7 +27,10 @@ def save(value: _Value) -> _Value:
     block does the same for any object, unless its type has a `save` method of its own.
 
     Args:
-        value: any object; a container is saved with what is put into it later.
+        value: any object; a container is saved with the items that are put into it later.
+
+    Returns:
+        The value itself, not a copy.
 
     Raises:
         NotRunningError: no block is running here.

@@ -152,17 +152,43 @@ class Tracer(Block, Place):
             **kwargs: arguments of the model for this input, as `attention_mask`, and for a
                 language model options of its tokenizer, as `truncation`.
 
+        Returns:
+            The invoke, to be used in a `with` statement directly in the trace.
+
         Raises:
             InvokeError: an invoke is already running.
             InputError: at the end of the trace, from this line: a language model cannot run on it.
+
+        Example:
+            >>> with model.trace() as tracer:
+            ...     with tracer.invoke("The cat"):
+            ...         first = model.lm_head.output.save()     # [1, tokens, vocabulary]
+            ...     with tracer.invoke("A bird"):
+            ...         model.transformer.h[0].output[:] = 0    # the rows of this input alone
         """
         return Invoker(self, Input(args, kwargs))
 
     def barrier(self, participants: int) -> BarrierCall:
-        """Make a point that `participants` invokes pass together.
+        """Make a point that several invokes pass together.
+
+        Args:
+            participants: the number of invokes that call it before any of them goes on.
+
+        Returns:
+            A function without arguments, to be called in each of these invokes.
 
         Raises:
-            BarrierError: the number is not at least 1.
+            BarrierError: the number is less than 1.
+
+        Example:
+            >>> with model.trace() as tracer:
+            ...     meet = tracer.barrier(2)
+            ...     with tracer.invoke("The cat"):
+            ...         hidden = model.transformer.h[3].output
+            ...         meet()
+            ...     with tracer.invoke("A bird"):
+            ...         meet()
+            ...         model.transformer.h[3].output[:, -1] = hidden[:, -1]
         """
         if participants < 1:
             raise BarrierError(
@@ -172,7 +198,12 @@ class Tracer(Block, Place):
         return BarrierCall(Barrier(participants))
 
     def stop(self) -> None:
-        """End this block here; the model stops when no other block waits for it."""
+        """End this block here; the model stops when no other block waits for it.
+
+        Raises:
+            NotRunningError: no block is running here.
+            InvokeError: it is called outside of the invokes, in a trace that has some.
+        """
         machine = current_machine()
         if machine is None:
             raise towards_user(messages.outside("tracer.stop()"))
@@ -184,11 +215,22 @@ class Tracer(Block, Place):
         return StepKey()
 
     def all(self) -> StepSpec:
-        """All steps, as `tracer.iter[:]`."""
+        """All steps, as `tracer.iter[:]`.
+
+        Returns:
+            The steps, to be looped over: `for step in tracer.all():`.
+        """
         return StepSpec(slice(None))
 
     def next(self) -> Tracer:
-        """Move this block to its next step."""
+        """Move this block to its next step.
+
+        Returns:
+            The tracer.
+
+        Raises:
+            NotRunningError: no block is running here.
+        """
         machine = current_machine()
         if machine is None:
             raise towards_user(messages.outside("tracer.next()"))
@@ -217,6 +259,20 @@ class Tracer(Block, Place):
             detach: keep them without their graph.
             include_output: keep outputs.
             include_inputs: keep `(args, kwargs)`.
+
+        Returns:
+            The cache: by path, the outputs of each visit.
+
+        Raises:
+            InputError: an item of `modules` is neither an envoy of this model nor a path.
+            PathError: there is no module at a path.
+            NotRunningError: no block is running here.
+
+        Example:
+            >>> with model.trace("Hello") as tracer:
+            ...     cache = tracer.cache(modules=model.transformer.h)
+            >>> cache["transformer.h.0"].output.shape
+            torch.Size([1, 1, 768])
         """
         machine = current_machine()
         if machine is None or self._driver is None:
@@ -276,7 +332,10 @@ class Tracer(Block, Place):
         """What this run serves and keeps; for `model.plan(...)` and `model.trace(..., plan=True)`.
 
         It is there from the first line of the block on. On fake tensors, while it is being made, a
-        block finds in it what has been served so far.
+        block finds in it the values that have been served so far.
+
+        Returns:
+            The plan.
 
         Raises:
             NotRunningError: the plan was not asked for, or the block has not been entered.

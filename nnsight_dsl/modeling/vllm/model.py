@@ -142,6 +142,13 @@ class VLLM(EngineRoot):
             *args: the prompt; leave it out and give one to each invoke.
             trace: False serves without a block and returns the `RequestOutput`.
             **kwargs: sampling parameters of vLLM.
+
+        Returns:
+            The tracer, to be used in a `with` statement.
+
+        Example:
+            >>> with model.trace("The Eiffel Tower is in", temperature=0.0):
+            ...     hidden = model.transformer.h[3].output.save()    # [tokens, width]
         """
         return self._opened("trace", Input(args, {}), kwargs, trace)
 
@@ -152,11 +159,26 @@ class VLLM(EngineRoot):
             *args: the prompt; leave it out and give one to each invoke.
             trace: False generates without a block and returns the `RequestOutput`.
             **kwargs: sampling parameters of vLLM; `max_new_tokens` is `max_tokens`.
+
+        Returns:
+            The tracer, to be used in a `with` statement.
+
+        Example:
+            >>> with model.generate("The Eiffel Tower is in", max_new_tokens=8) as tracer:
+            ...     for step in tracer.iter[:]:
+            ...         model.transformer.h[3].output[:] += direction    # [width]
         """
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def scan(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a forward of vLLM needs its engine.
+
+        Args:
+            *args: not used.
+            **kwargs: not used.
+
+        Returns:
+            Nothing; it always raises.
 
         Raises:
             EngineError: always.
@@ -168,6 +190,13 @@ class VLLM(EngineRoot):
 
     def plan(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a plan is made of a forward on fake tensors.
+
+        Args:
+            *args: not used.
+            **kwargs: not used.
+
+        Returns:
+            Nothing; it always raises.
 
         Raises:
             EngineError: always.
