@@ -14,6 +14,9 @@
 # make lint   install, then check style, types and layers
 # make interrupts
 #             interrupt 3,000 runs at random places, in some minutes
+# make mutants
+#             put 35 faults into copies of the tree, one at a time, and tell which ones no test
+#             notices, in some minutes
 # make bench  install other libraries beside the rest, then run the benchmarks beside them and
 #             write docs/benchmarks.md
 # make bench-quick
@@ -45,7 +48,7 @@ define new_environment
 $(PYTHON) -m venv $(1)
 endef
 
-.PHONY: demo test test-core test-vllm test-python test-transforms sweep-models interrupts fuzz lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-python test-transforms sweep-models interrupts fuzz mutants lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -79,6 +82,9 @@ interrupts: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.differential.fuzz --minutes $(MINUTES)
+
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/python -m ruff check .

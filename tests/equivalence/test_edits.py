@@ -406,3 +406,14 @@ def test_an_edit_that_fails_says_where_it_stands(gpt2):
 def test_an_unknown_option_of_an_edit_is_refused(gpt2):
     with pytest.raises(TypeError, match="in_place"):
         gpt2.edit(in_place=True)
+
+
+def test_an_edit_that_goes_to_the_next_step_is_made_once(gpt2):
+    with gpt2.edit() as edited:
+        gpt2.lm_head.next().output[:, -1, 3] = 100.0
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with edited.generate(LONG, **options) as tracer:
+        seen = [].save()
+        for step in tracer.iter[:]:
+            seen.append(edited.lm_head.output[0, -1, 3].item())
+    assert [value == 100.0 for value in seen] == [False, True, False, False]

@@ -6,7 +6,8 @@ import traceback
 import pytest
 import torch
 
-from nnsight_dsl import InputError, InterventionArgumentError, InterventionError, LanguageModel, NotRunningError, PathError
+from nnsight_dsl import InputError, InterventionArgumentError, InterventionError, LanguageModel, NNsight, NotRunningError
+from nnsight_dsl import OutOfOrderError, PathError
 from nnsight_dsl import intervene
 from nnsight_dsl import sweep
 from tests import models
@@ -182,3 +183,27 @@ def test_attention_weights_are_there_under_eager():
     with model.trace(SHORT):
         weights = model.transformer.h[0].attn.output[1].save()
     assert weights.shape == (1, 2, 2, 2)
+
+
+class _Part(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def test_what_is_inside_of_a_module_that_has_returned_can_no_longer_come() -> None:
+    calls: list[int] = []
+    model = NNsight(torch.nn.Sequential(_Part(), torch.nn.Linear(2, 2)))
+    model._module[1].register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(
+        OutOfOrderError,
+        match=r"0\.unused\.output can no longer come, since 0 has already returned; move this",
+    ):
+        with model.trace(torch.ones(1, 2)):
+            whole = model[0].output.save()
+            part = model[0].unused.output  # noqa: NNS102
+    # at once, and not when the run is over
+    assert calls == [] and whole.shape == (1, 2)
