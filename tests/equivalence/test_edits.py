@@ -414,6 +414,6 @@ def test_an_edit_that_goes_to_the_next_step_is_made_once(gpt2):
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     with edited.generate(LONG, **options) as tracer:
         seen = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             seen.append(edited.lm_head.output[0, -1, 3].item())
     assert [value == 100.0 for value in seen] == [False, True, False, False]
