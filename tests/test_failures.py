@@ -457,6 +457,19 @@ def test_shared_name_that_is_bound_in_a_loop(gpt2):
     assert_explained(caught.value, f"the invoke at line {line + 4}", "'shared'", "barrier(2)")
 
 
+def test_shared_name_that_is_bound_twice(gpt2):
+    with pytest.raises(errors.SharedNameError) as caught:
+        with gpt2.trace() as tracer:  # here
+            with tracer.invoke(SHORT):
+                shared = gpt2.transformer.h[0].output
+                shared = gpt2.transformer.h[1].output
+            with tracer.invoke(SHORT):
+                gpt2.lm_head.output = shared
+    line = marked_line(test_shared_name_that_is_bound_twice)
+    assert_ends_here(caught.value, line)  # before the run
+    assert_explained(caught.value, "'shared'", "more than once", "barrier(2)")
+
+
 def test_edit_of_a_tensor_that_was_replaced(gpt2):
     with pytest.raises(errors.StaleEditError) as caught:
         with gpt2.trace() as tracer:

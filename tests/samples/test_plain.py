@@ -530,3 +530,22 @@ def test_a_subclass_cannot_redefine_a_port():
             @property
             def output(self) -> int:
                 return 3
+
+
+def test_a_name_of_a_plain_value_may_stand_for_an_object_that_asks_the_next_time() -> None:
+    model = NNsight(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    x = torch.ones(1, 2)
+
+    class Asking:
+        def __rmul__(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + model[1].output
+
+    def run(factor: object) -> torch.Tensor:
+        with model.trace(x):
+            found = (model[0].output * factor).save()
+        return found
+
+    hidden = model._module[0](x)
+    for _ in range(3):
+        assert torch.equal(run(2), hidden * 2)
+        assert torch.equal(run(Asking()), hidden + model._module[1](hidden))
