@@ -11,7 +11,7 @@ from torch import nn, overrides
 from torch.utils import _python_dispatch as dispatch
 
 from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.tapping import taps
+from nnsight_dsl.runtime.tapping.tapped_class import taps_now
 
 _KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 
@@ -23,7 +23,7 @@ def state_of(module: nn.Module, model: Any) -> dict[str, Any]:
         found[f"class of {path!r}"] = type(one)
         for name, value in vars(one).items():
             found[f"{path}.{name}"] = _identities(value)
-    found["taps"] = dict(taps.taps_now)
+    found["taps"] = dict(taps_now)
     found["Tensor.save"] = "save" in vars(torch.Tensor)
     found["fast path"] = torch.backends.mha.get_fastpath_enabled()
     found["machine"] = current_machine()
