@@ -6,6 +6,7 @@ import-linter keeps the layers; this looks at every file.
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,50 @@ def test_every_form_of_import_is_seen(text: str) -> None:
     known = {"p", "p.a", "p.b"}
     graph = {"p.a": {*imported(text, "p", known)}, "p.b": {*imported("import p.a", "p", known)}}
     assert {*circle_in(graph)} == {"p.a", "p.b"}
+
+
+def missing_in(text: str, known: set[str]) -> Iterator[str]:
+    """Iterate over the names that a file takes from our modules and that are not there.
+
+    The imports are those of the whole file, also the ones in functions, so nothing but our own
+    modules is imported for this.
+    """
+    tree = ast.parse(text)
+    modules: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module in known:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner in known:
+                    modules[alias.asname or alias.name] = inner
+                elif not hasattr(import_module(node.module), alias.name):
+                    yield f"{node.lineno}: {inner}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module and not hasattr(import_module(module), node.attr):
+                yield f"{node.lineno}: {module}.{node.attr}"
+
+
+def test_what_tests_and_benchmarks_take_from_the_package_is_there() -> None:
+    """mypy reads the package alone, and an attribute that moved shows there at run time only."""
+    known = set(files())
+    folders = ("tests", "benchmarks", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 200
+    missing = {
+        str(path.relative_to(ROOT)): found
+        for path in paths
+        if not {"vllm", "cases"} & {*path.parts}  # cases are texts for the linter
+        and (found := [*missing_in(path.read_text(encoding="utf-8"), known)])
+    }
+    assert not missing
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    known = {"nnsight_dsl.errors", "nnsight_dsl"}
+    text = "from nnsight_dsl import errors\nfrom nnsight_dsl.errors import Nowhere\nerrors.gone\n"
+    assert [*missing_in(text, known)] == [
+        "2: nnsight_dsl.errors.Nowhere",
+        "3: nnsight_dsl.errors.gone",
+    ]
