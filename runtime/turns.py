@@ -13,10 +13,10 @@ twice; the next run finishes what that one had to do.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Lock, RLock
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import greenlet
@@ -24,6 +24,8 @@ from torch import nn
 
 from .errors import NestedRunError
 from .record import Record
+
+_Result = TypeVar("_Result")
 
 
 class _Owned(Protocol):
@@ -69,19 +71,7 @@ class Family:
 
 
 class Turn:
-    """The turn of one run, and the record of what it changes.
-
-    Example:
-        >>> turn = Turn(family)
-        >>> try:
-        ...     turn.begin()
-        ...     run_the_model()
-        ... finally:
-        ...     try:
-        ...         turn.end()
-        ...     except BaseException:
-        ...         turn.end()
-        ...         raise
+    """The turn of one run, and the record of what it changes. Made by `in_turn`.
 
     Attributes:
         record: what the run has changed.
@@ -146,6 +136,32 @@ class Turn:
                 family.run = None
                 family.lock.release()
             self._taken.pop()
+
+
+def in_turn(family: Family, run: Callable[[Turn], _Result]) -> _Result:
+    """Wait for the turn of a family, run, undo what the run changed, and give up the turn.
+
+    Args:
+        family: the models that share a module with the one that runs.
+        run: called with the turn; it notes its changes in `turn.record`.
+
+    Returns:
+        The value that `run` returned.
+
+    Raises:
+        NestedRunError: this thread is inside a run of the same family.
+    """
+    turn = Turn(family)
+    try:
+        turn.begin()
+        return run(turn)
+    finally:
+        try:
+            turn.end()
+        except BaseException:
+            # an interrupt: `end` goes on from where it was
+            turn.end()
+            raise
 
 
 def _recover(family: Family) -> None:

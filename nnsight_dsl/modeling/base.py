@@ -239,14 +239,14 @@ class NNsight(Runnable):
             for key in list(options):
                 if key not in OWN_OPTIONS and self._is_input(key, options):
                     given.kwargs[key] = options.pop(key)
-            stop, is_planned = options.pop("stop", None), bool(options.pop("plan", False))
+            stop = options.pop("stop", None)
             if stop is not None and (stop != "auto" or function != "trace"):
                 raise ValueError(
                     f"{function}(..., stop={stop!r}) is not known; trace(..., stop='auto') stops "
                     "the forward where the last block ends, and tracer.stop() ends a block"
                 )
             tracer = Tracer(self, function, given, options)
-            tracer._stops, tracer._is_planned = stop is not None, is_planned
+            tracer._stops = stop is not None
         else:
             tracer = Tracer(self, function, given, options)
         return tracer if trace else tracer._run_without_block()

@@ -9,6 +9,7 @@ from nnsight_dsl.runtime.tracebacks import clean, released
 from nnsight_dsl.runtime.values.elements import without_aliasing
 from nnsight_dsl.studies.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.studies.scan import VALUES_WANTED
+from nnsight_dsl.tracing.block_run import BlockRun
 from nnsight_dsl.tracing.runnable import Input, Runnable
 from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.program import Program
@@ -25,12 +26,25 @@ class ScanTracer(Tracer):
         # nothing has to be loaded
         self._is_scan = True
 
-    def _explain(self, error: BaseException) -> None:
-        if isinstance(error, VALUES_WANTED):
-            error.add_note(
+    def _run_once(
+        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        return self._explained(self._new_run(), program, user_globals, names)
+
+    def _explained(
+        self,
+        run: BlockRun,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        left, failure = self._done(run, program, user_globals, names)
+        if isinstance(failure, VALUES_WANTED):
+            failure.add_note(
                 "a scan has shapes and no values, and here a value decides what comes next; trace "
                 "in its place, or scan an input that takes another way"
             )
+        return left, failure
 
 
 class PlanTracer(ScanTracer):
@@ -65,11 +79,12 @@ class PlanTracer(ScanTracer):
     def _planned(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> BaseException | None:
-        log = self._log = PlanLog()
+        run = self._new_run()
+        log = run.log = PlanLog()
         copies = {name: without_aliasing(value) for name, value in names.items()}
-        left, failure = self._run_once(program, user_globals, copies)
+        left, failure = self._explained(run, program, user_globals, copies)
         if failure is None:
             if self._result is not None:
                 left = {**left, "return value": self._result}
-            self._plan = plan_of(log, left, self._last)
+            self._plan = plan_of(log, left, run.last)
         return failure

@@ -29,7 +29,6 @@ from torch.utils import _pytree as pytree
 
 from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.driving.prefix_sharing import (
-    TRUNK,
     CannotFork,
     Deviated,
     Fork,
@@ -38,11 +37,12 @@ from nnsight_dsl.runtime.driving.prefix_sharing import (
     has_row_for_each,
 )
 from nnsight_dsl.runtime.errors import BatchingError, InterventionArgumentError, InterventionError
+from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.record import is_interrupt
 from nnsight_dsl.runtime.tracebacks import clean, raising_at_user, released
-from nnsight_dsl.runtime.turns import Turn
-from nnsight_dsl.runtime.values.elements import without_aliasing
-from nnsight_dsl.studies.dry_run import Belongings, can_rehearse, rehearsed
+from nnsight_dsl.runtime.turns import Turn, in_turn
+from nnsight_dsl.studies.dry_run import Belongings, can_rehearse
+from nnsight_dsl.studies.sweep_run import SweepRun
 from nnsight_dsl.tracing.intervene import Intervention
 from nnsight_dsl.tracing.runnable import Batch, Input
 from nnsight_dsl.tracing.tracer import Tracer
@@ -148,24 +148,7 @@ def sweep(
         >>> found = sweep(ablate, over={"layer": range(12)}, model=model, prompt="Hello")
         >>> effects = torch.stack([logits[0, token] for logits in found])
     """
-    if not isinstance(program, Intervention):
-        raise InterventionArgumentError(
-            f"the program of this sweep is {program!r}; give a function under @intervene"
-        )
-    if getattr(type(model), "_run_each", None) is None:
-        raise InterventionArgumentError(
-            f"model= is of type {type(model).__name__}; give a wrapped model, as "
-            "LanguageModel(module, tokenizer=tokenizer)"
-        )
-    if not isinstance(over, Mapping):
-        raise InterventionArgumentError(
-            f"over= is {over!r:.80}; give a mapping of parameters to values, as "
-            "over={'layer': range(12)}"
-        )
-    if not over:
-        raise InterventionArgumentError(
-            "this sweep has no parameter to sweep over; name one, as in over={'layer': range(12)}"
-        )
+    _check_arguments(program, over, model)
     for word in _REFUSED:
         if word in options and word not in program.parameters:
             raise TypeError(f"a sweep has no option {word!r}; give it to a trace of one program")
@@ -195,6 +178,32 @@ def sweep(
         return Sweep(points, run.alone(), LOOP, f"{reason}, and the model makes no batches")
 
 
+def _check_arguments(program: Any, over: Any, model: Any) -> None:
+    """Refuse arguments of a sweep that are of the wrong type.
+
+    Raises:
+        InterventionArgumentError: one is.
+    """
+    if not isinstance(program, Intervention):
+        raise InterventionArgumentError(
+            f"the program of this sweep is {program!r}; give a function under @intervene"
+        )
+    if getattr(type(model), "_run_each", None) is None:
+        raise InterventionArgumentError(
+            f"model= is of type {type(model).__name__}; give a wrapped model, as "
+            "LanguageModel(module, tokenizer=tokenizer)"
+        )
+    if not isinstance(over, Mapping):
+        raise InterventionArgumentError(
+            f"over= is {over!r:.80}; give a mapping of parameters to values, as "
+            "over={'layer': range(12)}"
+        )
+    if not over:
+        raise InterventionArgumentError(
+            "this sweep has no parameter to sweep over; name one, as in over={'layer': range(12)}"
+        )
+
+
 def _values_of(name: str, values: Any) -> list[Any]:
     """Return the values of one parameter; a text is one value, and no list of letters."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
@@ -214,58 +223,6 @@ def _mixes_rows(module: nn.Module) -> bool:
     )
 
 
-class _SweepTracer(Tracer):
-    """A run of several programs by a driver that is given."""
-
-    _is_rehearsal = False
-
-    def start(self, one: Intervention[..., Any], *, copies: bool) -> Any:
-        """Make the machine of a program."""
-        names = one.names({"model": self._model, "tracer": self})
-        if copies:
-            names = {name: without_aliasing(value) for name, value in names.items()}
-        return self._machine_of(one.program, one.user_globals, names)
-
-    def run_shared(self, driver: Driver, machines: Sequence[Any], batch: Batch, turn: Turn) -> Any:
-        """Run machines that all begin with the only row."""
-        self._driver = driver
-        driver.record = turn.record
-        self._start_beside(driver)
-        self._invokes += [(machine, Input((), rows=TRUNK)) for machine in machines]
-        return self._run_on(driver, batch.args, dict(batch.kwargs))
-
-    def run_batched(self, machines: Sequence[Any], prompt: Any, turn: Turn) -> Driver:
-        """Run machines with a row for each."""
-        driver = self._driver = self._new_driver(turn)
-        self._start_beside(driver)
-        self._invokes += [(machine, Input((prompt,))) for machine in machines]
-        self._run_model(driver)
-        return driver
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that are the model's."""
-        return self._options
-
-    @property
-    def count_beside(self) -> int:
-        """How many machines run before those of the sweep and on all rows."""
-        return len(self._model._edits) + len(self._interventions)
-
-    def as_scan(self) -> _SweepTracer:
-        """Run on fake tensors."""
-        self._is_scan = True
-        return self
-
-    def as_rehearsal(self) -> _SweepTracer:
-        """Run without a lasting effect."""
-        self._is_rehearsal = True
-        return self
-
-    def _called(self) -> Any:
-        return rehearsed(self._model._module) if self._is_rehearsal else super()._called()
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     model: NNsight
@@ -278,33 +235,11 @@ class _Run:
         self.model._prepare()
         batch = self._single_row()
         key = self._key(batch)
-        turn = Turn(self.model._family)
-        try:
-            turn.begin()
-            known = _known.setdefault(self.model._module, {})
-            was_known = key in known
-            belongings = self._belongings()
-            try:
-                found = known[key] if was_known else self._found(batch, key, belongings, turn)
-                driver, machines, result = self._together(found, batch, turn)
-                self._check(found, driver, result, batch, turn)
-            except CannotFork as cannot:
-                belongings.put_back()
-                self._remember(known, key, _Found(reason=str(cannot)))
-                raise
-            has_deviated = isinstance(driver.failure, Deviated)
-            if has_deviated:
-                belongings.put_back()
-                known.pop(key, None)
-            elif not was_known:
-                self._remember(known, key, replace(found, alone=None))
-        finally:
-            try:
-                turn.end()
-            except BaseException:
-                turn.end()
-                raise
-        if not has_deviated:
+        known = _known.setdefault(self.model._module, {})
+        driver, machines, was_known = in_turn(
+            self.model._family, lambda turn: self._shared_in(turn, batch, key, known)
+        )
+        if not isinstance(driver.failure, Deviated):
             return _results(driver, machines)
         if was_known:
             # what it writes depends on more than its parameters: look again
@@ -315,12 +250,33 @@ class _Run:
             "where it writes"
         )
 
+    def _shared_in(
+        self, turn: Turn, batch: Batch, key: Any, known: dict[Any, _Found]
+    ) -> tuple[Forking, Sequence[Machine], bool]:
+        """Run all programs; return whether their forks were known from an earlier sweep, too."""
+        was_known = key in known
+        belongings = self._belongings()
+        try:
+            found = known[key] if was_known else self._found(batch, key, belongings, turn)
+            driver, machines, result = self._together(found, batch, turn)
+            self._check(found, driver, result, batch, turn)
+        except CannotFork as cannot:
+            belongings.put_back()
+            self._remember(known, key, _Found(reason=str(cannot)))
+            raise
+        if isinstance(driver.failure, Deviated):
+            belongings.put_back()
+            known.pop(key, None)
+        elif not was_known:
+            self._remember(known, key, replace(found, alone=None))
+        return driver, machines, was_known
+
     def _single_row(self) -> Batch:
         """Return the call of the model with the prompt."""
         for one in self.programs:
             if any(inner.kind == "backward" for inner in one.program.all_programs()):
                 raise CannotFork("a program goes back through the graph")
-        batch = self.model._batch([Input((self.prompt,))], "trace", self._tracer().options)
+        batch = self.model._batch([Input((self.prompt,))], "trace", self._run().options)
         leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
         if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
             raise CannotFork("the prompt is not a single row")
@@ -336,8 +292,8 @@ class _Run:
             depth = len(turn.record)
             turn.record.append((belongings.put_back,))
             try:
-                tracer = self._tracer().as_rehearsal()
-                probe, alone = self._probed(batch, tracer, turn, ends_programs=True)
+                run = self._run(is_rehearsal=True)
+                probe, alone = self._probed(batch, run, turn, ends_programs=True)
             finally:
                 turn.record.undo(depth)
             _raise_interrupt(probe)
@@ -346,7 +302,7 @@ class _Run:
             if probe.failure is None:
                 # whether the model can be widened there, the run of all programs shows
                 return _Found(self._forks(probe), alone=(alone,))
-        probe, alone = self._probed(batch, self._tracer().as_scan(), turn, ends_programs=False)
+        probe, alone = self._probed(batch, self._run(is_fake=True), turn, ends_programs=False)
         _raise_interrupt(probe)
         if probe.failure is not None:
             name = type(probe.failure).__name__
@@ -358,30 +314,30 @@ class _Run:
         return _Found(forks)
 
     def _probed(
-        self, batch: Batch, tracer: _SweepTracer, turn: Turn, *, ends_programs: bool
+        self, batch: Batch, run: SweepRun, turn: Turn, *, ends_programs: bool
     ) -> tuple[Probe, Any]:
         """Run all programs on one row; return what noted their writes, and the model's result."""
         # what is rehearsed is put back, what is run on fake tensors is to be left in no container
-        machines = [tracer.start(one, copies=not ends_programs) for one in self.programs]
+        machines = [run.start(one, copies=not ends_programs) for one in self.programs]
         probe = Probe(self.model, ends_programs=ends_programs)
-        return probe, tracer.run_shared(probe, machines, batch, turn)
+        return probe, run.run_shared(probe, machines, batch, turn)
 
     def _forks(self, probe: Probe) -> dict[int, Fork]:
-        beside = self._tracer().count_beside
+        beside = self._run().count_beside
         return {order - beside: fork for order, fork in probe.first_writes.items()}
 
     def _together(
         self, found: _Found, batch: Batch, turn: Turn
-    ) -> tuple[Forking, Sequence[Any], Any]:
+    ) -> tuple[Forking, Sequence[Machine], Any]:
         """Run all programs, each with a row of its own from its fork on."""
         if found.reason is not None:
             raise CannotFork(found.reason)
-        tracer = self._tracer()
-        beside = tracer.count_beside
-        machines = [tracer.start(one, copies=False) for one in self.programs]
+        run = self._run()
+        beside = run.count_beside
+        machines = [run.start(one, copies=False) for one in self.programs]
         forks = {beside + number: fork for number, fork in found.forks.items()}
         driver = Forking(self.model, forks, range(beside, beside + len(machines)))
-        return driver, machines, tracer.run_shared(driver, machines, batch, turn)
+        return driver, machines, run.run_shared(driver, machines, batch, turn)
 
     def _check(self, found: _Found, driver: Forking, result: Any, batch: Batch, turn: Turn) -> None:
         """Look whether a model could be widened of which that was not known.
@@ -401,7 +357,7 @@ class _Run:
     def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch, turn: Turn) -> None:
         """Widen the model on fake tensors; raise what comes in the way."""
         driver = Forking(self.model, forks, range(len(self.programs)))
-        together = self._tracer().as_scan().run_shared(driver, [], batch, turn)
+        together = self._run(is_fake=True).run_shared(driver, [], batch, turn)
         _raise_interrupt(driver)
         failure = driver.failure
         if isinstance(failure, CannotFork):
@@ -416,10 +372,10 @@ class _Run:
 
     def _belongings(self) -> Belongings:
         """Return what can be reached by the programs, and by what runs beside them."""
-        tracer = self._tracer()
-        named = {"model": self.model, "tracer": tracer}
+        run = self._run()
+        named = {"model": self.model, "tracer": run.tracer}
         reached: list[Any] = []
-        for one in (self.programs[0], *tracer._interventions):
+        for one in (self.programs[0], *run.interventions):
             reached += one.names(named).values()
             spelled = one.program.code.co_names
             reached += [one.user_globals[name] for name in spelled if name in one.user_globals]
@@ -451,22 +407,21 @@ class _Run:
     def batched(self) -> tuple[Any, ...]:
         """Run all programs in one forward with a row for each."""
         self.model._prepare()
-        turn = Turn(self.model._family)
-        try:
-            turn.begin()
-            tracer = self._tracer()
-            machines = [tracer.start(one, copies=False) for one in self.programs]
-            driver = tracer.run_batched(machines, self.prompt, turn)
-        finally:
-            try:
-                turn.end()
-            except BaseException:
-                turn.end()
-                raise
-        return _results(driver, machines)
 
-    def _tracer(self) -> _SweepTracer:
-        return _SweepTracer(self.model, "trace", Input(()), dict(self.options))
+        def body(turn: Turn) -> tuple[Driver, Sequence[Machine]]:
+            run = self._run()
+            machines = [run.start(one, copies=False) for one in self.programs]
+            return run.run_batched(machines, self.prompt, turn), machines
+
+        return _results(*in_turn(self.model._family, body))
+
+    def _run(self, *, is_fake: bool = False, is_rehearsal: bool = False) -> SweepRun:
+        tracer = Tracer(self.model, "trace", Input(()), dict(self.options))
+        run = tracer._new_run_of(SweepRun, is_fake=is_fake)
+        run.is_rehearsal = is_rehearsal
+        # a program may use its tracer
+        tracer._block_run = run
+        return run
 
 
 def _raise_interrupt(driver: Driver) -> None:
@@ -477,7 +432,7 @@ def _raise_interrupt(driver: Driver) -> None:
         raise failure
 
 
-def _results(driver: Driver, machines: Sequence[Any]) -> tuple[Any, ...]:
+def _results(driver: Driver, machines: Sequence[Machine]) -> tuple[Any, ...]:
     failure, driver.failure = driver.failure, None
     if failure is not None:
         clean(failure)

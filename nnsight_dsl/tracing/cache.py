@@ -11,17 +11,19 @@ What is kept is what the module's caller receives, after the edits of all blocks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.envoys.envoy import Envoy
-from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.errors import InputError, PathError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.values.rows import Cut, Rows, narrow
+from nnsight_dsl.tracing.runnable import Runnable
 
 _ROOT = "model"
 
@@ -178,6 +180,36 @@ class CacheView:
 
     def __getitem__(self, item: int | str) -> CacheView:
         return CacheView(self._cache, self._envoy[item])
+
+
+def places_of(root: Runnable, modules: Any) -> list[Place]:
+    """Return the envoys and operations that a cache is to be kept of.
+
+    Args:
+        root: the wrapper that runs.
+        modules: envoys, modules or paths, or one of them; a list of modules stands for its items.
+
+    Raises:
+        InputError: an item is neither an envoy of this model nor a path.
+        PathError: there is no module at a path.
+    """
+    is_one = isinstance(modules, (str, nn.Module)) or not isinstance(modules, Iterable)
+    if isinstance(modules, Envoy):
+        is_one = not isinstance(modules._module, (nn.ModuleList, nn.ModuleDict))
+    given: list[Any] = [modules] if is_one else list(modules)
+    found: list[Place] = []
+    for one in given:
+        envoy: Any = root.get(one) if isinstance(one, str) else one
+        if isinstance(one, nn.Module):
+            envoy = root._mirror_of(one)
+        if not isinstance(envoy, (Envoy, OperationPlace)):
+            raise InputError(
+                f"modules= has {type(one).__name__} {one!r:.80}, which is no module of this "
+                "model; give paths ('transformer.h.0') or envoys (model.transformer.h[0])"
+            )
+        envoy._refresh()
+        found.append(envoy)
+    return found
 
 
 def _one_or_all(visits: list[Any], what: str, option: str) -> Any:

@@ -79,7 +79,7 @@ def run_alone(
                 if tracer._leaves_all:
                     machine.leaves_all = True
                 idle = fit.idle
-                driver = tracer._driver = idle.pop() if idle else fit.new_driver(model)
+                driver = tracer._lone_driver = idle.pop() if idle else fit.new_driver(model)
                 if not driver.is_as_made:
                     machine.needs = fit.needs
                 function: Any = own["_module"]
@@ -95,7 +95,7 @@ def run_alone(
                     driver.take_down()
                 raise
             finally:
-                turn.run = tracer._driver = None
+                turn.run = tracer._lone_driver = None
         if is_reusable:
             idle.append(driver)
     except BaseException as error:
@@ -103,7 +103,7 @@ def run_alone(
         return {}, error
     failure = driver.failure
     if failure is not None:
-        tracer._explain_failure(failure)
+        tracer._explain(failure)
         clean(failure)
     tracer._result = machine.result
     if not tracer._leaves_all:

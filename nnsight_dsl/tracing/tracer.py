@@ -2,74 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from nnsight_dsl.blocks.block import Block
 from nnsight_dsl.config import CONFIG
-from nnsight_dsl.envoys.envoy import Envoy, explain_shadowed
+from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
-from nnsight_dsl.runtime.driving.early_stop import Stopping
 from nnsight_dsl.runtime.driving.log import Log, Served
 from nnsight_dsl.runtime.errors import (
     BarrierError,
-    InputError,
-    InvokeError,
     NotRunningError,
-    SharedNameError,
 )
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.barriers import Barrier
-from nnsight_dsl.runtime.machines.machine import Machine, current_machine
+from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.machines.saved import Saved
 from nnsight_dsl.runtime.machines.steps import StepSpec
-from nnsight_dsl.runtime.tapping.operations import OperationPlace
-from nnsight_dsl.runtime.tracebacks import raising_at_user, released, towards_user, traceback_at
-from nnsight_dsl.runtime.turns import Turn
+from nnsight_dsl.runtime.tracebacks import raising_at_user, released, towards_user
 from nnsight_dsl.runtime.values.elements import without_aliasing
-from nnsight_dsl.runtime.values.rows import Rows
 from nnsight_dsl.studies.plan import Plan, PlanLog, plan_of
-from nnsight_dsl.studies.scan import CANNOT_TELL, faked, stop_points
-from nnsight_dsl.tracing.cache import Cache, converter
-from nnsight_dsl.tracing.edit import KeptEdit
-from nnsight_dsl.tracing.guards import Fit, fit_of
+from nnsight_dsl.studies.scan import CANNOT_TELL
+from nnsight_dsl.tracing.barrier import BarrierCall
+from nnsight_dsl.tracing.block_run import BlockRun, explain_failure
+from nnsight_dsl.tracing.cache import Cache, converter, places_of
 from nnsight_dsl.tracing.runnable import Input, Runnable
-from nnsight_dsl.tracing.saving import INJECTED
-from nnsight_dsl.tracing.tensor_save import explain_helpers, mount, unmount
 from nnsight_dsl.transforms import requests
-from nnsight_dsl.transforms.names import OUTER
 from nnsight_dsl.transforms.program import Program
 
-Driver.mount, Driver.unmount = staticmethod(mount), staticmethod(unmount)
-
-
-_ALL_ROWS = Input(())
-"""What runs on the rows of all inputs, and on none of its own."""
-
-
-class BarrierCall:
-    """What `tracer.barrier(n)` returns: call it in each of the `n` invokes that take part."""
-
-    def __init__(self, barrier: Barrier) -> None:
-        self._barrier = barrier
-
-    def __call__(self) -> None:
-        """Wait here until all participants have come.
-
-        Raises:
-            BarrierError: the run ended before they had, or this is called outside of an invoke.
-        """
-        machine = current_machine()
-        if machine is None:
-            raise messages.barrier_in_builder()
-        machine.request((requests.MEET, self._barrier))
+_Run = TypeVar("_Run", bound=BlockRun)
 
 
 class Tracer(Block, Place):
@@ -82,21 +48,23 @@ class Tracer(Block, Place):
     _path = "tracer"
     _parent = None
 
-    # what holds for most traces stands on the class, so that making a tracer is cheap
-    _driver: Driver | None = None
-    _has_barrier = False
-    _order: Any = None
+    # defaults for most traces are on the class, so that making a tracer is cheap
+    _block_run: BlockRun | None = None
+    """The run under way, set by `_done` and `_without_block`; None in the fast path."""
+    _lone_driver: Driver | None = None
+    """The driver of a run by the fast path, which sets it."""
     _result: Any = None
     _leaves_all = False
     _is_scan = False
+    """True if the run itself is on fake tensors; set when the tracer is made."""
     _is_validated = False
     _outer_now: Any = None
+    _order: Any = None
     _log: Log | None = None
     _interventions: tuple[Any, ...] = ()
     _stops = False
     _is_planned = False
     _plan: Plan | None = None
-    _last: tuple[Place, str] | None = None
 
     def __init__(
         self,
@@ -118,27 +86,18 @@ class Tracer(Block, Place):
             # either word asks for the same: a run on fake tensors before the real one
             flags = [bool(options.pop(word, False)) for word in ("scan", "validate")]
             self._is_validated = any(flags)
+            self._is_planned = bool(options.pop("plan", False))
             self._interventions = tuple(options.pop("interventions", ()))
 
     @cached_property
     def _given(self) -> Input:
-        """What the trace itself runs on, made when somebody asks: most runs need the tuple only."""
+        """The input of the trace itself, made on demand: most runs need only the tuple."""
         return Input(self._args)
 
-    @cached_property
-    def _invokes(self) -> list[tuple[Machine, Input]]:
-        """What runs, and on what."""
-        return []
-
-    @cached_property
-    def _fits(self) -> list[Fit]:
-        """What is known of the programs that run, but for what their values are like."""
-        return []
-
-    @cached_property
-    def _beside(self) -> list[Machine]:
-        """What of that runs beside the blocks."""
-        return []
+    @property
+    def _driver(self) -> Driver | None:
+        """The driver of the run under way."""
+        return self._lone_driver if self._block_run is None else self._block_run.driver
 
     # for the user
 
@@ -194,7 +153,8 @@ class Tracer(Block, Place):
             raise BarrierError(
                 f"a barrier for {participants} invokes was asked for; at least 1 takes part"
             )
-        self._has_barrier = True
+        if self._block_run is not None:
+            self._block_run.has_barrier = True
         return BarrierCall(Barrier(participants))
 
     def stop(self) -> None:
@@ -277,13 +237,9 @@ class Tracer(Block, Place):
         machine = current_machine()
         if machine is None or self._driver is None:
             raise towards_user(messages.outside("tracer.cache()"))
-        found = None
-        if modules is not None:
-            envoys = self._places_of(modules)
-            for envoy in envoys:
-                envoy._refresh()
-            found = {id(envoy._module) for envoy in envoys}
-        self._driver.watch_for([self._model] if modules is None else envoys, machine)
+        envoys = None if modules is None else places_of(self._model, modules)
+        found = None if envoys is None else {id(envoy._module) for envoy in envoys}
+        self._driver.watch_for([self._model] if envoys is None else envoys, machine)
         cache = Cache(
             self._model,
             found,
@@ -295,25 +251,6 @@ class Tracer(Block, Place):
         self._driver.watchers.append(cache)
         machine.saved.add(cache)
         return cache
-
-    def _places_of(self, modules: Any) -> list[Place]:
-        """Return the envoys and operations that a cache is to be kept of."""
-        is_one = isinstance(modules, (str, nn.Module)) or not isinstance(modules, Iterable)
-        if isinstance(modules, Envoy):
-            is_one = not isinstance(modules._module, (nn.ModuleList, nn.ModuleDict))
-        given: list[Any] = [modules] if is_one else list(modules)
-        found: list[Place] = []
-        for one in given:
-            envoy: Any = self._model.get(one) if isinstance(one, str) else one
-            if isinstance(one, nn.Module):
-                envoy = self._model._mirror_of(one)
-            if not isinstance(envoy, (Envoy, OperationPlace)):
-                raise InputError(
-                    f"modules= has {type(one).__name__} {one!r:.80}, which is no module of this "
-                    "model; give paths ('transformer.h.0') or envoys (model.transformer.h[0])"
-                )
-            found.append(envoy)
-        return found
 
     @property
     def log(self) -> list[Served]:
@@ -340,8 +277,9 @@ class Tracer(Block, Place):
         Raises:
             NotRunningError: the plan was not asked for, or the block has not been entered.
         """
-        if self._driver is not None and isinstance(self._driver.log, PlanLog):
-            return plan_of(self._driver.log, {}, None)
+        run = self._block_run
+        if run is not None and isinstance(run.log, PlanLog):
+            return plan_of(run.log, {}, None)
         if self._plan is None:
             raise NotRunningError(
                 "this run has no plan; write model.trace(..., plan=True) to have one made before "
@@ -404,55 +342,45 @@ class Tracer(Block, Place):
     def _run_once(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        if not self._is_scan:
-            self._model._prepare()
-        turn = Turn(self._model._family)
+        return self._done(self._new_run(), program, user_globals, names)
+
+    def _new_run(self, *, is_fake: bool = False) -> BlockRun:
+        """Make a run of this trace."""
+        return self._new_run_of(BlockRun, is_fake=is_fake)
+
+    def _new_run_of(self, kind: type[_Run], *, is_fake: bool) -> _Run:
+        is_fake = is_fake or self._is_scan
+        return kind(
+            self,
+            self._model,
+            self._function,
+            self._given,
+            self._options,
+            self._saved,
+            self._interventions,
+            outer_now=self._outer_now,
+            leaves_all=self._leaves_all,
+            is_fake=is_fake,
+            # a plan says where the forward could stop
+            stops=self._stops or (self._is_planned and is_fake),
+            log=self._log,
+            order=self._order,
+        )
+
+    def _done(
+        self,
+        run: BlockRun,
+        program: Program,
+        user_globals: dict[str, Any],
+        names: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """Do a run, which the blocks find as the run under way."""
+        self._block_run = run
         try:
-            turn.begin()
-            driver = self._driver = self._new_driver(turn)
-            if self._is_scan and driver.is_stepped:
-                driver.is_partial = True
-            if self._log is not None:
-                driver.log = self._log
-            machine = self._machine_of(program, user_globals, names)
-            if self._model._edits or self._interventions:
-                self._start_beside(driver)
-            if not program.children or not program.has_invokes:
-                is_alone = self._given or self._runs_empty()
-            else:
-                is_alone = False
-            if is_alone:
-                self._invokes.append((machine, self._given))
-                self._run_model(driver)
-            else:
-                machine.is_builder = True
-                driver.build(machine)
-                if driver.failure is None:
-                    self._run_model(driver)
+            return run.run(program, user_globals, names)
         finally:
-            self._driver = None
-            try:
-                turn.end()
-            except BaseException:
-                turn.end()
-                raise
-        if driver.failure is None:
-            for fit in self._fits:
-                fit.is_tried = True
-        self._fits = []
-        self._result = machine.result
-        self._last = driver.last if isinstance(driver, Stopping) else None
-        left = machine.leaving(machine.names) if machine.is_builder else {}
-        for other in driver.machines:
-            # what runs beside the blocks has names of its own, which are not the user's here
-            if other.names and other not in self._beside:
-                left.update(other.names)
-        # the user may keep the tracer; what the blocks saved is the user's alone from here on
-        self._invokes = []
-        self._beside = []
-        if not self._leaves_all:
-            self._saved.clear()
-        return left, driver.failure
+            self._block_run = None
+            self._result = run.result
 
     def _linted(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
@@ -483,150 +411,26 @@ class Tracer(Block, Place):
         Of a generation that is the first step. The containers of the enclosing function are
         copied for it, so that nothing fake is left in them.
         """
-        own = self._saved, self._log, self._outer_now
-        log = PlanLog() if self._is_planned else None
-        self._saved, self._log, self._is_scan = Saved(), log, True
+        run = self._new_run(is_fake=True)
+        run.saved, run.log, run.order = Saved(), PlanLog() if self._is_planned else None, None
         now = self._outer_now
         if now is not None:
-            self._outer_now = lambda name: without_aliasing(now(name))
+            run.outer_now = lambda name: without_aliasing(now(name))
         copies = {name: without_aliasing(value) for name, value in names.items()}
         try:
-            left, failure = self._run_once(program, user_globals, copies)
-            if log is not None and failure is None:
-                self._plan = plan_of(log, left, self._last)
+            left, failure = self._done(run, program, user_globals, copies)
+            if run.log is not None and failure is None:
+                self._plan = plan_of(run.log, left, run.last)
         except BaseException as error:
             failure = error
-        finally:
-            self._saved, self._log, self._outer_now = own
-            self._is_scan = self._has_barrier = False
-            self._invokes = []
         if failure is not None and isinstance(failure, CANNOT_TELL):
             # values decide what this model does next, and fake tensors have none
             return None
         return failure
 
-    def _runs_empty(self) -> bool:
-        """Tell whether the model can be called without any input."""
-        return self._function == "trace" and self._model._runs_empty(self._options)
-
-    def _new_driver(self, turn: Turn) -> Driver:
-        model = self._model
-        stepping = model._stepping() if self._function == "generate" else None
-        kind = Stopping if self._stops or (self._is_planned and self._is_scan) else Driver
-        driver = kind(model, stepping)
-        driver.record = turn.record
-        return driver
-
-    def _run_model(self, driver: Driver) -> Any:
-        given = [self._given] if self._given else []
-        inputs = [
-            one for _, one in self._invokes if one is not self._given and (one.args or one.kwargs)
-        ]
-        options = self._options
-        if given and inputs and not self._model._has_prompt(self._given):
-            # as an image for all invokes
-            given, options = [], {**self._options, **self._given.kwargs}
-        if given and inputs:
-            raise InvokeError(
-                "this trace has an input of its own, and invokes with inputs inside; give the "
-                "input to an invoke instead: 'with model.trace() as tracer:'"
-            )
-        inputs = given or inputs
-        if not inputs and self._runs_empty():
-            return self._run_on(driver, (), dict(self._options))
-        if not inputs:
-            raise messages.no_input()
-        try:
-            batch = self._model._batch(inputs, self._function, options)
-        except InputError as error:
-            raise self._placed(error, inputs) from error.__cause__
-        if len(inputs) > 1:
-            total = sum(batch.counts)
-            start = 0
-            for number, (one, count) in enumerate(zip(inputs, batch.counts, strict=True)):
-                one.rows = Rows(start, count, total, number)
-                start += count
-            driver.counts = batch.counts
-        else:
-            inputs[0].rows = None
-        factors = self._model._row_factors(self._function, batch.kwargs)
-        driver.factor, driver.result_factor = factors
-        return self._run_on(driver, batch.args, batch.kwargs)
-
-    def _placed(self, error: InputError, inputs: Sequence[Input]) -> InputError:
-        """Let an error about the input of an invoke come from the line of that invoke."""
-        if error.number is not None:
-            for machine, one in self._invokes:
-                program = machine.program
-                if one is inputs[error.number] and program.kind == "invoke":
-                    place = traceback_at(program.filename, program.line, program.name)
-                    return error.with_traceback(place)
-        return error
-
-    def _run_on(self, driver: Driver, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hand all machines to the driver, and run the model."""
-        is_plain = True
-        for machine, one in self._invokes:
-            machine.rows = one.rows
-            driver.add(machine)
-            if machine.program.fetched:
-                self._check_sharing(machine)
-            is_plain = is_plain and machine.is_plain
-        if self._order is not None:
-            driver.expect_anything()
-            driver.watchers.append(self._order)
-        if self._stops and isinstance(driver, Stopping) and not self._is_scan:
-            driver.points = stop_points(self._model._module, args, kwargs)
-        if is_plain:
-            result = driver.run(self._called(), args, kwargs)
-        else:
-            depth = len(driver.record)
-            driver.record.append((unmount, driver))
-            try:
-                mount(driver)
-                result = driver.run(self._called(), args, kwargs)
-            finally:
-                driver.record.undo(depth)
-        if self._order is not None and driver.failure is None:
-            self._order.finish()
-        if driver.failure is not None:
-            self._explain_failure(driver.failure)
-        return result
-
-    def _explain_failure(self, error: BaseException) -> None:
-        explain_helpers(error)
-        explain_shadowed(self._model, error)
-        self._model._explain(error)
-        self._explain(error)
-
     def _explain(self, error: BaseException) -> None:
-        """Add what the kind of this run says about an error."""
-
-    def _called(self) -> Any:
-        """Return the function that the run calls."""
-        if self._is_scan:
-            module = faked(self._model._module)
-            if self._function == "generate":
-                return lambda **kwargs: module(**self._model._first_step(kwargs))
-            return module
-        return self._model._function(self._function)
-
-    def _check_sharing(self, machine: Machine) -> None:
-        unsynchronised = machine.program.unsynchronised
-        if unsynchronised and not self._has_barrier:
-            name = min(unsynchronised)
-            raise SharedNameError(
-                f"the invoke at line {machine.program.line} reads {name!r}, which an earlier "
-                "invoke binds more than once or in a loop, so nothing says which value is meant; "
-                "let both wait at a tracer.barrier(2), after the binding and before the read"
-            )
-        if machine.program.fetched and not CONFIG.APP.CROSS_INVOKER:
-            raise SharedNameError(
-                f"the invoke at line {machine.program.line} reads "
-                f"{min(machine.program.fetched)!r} of another invoke, and "
-                "CONFIG.APP.CROSS_INVOKER is off; switch it on, or save the value in a trace of "
-                "its own"
-            )
+        """Add notes to an error of a run whose cause is known."""
+        explain_failure(self._model, error)
 
     @raising_at_user
     def _run_without_block(self) -> Any:
@@ -636,112 +440,28 @@ class Tracer(Block, Place):
             model._prepare()
             batch = model._batch([self._given], self._function, self._options)
             return model._function(self._function)(*batch.args, **batch.kwargs)
-        model._prepare()
-        turn = Turn(model._family)
-        try:
-            turn.begin()
-            driver = self._new_driver(turn)
-            self._start_beside(driver)
-            result = self._run_model(driver)
-        finally:
-            try:
-                turn.end()
-            except BaseException:
-                turn.end()
-                raise
-        failure, driver.failure = driver.failure, None
-        if failure is not None:
-            try:
-                raise released(failure)
-            finally:
-                # the traceback has this frame
-                del failure
-        return result
+        return self._without_block(None)
 
     @raising_at_user
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the model with its edits, on arguments of its own forward."""
-        self._model._prepare()
-        turn = Turn(self._model._family)
+        return self._without_block((args, kwargs))
+
+    def _without_block(self, arguments: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Any:
+        run = self._block_run = self._new_run()
         try:
-            turn.begin()
-            driver = Driver(self._model)
-            driver.record = turn.record
-            self._start_beside(driver)
-            result = self._run_on(driver, args, kwargs)
+            return run.run_without_block(arguments)
         finally:
-            try:
-                turn.end()
-            except BaseException:
-                turn.end()
-                raise
-        failure, driver.failure = driver.failure, None
-        if failure is not None:
-            try:
-                raise released(failure)
-            finally:
-                # the traceback has this frame
-                del failure
-        return result
-
-    def _start_beside(self, driver: Driver) -> None:
-        """Start what runs before the blocks and on all rows: the edits, then the interventions."""
-        for edit in self._model._edits:
-
-            def start(edit: KeptEdit = edit) -> Machine:
-                return self._started(self._machine_of(edit.program, edit.user_globals, edit.names))
-
-            self._invokes.append((start(), _ALL_ROWS))
-            if driver.is_stepped and edit.is_for_each_step:
-                driver.each_step.append(start)
-        for one in self._interventions:
-            self._invokes.append((self._started(self._machine_beside(one)), _ALL_ROWS))
-
-    def _machine_beside(self, intervention: Any) -> Machine:
-        """Start an intervention that runs beside the block, before it and on all rows."""
-        names = intervention.names({"model": self._model, "tracer": self})
-        return self._machine_of(intervention.program, intervention.user_globals, names)
-
-    def _machine_of(
-        self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
-    ) -> Machine:
-        fit = fit_of(self._model, self._model._fits, program, user_globals, names)
-        seen = fit.seen
-        is_usual = self._outer_now is None
-        if fit.roots:
-            seen = {**seen}
-            for name in fit.roots:
-                seen[name] = program.initial(name, user_globals, names, fall_back=True)
-        machine = Machine.start(
-            program,
-            user_globals,
-            names,
-            self._saved,
-            INJECTED if is_usual else {**INJECTED, OUTER: self._outer_now},
-            is_plain=fit.is_plain,
-            function=fit.function if is_usual else None,
-        )
-        machine.seen_names = seen
-        if self._leaves_all:
-            machine.leaves_all = True
-        machine.needs = fit.needs
-        if not fit.is_tried:
-            # values of unknown types may bring code along that asks for any module
-            machine.needs = replace(fit.needs, is_closed=False)
-            self._fits.append(fit)
-        return machine
-
-    def _started(self, machine: Machine) -> Machine:
-        self._beside.append(machine)
-        return machine
+            self._block_run = None
 
     def _add(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any], one: Input
     ) -> None:
         running = current_machine()
-        if self._driver is None or (running is not None and not running.is_builder):
+        run = self._block_run
+        if run is None or run.driver is None or (running is not None and not running.is_builder):
             raise messages.nested_invoke()
-        self._invokes.append((self._machine_of(program, user_globals, names), one))
+        run.invokes.append((run.machine_of(program, user_globals, names), one))
 
 
 class Invoker(Block):

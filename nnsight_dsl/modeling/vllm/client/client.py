@@ -50,8 +50,9 @@ from nnsight_dsl.runtime.locations import Place, name_of, places_at
 from nnsight_dsl.runtime.machines.machine import current_machine, set_current
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.tracing.barrier import BarrierCall
 from nnsight_dsl.tracing.runnable import Input
-from nnsight_dsl.tracing.tracer import BarrierCall, Tracer
+from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.program import Program
 
 if TYPE_CHECKING:
@@ -78,10 +79,9 @@ class EngineTracer(Tracer):
         given: Input,
         options: dict[str, Any],
     ) -> None:
-        is_planned = options.pop("plan", False)
         super().__init__(model, function, given, options)
-        if self._is_validated or self._log is not None or is_planned:
-            word = "log" if self._log is not None else "plan" if is_planned else "scan"
+        if self._is_validated or self._log is not None or self._is_planned:
+            word = "log" if self._log is not None else "plan" if self._is_planned else "scan"
             raise EngineError(
                 f"{word!r} is an option of a run in this process, and this one is the engine's; "
                 "leave it out"
@@ -134,14 +134,15 @@ class EngineTracer(Tracer):
         if self._given and not program.has_invokes:
             self._add(program, user_globals, names, self._given)
             return {}, None
-        driver = self._driver = Driver(self._model)
-        machine = self._machine_of(program, user_globals, names)
+        run = self._block_run = self._new_run()
+        driver = run.driver = Driver(self._model)
+        machine = run.machine_of(program, user_globals, names)
         # this machine collects invokes: no model runs, so it cannot ask for values
         machine.is_builder = True
         try:
             driver.build(machine)
         finally:
-            self._driver = None
+            self._block_run = None
         if driver.failure is not None:
             return {}, driver.failure
         if not self._sent:
@@ -219,7 +220,7 @@ class EngineTracer(Tracer):
         return found
 
     def _reach_of(self, part: Part) -> Reach:
-        machine = self._machine_of(part.program, part.user_globals, part.names)
+        machine = self._new_run().machine_of(part.program, part.user_globals, part.names)
         return reach_of(machine, part.user_globals, part.names)
 
     def _check_served(

@@ -39,6 +39,7 @@ from nnsight_dsl.runtime.machines.machine import Machine, set_current, unplain
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.tracebacks import clean, traceback_at
 from nnsight_dsl.runtime.values.elements import misfit
+from nnsight_dsl.tracing.block_run import BlockRun
 from nnsight_dsl.tracing.runnable import Input
 from nnsight_dsl.tracing.tensor_save import explain_helpers, tensor_save
 from nnsight_dsl.tracing.tracer import Tracer
@@ -94,10 +95,11 @@ class Run:
             data, root = self.engine.opened(payload)
             self.driver = RequestDriver(root, self.engine)
             tracer = Tracer(root, "generate", Input(()), {})
-            tracer._driver = self.driver
+            run = tracer._block_run = tracer._new_run()
+            run.driver = self.driver
             parts = load_parts(data, root, tracer)
             for part in parts:
-                self._add(part, tracer)
+                self._add(part, run)
             self._around = parts[-1].names
             self._sizes = sizes_of(self._around)
         except Exception as error:
@@ -106,7 +108,7 @@ class Run:
             return
         self._guarded(self._begin)
 
-    def _add(self, part: Part, tracer: Tracer) -> None:
+    def _add(self, part: Part, run: BlockRun) -> None:
         driver = self.driver
         if driver is None:
             raise InternalError("a run has no driver yet")
@@ -114,7 +116,7 @@ class Run:
         order = len(driver.machines)
 
         def make() -> Machine:
-            machine = _machine_of(part, tracer)
+            machine = _machine_of(part, run)
             # an edit is made anew in each step; its order keeps it before the block
             machine.order = order
             return machine
@@ -413,14 +415,14 @@ class _Row:
         self.row = new
 
 
-def _machine_of(part: Part, tracer: Tracer) -> Machine:
+def _machine_of(part: Part, run: BlockRun) -> Machine:
     names = _Names(part.names)
-    machine = tracer._machine_of(part.program, part.user_globals, names)
+    machine = run.machine_of(part.program, part.user_globals, names)
     if machine.is_plain and any(word in part.program.source for word in (".logits", ".samples")):
         # `model.logits` without a port is a property, which waits for the value inside of a call;
         # a plain program has no stack that could wait there
         unplain(part.program)
-        machine = tracer._machine_of(part.program, part.user_globals, names)
+        machine = run.machine_of(part.program, part.user_globals, names)
     machine.leaves_all = part.leaves_all
     return machine
 
