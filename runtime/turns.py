@@ -138,12 +138,14 @@ class Turn:
             self._taken.pop()
 
 
-def in_turn(family: Family, run: Callable[[Turn], _Result]) -> _Result:
+def in_turn(family: Family, run: Callable[..., _Result], *args: Any) -> _Result:
     """Wait for the turn of a family, run, undo what the run changed, and give up the turn.
 
     Args:
         family: the models that share a module with the one that runs.
-        run: called with the turn; it notes its changes in `turn.record`.
+        run: called with the turn, in whose `record` it notes its changes. No closure: the frame of
+            one keeps what it refers to for as long as a traceback keeps the frame.
+        args: further arguments of `run`.
 
     Returns:
         The value that `run` returned.
@@ -154,7 +156,7 @@ def in_turn(family: Family, run: Callable[[Turn], _Result]) -> _Result:
     turn = Turn(family)
     try:
         turn.begin()
-        return run(turn)
+        return run(turn, *args)
     finally:
         try:
             turn.end()

@@ -162,9 +162,13 @@ def sweep(
     served = model._run_each(programs, prompt, options)
     if served is not None:
         return Sweep(points, served, BATCH, "an engine serves each program as a request of its own")
-    run = _Run(model, prompt, options, programs)
+    return _swept(_Run(model, prompt, options, programs), points, share=share)
+
+
+def _swept(run: _Run, points: tuple[Mapping[str, Any], ...], *, share: bool) -> Sweep:
+    """Run the programs in the quickest form that the model and the programs allow."""
     reason = "share=False was given"
-    if _mixes_rows(model._module):
+    if _mixes_rows(run.model._module):
         reason = "the model normalises over the batch"
         return Sweep(points, run.alone(), LOOP, reason)
     if share:
@@ -237,7 +241,7 @@ class _Run:
         key = self._key(batch)
         known = _known.setdefault(self.model._module, {})
         driver, machines, was_known = in_turn(
-            self.model._family, lambda turn: self._shared_in(turn, batch, key, known)
+            self.model._family, self._shared_in, batch, key, known
         )
         if not isinstance(driver.failure, Deviated):
             return _results(driver, machines)
@@ -407,13 +411,12 @@ class _Run:
     def batched(self) -> tuple[Any, ...]:
         """Run all programs in one forward with a row for each."""
         self.model._prepare()
+        return _results(*in_turn(self.model._family, self._batched_in))
 
-        def body(turn: Turn) -> tuple[Driver, Sequence[Machine]]:
-            run = self._run()
-            machines = [run.start(one, copies=False) for one in self.programs]
-            return run.run_batched(machines, self.prompt, turn), machines
-
-        return _results(*in_turn(self.model._family, body))
+    def _batched_in(self, turn: Turn) -> tuple[Driver, Sequence[Machine]]:
+        run = self._run()
+        machines = [run.start(one, copies=False) for one in self.programs]
+        return run.run_batched(machines, self.prompt, turn), machines
 
     def _run(self, *, is_fake: bool = False, is_rehearsal: bool = False) -> SweepRun:
         tracer = Tracer(self.model, "trace", Input(()), dict(self.options))

@@ -101,24 +101,7 @@ class BlockRun:
         """Run the model with a block; return the names that leave, and the block's exception."""
         if not self.is_fake:
             self.model._prepare()
-
-        def body(turn: Turn) -> tuple[Machine, Driver]:
-            driver = self.start_driver(turn)
-            machine = self.machine_of(program, user_globals, names)
-            if self.model._edits or self.interventions:
-                self.start_beside()
-            takes_invokes = bool(program.children) and program.has_invokes
-            if not takes_invokes and (self.given or self.runs_empty()):
-                self.invokes.append((machine, self.given))
-                self.run_model()
-            else:
-                machine.is_builder = True
-                driver.build(machine)
-                if driver.failure is None:
-                    self.run_model()
-            return machine, driver
-
-        machine, driver = in_turn(self.model._family, body)
+        machine, driver = in_turn(self.model._family, self._run_block, program, user_globals, names)
         if driver.failure is None:
             for fit in self.fits:
                 fit.is_tried = True
@@ -134,6 +117,24 @@ class BlockRun:
             self.saved.clear()
         return left, driver.failure
 
+    def _run_block(
+        self, turn: Turn, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
+    ) -> tuple[Machine, Driver]:
+        driver = self.start_driver(turn)
+        machine = self.machine_of(program, user_globals, names)
+        if self.model._edits or self.interventions:
+            self.start_beside()
+        takes_invokes = bool(program.children) and program.has_invokes
+        if not takes_invokes and (self.given or self.runs_empty()):
+            self.invokes.append((machine, self.given))
+            self.run_model()
+        else:
+            machine.is_builder = True
+            driver.build(machine)
+            if driver.failure is None:
+                self.run_model()
+        return machine, driver
+
     def run_without_block(self, arguments: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Any:
         """Run the model with its edits and the interventions; return its output.
 
@@ -141,13 +142,7 @@ class BlockRun:
             arguments: those of the model's forward; None makes them of the trace's input.
         """
         self.model._prepare()
-
-        def body(turn: Turn) -> tuple[Any, Driver]:
-            driver = self.start_driver(turn)
-            self.start_beside()
-            return (self.run_model() if arguments is None else self.run_on(*arguments)), driver
-
-        result, driver = in_turn(self.model._family, body)
+        result, driver = in_turn(self.model._family, self._run_beside, arguments)
         failure, driver.failure = driver.failure, None
         if failure is not None:
             try:
@@ -156,6 +151,13 @@ class BlockRun:
                 # the traceback has this frame
                 del failure
         return result
+
+    def _run_beside(
+        self, turn: Turn, arguments: tuple[tuple[Any, ...], dict[str, Any]] | None
+    ) -> tuple[Any, Driver]:
+        driver = self.start_driver(turn)
+        self.start_beside()
+        return (self.run_model() if arguments is None else self.run_on(*arguments)), driver
 
     # machines
 

@@ -118,7 +118,7 @@ def _step(driver: RunState, machine: Machine, request: Request) -> Any:
     if reached == number or (not driver.is_stepped and reached >= number):
         steps.begin()
         return True
-    machine.pending = request
+    machine.wait(request)
     if driver.is_stepped:
         driver.step_waiters = [*driver.step_waiters, (machine, steps)]
     else:
@@ -184,7 +184,7 @@ def _bind(driver: RunState, machine: Machine, request: Request) -> Any:
         waits = other.pending
         is_waiting = waits is not None and waits[:2] == (requests.NAME, name)
         if is_waiting and machine.order < other.order:
-            other.pending = None
+            other.wake()
             driver.ready = [*driver.ready, (other, value)]
     if not driver.ready:
         return None
@@ -202,7 +202,7 @@ def _name(driver: RunState, machine: Machine, request: Request) -> Any:
         other.order < machine.order and not other.is_done and name in other.program.bound
         for other in driver.machines
     ):
-        machine.pending = request
+        machine.wait(request)
         return PARKED
     if name in machine.program.waits_for and not machine.has_outer(name):
         raise messages.never_bound(name)
@@ -217,10 +217,10 @@ def _meet(driver: RunState, machine: Machine, request: Request) -> Any:
     if sum(not one.is_done for one in driver.machines) < barrier.participants:
         raise messages.barrier_without_enough(driver, barrier, here=1)
     barrier.arrived.append(machine)
-    machine.pending = request
+    machine.wait(request)
     if len(barrier.arrived) >= barrier.participants:
         for other in barrier.arrived:
-            other.pending = None
+            other.wake()
             driver.ready = [*driver.ready, (other, None)]
         barrier.arrived = []
     return PARKED

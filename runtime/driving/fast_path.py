@@ -147,22 +147,23 @@ class LoneDriver(Driver):
         answer: Any = None,
         error: BaseException | None = None,
         request: Request | None = None,
-        at: Tap | None = None,
-    ) -> Any:
+    ) -> None:
         """Do what `Inlined.drive` does, after something that is not as usual."""
         self.is_as_made = False
-        return super().drive(machine, answer, error, request, at)
+        super().drive(machine, answer, error, request)
 
-    def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
+    def serve(
+        self, machine: Machine, answer: Any, at: Tap | None, request: Request | None = None
+    ) -> Any:
         """Do what `Inlined.serve` does, in one loop where outputs are read and written in order."""
-        send = machine.send
-        if send is None or self._offer is not None or not machine.is_usual:
-            return self.drive(machine, answer, at=at)
+        send, is_usual = machine.send, machine.is_usual and request is None
+        if send is None or self._offer is not None or not is_usual:
+            return super().serve(machine, answer, at, request)
         run, value, by_place = machine.context.run, answer, self._by_place
         machine.pending = None
         while True:
             if not (type(answer) is _Tensor or answer is None or is_known(answer)):
-                return self.drive(machine, value, at=at)
+                return super().serve(machine, value, at)
             try:
                 request = run(send, answer)
             except BaseException as raised:
@@ -192,29 +193,22 @@ class LoneDriver(Driver):
             if verb == WRITE:
                 # a tensor in the place of one like it
                 _, new, place, port = request
+                is_here = at is not None and by_place.get(id(place)) is at and at.index == step
+                if not is_here or port != OUTPUT or not type(new) is type(value) is _Tensor:
+                    break
                 try:
-                    if (
-                        at is None
-                        or by_place.get(id(place)) is not at
-                        or port != OUTPUT
-                        or at.index != step
-                        or type(new) is not _Tensor
-                        or type(value) is not _Tensor
-                        or new.shape != value.shape
-                        or new.dtype is not value.dtype
-                        # on a CPU 0.4 µs less than devices, which are made to be compared
-                        or not ((new.is_cpu and value.is_cpu) or new.device == value.device)
-                    ):
-                        break
-                except RuntimeError:
                     # some tensors have no shape, as strided nested ones
+                    is_alike = new.shape == value.shape and new.dtype is value.dtype
+                except RuntimeError:
+                    break
+                # on a CPU 0.4 µs less than devices, which are made to be compared
+                if not (is_alike and ((new.is_cpu and value.is_cpu) or new.device == value.device)):
                     break
                 value, answer = new, None
                 continue
             if verb != END:
                 break
-            if len(request) > 1:
-                machine.result = request[1]
+            machine.result = request[1] if len(request) > 1 else None
             machine.finish(is_stopped=False)
             return value
         return self._long_way(machine, request, value, at)
@@ -225,4 +219,4 @@ class LoneDriver(Driver):
             request = self.for_this_run(machine, request)
         except BaseException as raised:
             self._fail(machine, raised)
-        return super().drive(machine, value, None, request, at)
+        return super().serve(machine, value, at, request)

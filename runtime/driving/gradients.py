@@ -162,7 +162,7 @@ class Backward(Loop):
         target = self._located(tensor) if arrived is None else arrived
         if self._value is None or target.hooked is not self._current:
             self._wait_for(machine, tensor, target)
-            machine.pending = request
+            machine.wait(request)
             return PARKED
         if verb == requests.READ:
             return self._value if target.part is None else target.part(self._value)

@@ -98,151 +98,35 @@ class Inlined(RunState):
             self._offer = outer
         return offer.value
 
-    def serve(self, machine: Machine, answer: Any, at: Tap | None) -> Any:
-        """Answer the only machine that waits at a tap with the output, as `drive` does."""
-        return self.drive(machine, answer, None, None, at)
-
-    def drive(
-        self,
-        machine: Machine,
-        answer: Any = None,
-        error: BaseException | None = None,
-        request: Request | None = None,
-        at: Tap | None = None,
+    def serve(
+        self, machine: Machine, answer: Any, at: Tap | None, request: Request | None = None
     ) -> Any:
-        """Resume a machine, and handle what it asks for, until it waits or is done.
+        """Answer the only machine that waits at a tap with the output, as `offer` does for many.
 
         Args:
             machine: the machine.
-            answer: what it goes on with.
-            error: what is raised in it, in place of an answer.
-            request: what it waits for, to be answered first, now that it is offered.
-            at: where the answer is the output, which is offered to nobody else. This is what
-                `offer` comes to for one machine, in a Python frame less.
+            answer: the output.
+            at: the tap; None if the machine starts, and nothing is on offer.
+            request: what it waits for, to be answered first; None to answer with the output.
 
         Returns:
-            What takes the place of the output that is offered.
+            The output, or its replacement.
         """
-        taps = self._taps
-        own = outer = None
-        if at is not None:
-            outer = self._offer
-            own = self._offer = Offer()
-            own.tap = at
-            own.phase = OUTPUT
-            own.index = at.index
-            own.value = answer
-            own.is_whole = self.own_calls > 0
-            own.handed = _NOTHING
+        if at is None:
+            self.drive(machine, answer, None, request)
+            return answer
+        outer = self._offer
+        own = self._offer = Offer()
+        own.tap = at
+        own.phase = OUTPUT
+        own.index = at.index
+        own.value = answer
+        own.is_whole = self.own_calls > 0
+        own.handed = _NOTHING
         try:
-            while True:
-                if request is None:
-                    machine.pending = None
-                    try:
-                        if error is not None:
-                            request = machine.throw(error)
-                        else:
-                            send = machine.send
-                            if send is not None and not (
-                                type(answer) is _Tensor or answer is None or is_known(answer)
-                            ):
-                                self.begin_carrying(machine)
-                                send = None
-                            if send is None:
-                                request = machine.advance(answer)
-                            else:
-                                # what `advance` does, without a Python frame
-                                request = machine.context.run(send, answer)
-                        answer = error = None
-                        number = 1 if request[0] == READ else _TARGETS.get(request[0])
-                        if number is not None and not isinstance(request[number], Place):
-                            request = self.for_this_run(machine, request)
-                    except BaseException as raised:
-                        self._fail(machine, raised)
-                try:
-                    if self.writes.watched:
-                        self.writes.check(machine)
-                    if request[0] == READ:
-                        _, place, port = request
-                        tap, step = taps.get(id(place._module)), machine.step
-                        if tap is None:
-                            pass
-                        elif (
-                            (offer := self._offer) is not None
-                            and offer.tap is tap
-                            and offer.phase == (INPUTS if port in BEFORE_CALL else OUTPUT)
-                        ):
-                            if (
-                                offer.index == step
-                                and port == offer.phase
-                                and machine.rows is None
-                                and machine.is_usual
-                                and not offer.handed
-                            ):
-                                answer, request = offer.value, None
-                                continue
-                        elif (
-                            (tap.done_step if port == OUTPUT else tap.begun_step) < step
-                            and self.step <= step
-                            and tap.place is place
-                            and not (self.has_ended or machine.is_builder or tap.can_refuse)
-                        ):
-                            for above in tap.above:
-                                if above.done_step >= step:
-                                    break
-                            else:
-                                machine.pending, machine.phase = request, OUTPUT
-                                if port in BEFORE_CALL:
-                                    machine.phase = INPUTS
-                                    tap.wants_inputs, tap.is_common = True, False
-                                tap.waiting.append(machine)
-                                if not self.ready:
-                                    break
-                                machine, answer = self._next_ready()
-                                request = None
-                                continue
-                    elif request[0] == WRITE:
-                        # a tensor in the place of one like it, where that is offered
-                        _, value, place, port = request
-                        offer = self._offer
-                        if (
-                            offer is not None
-                            and port == OUTPUT == offer.phase
-                            and offer.tap is taps.get(id(place._module))
-                            and offer.index == machine.step
-                            and machine.rows is None
-                            and machine.is_usual
-                            and not offer.handed
-                            and isinstance(old := offer.value, torch.Tensor)
-                            and isinstance(value, torch.Tensor)
-                            # strided nested tensors have no shape
-                            and not (old.is_nested or value.is_nested)
-                            and old.shape == value.shape
-                            and old.dtype == value.dtype
-                            and old.device == value.device
-                        ):
-                            offer.value = value
-                            answer = request = value = old = None
-                            continue
-                        value = old = None
-                    answer = ANSWERS[request[0]](self, machine, request)
-                except RunAborted:
-                    raise
-                except BaseException as raised:
-                    clean(raised)
-                    error = raised
-                    request = None
-                    continue
-                request = None
-                if answer is PARKED:
-                    if not self.ready:
-                        break
-                    machine, answer = self._next_ready()
+            self.drive(machine, answer, None, request)
         finally:
-            if own is not None:
-                self._offer = outer
-        if own is None:
-            return None
+            self._offer = outer
         if own.handed:
             take_edits(own)
             # what was handed names the offer
@@ -250,6 +134,129 @@ class Inlined(RunState):
         if self.frozen is not None:
             self.frozen.settle(own)
         return own.value
+
+    def drive(
+        self,
+        machine: Machine,
+        answer: Any = None,
+        error: BaseException | None = None,
+        request: Request | None = None,
+    ) -> None:
+        """Resume a machine, and answer its requests until it waits or is done.
+
+        Args:
+            machine: the machine.
+            answer: the answer to its last request.
+            error: raised in it in place of an answer.
+            request: the request it waits with, to be answered first, now that its value is there.
+        """
+        taps = self._taps
+        while True:
+            if request is None:
+                machine.pending = None
+                try:
+                    if error is not None:
+                        request = machine.throw(error)
+                    else:
+                        send = machine.send
+                        if send is not None and not (
+                            type(answer) is _Tensor or answer is None or is_known(answer)
+                        ):
+                            self.begin_carrying(machine)
+                            send = None
+                        if send is None:
+                            request = machine.advance(answer)
+                        else:
+                            # what `advance` does, without a Python frame
+                            request = machine.context.run(send, answer)
+                    answer = error = None
+                    number = 1 if request[0] == READ else _TARGETS.get(request[0])
+                    if number is not None and not isinstance(request[number], Place):
+                        request = self.for_this_run(machine, request)
+                except BaseException as raised:
+                    self._fail(machine, raised)
+            try:
+                if self.writes.watched:
+                    self.writes.check(machine)
+                if request[0] == READ:
+                    _, place, port = request
+                    tap, step = taps.get(id(place._module)), machine.step
+                    if tap is None:
+                        pass
+                    elif (
+                        (offer := self._offer) is not None
+                        and offer.tap is tap
+                        and offer.phase == (INPUTS if port in BEFORE_CALL else OUTPUT)
+                    ):
+                        if (
+                            offer.index == step
+                            and port == offer.phase
+                            and machine.rows is None
+                            and machine.is_usual
+                            and not offer.handed
+                        ):
+                            answer, request = offer.value, None
+                            continue
+                    elif (
+                        (tap.done_step if port == OUTPUT else tap.begun_step) < step
+                        and self.step <= step
+                        and tap.place is place
+                        and not (self.has_ended or machine.is_builder or tap.can_refuse)
+                    ):
+                        for above in tap.above:
+                            if above.done_step >= step:
+                                break
+                        else:
+                            machine.pending, machine.phase = request, OUTPUT
+                            if port in BEFORE_CALL:
+                                machine.phase = INPUTS
+                                tap.wants_inputs, tap.is_common = True, False
+                            tap.waiting.append(machine)
+                            if not self.ready:
+                                break
+                            machine, answer = self._next_ready()
+                            request = None
+                            continue
+                elif request[0] == WRITE and self._replaces(machine, request):
+                    answer = request = None
+                    continue
+                answer = ANSWERS[request[0]](self, machine, request)
+            except RunAborted:
+                raise
+            except BaseException as raised:
+                clean(raised)
+                error = raised
+                request = None
+                continue
+            request = None
+            if answer is PARKED:
+                if not self.ready:
+                    break
+                machine, answer = self._next_ready()
+
+    def _replaces(self, machine: Machine, request: Request) -> bool:
+        """Replace a tensor on offer by one like it; return False if this is another write."""
+        _, value, place, port = request
+        offer = self._offer
+        if (
+            offer is not None
+            and port == OUTPUT == offer.phase
+            and offer.tap is self._taps.get(id(place._module))
+            and offer.index == machine.step
+            and machine.rows is None
+            and machine.is_usual
+            and not offer.handed
+            and isinstance(old := offer.value, torch.Tensor)
+            and isinstance(value, torch.Tensor)
+            # strided nested tensors have no shape
+            and not (old.is_nested or value.is_nested)
+            and old.shape == value.shape
+            and old.dtype == value.dtype
+            and old.device == value.device
+        ):
+            offer.value = value
+            return True
+        return False
 
     def begin_carrying(self, machine: Machine) -> None:
         """Carry a machine from here on: its answer is of a type that may run a user's code."""

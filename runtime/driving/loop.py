@@ -56,7 +56,7 @@ class Loop:
         """
         while True:
             if request is None:
-                machine.pending = None
+                machine.wake()
                 try:
                     request = machine.throw(error) if error is not None else machine.advance(answer)
                     error = None

@@ -166,19 +166,17 @@ class Probe(_Copying):
         answer: Any = None,
         error: BaseException | None = None,
         request: Request | None = None,
-        at: Tap | None = None,
-    ) -> Any:
+    ) -> None:
         """Resume a machine, unless it has come to its first write."""
         if machine.is_done:
-            return answer
+            return
         try:
-            return super().drive(machine, answer, error, request, at)
+            super().drive(machine, answer, error, request)
         except _FirstWrite as found:
             self._end(found.machine)
-            return answer
 
     def _end(self, machine: Machine) -> None:
-        machine.pending = None
+        machine.wake()
         try:
             machine.close()
         except BaseException as raised:

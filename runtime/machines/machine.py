@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from nnsight_dsl.runtime.errors import (
     CarriedCallError,
@@ -34,10 +34,10 @@ from nnsight_dsl.runtime.values.known_types import is_known
 from nnsight_dsl.runtime.values.rows import Rows
 from nnsight_dsl.transforms.names import MISSING, OUTER
 from nnsight_dsl.transforms.program import Program, Running
-from nnsight_dsl.transforms.requests import Request
+from nnsight_dsl.transforms.requests import Phase, Request
 
 from .ambient import Ambient
-from .carrying import new_carrier
+from .carrying import Stack
 from .saved import Saved
 
 _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
@@ -114,7 +114,7 @@ class Machine:
 
     # what holds for most machines stands on the class, so that making one is cheap
     order = 0
-    phase: str | None = None
+    phase: Phase | None = None
     loops: Sequence[Loop] = ()
     leaves_all = False
     left_by_failed: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
@@ -125,10 +125,8 @@ class Machine:
     is_cut = False
     seen_names: Mapping[str, Any] = MappingProxyType({})
     _outer: Mapping[str, Any] = MappingProxyType({})
-    _carrier: greenlet | None = None
-    _home: greenlet | None = None
-    _ambient: Ambient | None = None
-    _calls: list[greenlet]
+    _stack: Stack | None = None
+    """None for a plain machine; set when it is made or begins to carry, and kept from then on."""
 
     def __init__(
         self,
@@ -157,8 +155,7 @@ class Machine:
         if is_plain:
             self.send = running.send
         else:
-            self._ambient = Ambient()
-            self._calls = []
+            self._stack = Stack()
 
     @classmethod
     def start(
@@ -247,9 +244,17 @@ class Machine:
         """The generator."""
         return self._running
 
+    def wait(self, request: Request, phase: Phase | None = None) -> None:
+        """Wait with a request; the loops that inline this set the two attributes themselves."""
+        self.pending, self.phase = request, phase
+
+    def wake(self) -> None:
+        """Wait no longer."""
+        self.pending = None
+
     def advance(self, answer: Any) -> Request:
         """Resume with the answer to the last request; return the next request."""
-        if self._ambient is None:
+        if self._stack is None:
             if is_known(answer):
                 return self.context.run(self._running.send, answer)
             self.begin_carrying()
@@ -260,15 +265,14 @@ class Machine:
 
         The next run of the program begins so, with taps on all modules.
         """
-        self._ambient = Ambient()
-        self._calls = []
+        self._stack = Stack()
         self.send = None
         self.is_plain = False
         unplain(self.program)
 
     def throw(self, error: BaseException) -> Request:
         """Resume by raising an error at the last request; return the next request."""
-        if self._ambient is None:
+        if self._stack is None:
             return self.context.run(self._running.throw, error)
         return self._carried(True, error)
 
@@ -277,35 +281,30 @@ class Machine:
 
         The call is the user's code (a property of theirs, say), so it may itself make requests.
         """
-        if self._ambient is None:
-            self._ambient = Ambient()
-            self._calls = []
+        if self._stack is None:
+            self._stack = Stack()
             self.send = None
-        carrier = new_carrier(function)
-        carrier.gr_context = self.context
-        self._calls.append(carrier)
+        self._stack.add_call(function, self.context)
         return self._carried(False, *args)
 
     def _carried(self, is_error: bool, *args: Any) -> Request:
-        ambient = self._ambient
-        if ambient is None:
+        stack = self._stack
+        if stack is None:
             raise InternalError("a plain machine has nothing to carry")
-        before = ambient.enter()
-        self._home = getcurrent()
+        before = stack.ambient.enter()
         try:
-            return self._resume(is_error, args)
+            return stack.resume(self._running, self.context, is_error, args)
         finally:
-            self._home = None
-            self._leave(ambient, before)
+            self._leave(stack.ambient, before)
 
     def in_its_state(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in the state of torch that the block has set, as one of its statements.
 
         The driver does so for what it does in the block's stead.
         """
-        ambient = self._ambient
-        if ambient is None:
+        if self._stack is None:
             return function(*args)
+        ambient = self._stack.ambient
         before = ambient.enter()
         try:
             return function(*args)
@@ -317,50 +316,13 @@ class Machine:
         is_set = any(first <= line <= last for first, last in self.program.state_blocks)
         ambient.leave(before, is_set=is_set)
 
-    def _resume(self, is_error: bool, args: tuple[Any, ...]) -> Request:
-        while True:
-            if self._calls:
-                carrier = self._calls[-1]
-                try:
-                    result = carrier.throw(*args) if is_error else carrier.switch(*args)
-                except BaseException as error:
-                    if carrier:
-                        # from outside: the call still waits
-                        raise
-                    self._calls.pop()
-                    # what the call raised is raised at the user's line, where it was asked for
-                    is_error, args = True, (error,)
-                    continue
-                if carrier:
-                    request: Request = result
-                    return request
-                self._calls.pop()
-                is_error, args = False, (result,)
-                continue
-            # one that was made and not begun, as an interrupt leaves it, is false too
-            if not self._carrier:
-                resume = self._running.throw if is_error else self._running.send
-                self._carrier = new_carrier(resume)
-                self._carrier.gr_context = self.context
-                is_error = False
-            carrier = self._carrier
-            try:
-                request = carrier.throw(*args) if is_error else carrier.switch(*args)
-            except BaseException:
-                if not carrier:
-                    self._carrier = None
-                raise
-            if not carrier:
-                self._carrier = None
-            return request
-
     def request(self, request: Request) -> Any:
         """Make a request from code that was not lowered, and wait for the answer.
 
         Raises:
             CarriedCallError: the code runs where nothing can wait, inside of a known operation.
         """
-        home = self._home
+        home = None if self._stack is None else self._stack.home
         if home is None:
             unplain(self.program)
             raise CarriedCallError(
@@ -392,7 +354,7 @@ class Machine:
         self.is_done = True
         try:
             # it returns, as a function does: an exception would be shown by a debugger
-            if self._ambient is None:
+            if self._stack is None:
                 # by `next`, which makes no StopIteration of its return
                 self.context.run(next, self._running, None)
             else:
@@ -482,7 +444,7 @@ class Machine:
 
     def leave_context(self) -> None:
         """Part from the context, which names the machine."""
-        if self._ambient is None:
+        if self._stack is None:
             # nobody else has it
             self.context = _ENDED
         else:
@@ -491,7 +453,7 @@ class Machine:
     def _close(self, *, has_names: bool) -> None:
         error: BaseException = RunEnded()
         for _ in range(_MOST_CLOSING_REQUESTS):
-            if self._running.gi_frame is None and not (self._ambient and self._calls):
+            if self._running.gi_frame is None and not (self._stack and self._stack.has_calls):
                 return
             if not has_names:
                 self._take_waiting_names()

@@ -189,7 +189,8 @@ def _tap_at(module: nn.Module) -> Visited | None:
     return tap
 
 
-def _tapped_class(cls: type) -> type:
+def _call_of(cls: type) -> Callable[..., Any]:
+    """Make the `__call__` of the tapped class of a class."""
     known: Any = None
 
     def __call__(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
@@ -277,6 +278,12 @@ def _tapped_class(cls: type) -> type:
             driver.watch(tap, args, kwargs, output)
         return output
 
+    return __call__
+
+
+def _call_impl_of(cls: type) -> Callable[..., Any]:
+    """Make the `_call_impl` of the tapped class of a class."""
+
     def _call_impl(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         # Torch's own call comes here, and so do calls that go around `__call__`: a bound one that
         # was stored before the run, `nn.Module.__call__(module, x)`, `module._call_impl(x)`. Where
@@ -296,6 +303,12 @@ def _tapped_class(cls: type) -> type:
         finally:
             tap.is_entered = True
 
+    return _call_impl
+
+
+def _tapped_class(cls: type) -> type:
+    """Make the class that stands in for a class."""
+
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         # a copy that a block or the model makes during the run is one of the original class
         reduce: Any = cls.__reduce_ex__
@@ -309,7 +322,7 @@ def _tapped_class(cls: type) -> type:
     namespace = {
         **switches(cls, _Looking),
         TAPPED: cls,
-        "__call__": keep_from_compiling(__call__),
+        "__call__": keep_from_compiling(_call_of(cls)),
         "__class__": property(lambda self: cls, _become),
         "__doc__": cls.__doc__,
         "__module__": cls.__module__,
@@ -317,7 +330,7 @@ def _tapped_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__reduce_ex__": __reduce_ex__,
         "__slots__": (),
-        "_call_impl": keep_from_compiling(_call_impl),
+        "_call_impl": keep_from_compiling(_call_impl_of(cls)),
     }
     # the base is exchanged afterwards: making a subclass of `cls` would call its
     # __init_subclass__, which may register subclasses or want arguments

@@ -115,9 +115,9 @@ FAULTS = (
     ),
     Fault(
         "edits are made in the order of their definition",
-        "nnsight_dsl/tracing/tracer.py",
-        "for edit in self._model._edits:",
-        "for edit in self._model._edits[::-1]:",
+        "nnsight_dsl/tracing/block_run.py",
+        "for edit in self.model._edits:",
+        "for edit in self.model._edits[::-1]:",
         ("tests/equivalence/test_edits.py",),
     ),
     # barriers
