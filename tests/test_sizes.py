@@ -12,8 +12,8 @@ INLINED = {
     "runtime/tapping/tapped_class.py: _call_of.__call__",
     "nnsight_dsl/tracing/fast_path.py: run_alone",
 }
-"""The hot path of a read, of a visit and of an entry, each in one Python frame on purpose: to move a
-part of one into a function makes `tests/runtime/test_frames.py` fail."""
+"""The hot path of a read, of a visit and of an entry, each in one Python frame on purpose: to move
+a part of one into a function makes `tests/runtime/test_frames.py` fail."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
