@@ -56,7 +56,7 @@ class Renaming:
             for name in [names] if isinstance(names, str) else names:
                 if not name.isidentifier():
                     raise ValueError(
-                        f"the alias {name!r} of {key!r} is no single name; an alias is written "
+                        f"the alias {name!r} of {key!r} is not a single name; an alias is written "
                         "model.alias, so give it a name without dots"
                     )
                 if hasattr(envoy_type, name) or hasattr(nn.Module, name):

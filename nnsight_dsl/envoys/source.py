@@ -115,7 +115,7 @@ class Source(Place):
             path = place._module_called()
             if path is not None:
                 raise PathError(
-                    f"{place._path} calls the module {path}, which has a source of its own; write "
+                    f"{place._path} calls the module {path}, which has its own source; write "
                     f"model.{path}.source"
                 )
         elif place is not None and is_compiled_around(place._module):

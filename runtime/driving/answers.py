@@ -47,7 +47,7 @@ def _write(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, place, port = request
     if place._module is None:
         location = name_of(place, port)
-        raise WriteError(f"{location} is what the run returns; it can be read, not written")
+        raise WriteError(f"{location} is the run's return value; it can be read, not written")
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)

@@ -91,7 +91,7 @@ def passed(run: Run, machine: Machine, request: Request, tap: Tap) -> Exception:
     running = "" if tap.index is None else f"; {tap.place._path or 'the model'} is running now"
     return OutOfOrderError(
         f"{location} has already passed{when}{running}; {_action(request)} values in the order in "
-        "which the model computes them, so move this access up, or put it in an invoke of its own"
+        "which the model computes them, so move this access up, or put it in a separate invoke"
     )
 
 
@@ -116,8 +116,8 @@ def parent_passed(machine: Machine, request: Request, parent: Place) -> Exceptio
     """The module that contains the location has returned."""
     return OutOfOrderError(
         f"{location_of(request)} can no longer come, since {parent._path or 'the model'} has "
-        "already returned; move this access before the one that waited for it, or put it in an "
-        "invoke of its own"
+        "already returned; move this access before the one that waited for it, or put it in a "
+        "separate invoke"
     )
 
 
@@ -213,7 +213,7 @@ def no_input() -> Exception:
 def steps_in_builder() -> Exception:
     """A trace that consists of invokes loops over steps outside of them."""
     return InvokeError(
-        "a loop over steps stands in a trace that consists of invokes, and outside of them; move "
+        "a loop over steps is in a trace that consists of invokes, and outside of them; move "
         "the loop into an invoke"
     )
 
@@ -244,7 +244,7 @@ def barrier_without_enough(run: Run, barrier: Barrier, *, here: int) -> Exceptio
 def stop_in_builder() -> Exception:
     """A trace that consists of invokes is stopped outside of them."""
     return InvokeError(
-        "tracer.stop() stands in a trace that consists of invokes, and outside of them; call it in "
+        "tracer.stop() is in a trace that consists of invokes, and outside of them; call it in "
         "the invoke that is to end (the model stops when no other one waits)"
     )
 
@@ -290,7 +290,7 @@ def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> No
 
 def _warn_of_loop(machine: Machine, seen: str) -> None:
     warnings.warn_explicit(
-        f"the loop waited for {seen}; what the loop saved until then is there",
+        f"the loop waited for {seen}; values that the loop saved until then are kept",
         UserWarning,
         machine.program.filename,
         machine.line,

@@ -240,7 +240,7 @@ def _fork_for(place: Place, phase: Phase, value: Any) -> Fork:
         if parent is not None and isinstance(parent._module, (nn.ModuleList, nn.Sequential)):
             layer = above
     if layer._module is None:
-        raise CannotFork("an operation is written in a module that is no item of a list")
+        raise CannotFork("an operation is written in a module that is not an item of a list")
     if layer is place and phase == OUTPUT and isinstance(value, torch.Tensor):
         return Fork(layer, OUTPUT)
     return Fork(layer, INPUTS)

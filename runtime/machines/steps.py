@@ -78,7 +78,9 @@ class StepSpec:
             return iter([*_growing(key)]), False
         if isinstance(key, Iterable):
             return _growing(key), False
-        raise TypeError(f"tracer.iter[{key!r}] is no step; write an int, a slice or a list of ints")
+        raise TypeError(
+            f"tracer.iter[{key!r}] is not a step; write an int, a slice or a list of ints"
+        )
 
 
 def _growing(numbers: Iterable[Any]) -> Iterator[int]:

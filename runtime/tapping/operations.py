@@ -298,11 +298,11 @@ def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
         )
         spelled = f"model.{path}.source" if path else "the .source of that module"
         return PathError(
-            f"{place._path} calls the module {type(function).__name__}, which has a source of its "
-            f"own; write {spelled}"
+            f"{place._path} calls the module {type(function).__name__}, which has its own source; "
+            f"write {spelled}"
         )
     name = getattr(function, "__qualname__", None) or repr(function)
-    kind = "a C function" if isinstance(function, BuiltinFunctionType) else "no Python function"
+    kind = "a C function" if isinstance(function, BuiltinFunctionType) else "not a Python function"
     return PathError(
         f"{place._path} calls {name}, which is {kind} and has no operations inside; read its "
         ".input and .output"

@@ -187,7 +187,7 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
     if span is None:
         if isinstance(whole, torch.Tensor) or part != whole:
             raise WriteError(
-                "the value written has no rows of its own, and this invoke owns "
+                "the value to be replaced has no rows, and this invoke owns "
                 f"{cut.rows.count} of {cut.rows.total} rows; write it from an invoke without an "
                 "input, which sees all rows"
             )
