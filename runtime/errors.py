@@ -1,7 +1,7 @@
 """What can go wrong while a program runs.
 
-A message states what was seen; after a semicolon it says what to do. The line is the user's, and
-stands in the traceback, whose last entry is the statement that asked.
+A message states the observed fact and, after a semicolon, what to do. The traceback ends at the
+user's statement that made the request.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class NoInputError(InterventionError, ValueError):
 
 
 class InvokeError(InterventionError, ValueError):
-    """An invoke stands where none can: inside another one, or beside values of the trace."""
+    """An invoke is in a wrong position: inside another one, or beside values of the trace."""
 
 
 class InputError(InterventionError, ValueError, TypeError):
     """An input or an argument was given that the model cannot run on.
 
     Attributes:
-        number: which of the inputs of a run it is, None where it is none of them.
+        number: index of the input in its run, None if the error is about none of the inputs.
     """
 
     number: int | None = None
@@ -57,7 +57,7 @@ class GradientOrderError(GradientError, OutOfOrderError):
 
 
 class FreedGraphError(GradientError, RuntimeError):
-    """A backward pass came to a part of the graph that an earlier one had freed."""
+    """A backward pass reached a part of the graph that an earlier one had freed."""
 
 
 class WriteError(InterventionError, ValueError):
@@ -93,11 +93,11 @@ class BatchingError(InterventionError, NotImplementedError):
 
 
 class EngineError(InterventionError, ValueError):
-    """An engine was asked for what it cannot offer to a program."""
+    """A program asked an engine for something that the engine cannot offer."""
 
 
 class CarriedCallError(InterventionError, RuntimeError):
-    """A call that was taken for plain asked for a model value; the block is carried from now on."""
+    """A call assumed to be plain asked for a model value; the block is carried from now on."""
 
 
 class InterventionArgumentError(InterventionError, TypeError):
@@ -105,11 +105,11 @@ class InterventionArgumentError(InterventionError, TypeError):
 
 
 class RunEnded(BaseException):
-    """Control flow, not an error: raised in a machine that still waits when its run is over."""
+    """Control flow, not an error: raised in a machine that is still parked when its run ends."""
 
 
 class LoopOver(BaseException):
-    """Control flow, not an error: ends a loop over steps whose round waits for what never comes."""
+    """Control flow, not an error: ends a loop over steps that waits for a value that never came."""
 
 
 class RunAborted(BaseException):

@@ -15,10 +15,10 @@ class Place:
     """Base of everything whose ports a program can name.
 
     Attributes:
-        _module: the module behind the place, None for a place that is no module.
+        _module: the module behind the place, None for a place without one, as a run's result.
         _path: dotted path from the root, empty for the root.
-        _parent: the place above.
-        _root: the root of the model that the place is in, None for a place that is in none.
+        _parent: the place above, None for the root.
+        _root: root of the place's model, None for a place outside of any model.
     """
 
     _module: Any
@@ -27,14 +27,14 @@ class Place:
     _root: Place | None = None
 
     def _refresh(self) -> None:
-        """Look again which module stands at the place, in case it was exchanged."""
+        """Look up the module at the place again, in case it was replaced."""
 
     def _descend(self, item: str | int) -> Place | None:
-        """Return the place below by attribute name or index, None where there is none."""
+        """Return the place below by attribute name or index, None if there is none."""
         return None
 
     def _absence(self) -> str:
-        """Say why a value of this place was not computed in a run that has come to its end."""
+        """Explain why a finished run did not compute a value of this place."""
         return (
             "the module was not called in this run; it may sit in a branch that this input does "
             "not take, be called by its forward method, or not be part of the computation at all "
@@ -49,7 +49,7 @@ class Place:
 def children_of(module: Any) -> Mapping[str, Any]:
     """Return the modules directly below one, by name.
 
-    One that TorchScript has compiled has none here: it runs them by itself, and calls no module.
+    A module compiled by TorchScript has none here: TorchScript runs them without calling modules.
     """
     found = module._modules
     return found if isinstance(found, dict) else {}
@@ -69,9 +69,9 @@ def ancestors(place: Place) -> Iterator[Place]:
 
 
 def places_at(start: Place, path: Sequence[str | int | None]) -> list[Place] | None:
-    """Find the places a path can lead to; None in the path stands for any index.
+    """Find the places a path can lead to; None in the path matches any index.
 
-    Returns None where the path leads out of the places.
+    Returns None if the path leaves the places.
     """
     found = [start]
     for item in path:
@@ -89,5 +89,5 @@ def places_at(start: Place, path: Sequence[str | int | None]) -> list[Place] | N
 
 
 def key_of(place: Place) -> int:
-    """Return the key of a place's tap: a module may have several places, and has one tap."""
+    """Return the key of a place's tap: a module may have several places, but has one tap."""
     return id(place if place._module is None else place._module)

@@ -1,14 +1,14 @@
-"""The record of a run: what has been changed for its length, and how it is put back.
+"""The record of a run: its changes outside of itself, and how to undo each.
 
-Python lets an interrupt in nearly anywhere: when a function is entered, after a call, on the way
-back in a loop. A `finally` alone does not hold against that, since it may itself be interrupted,
-or the change be made and the `try` not reached. So whatever a run changes outside of itself (a
-class, an attribute of a module, a switch of torch, a lock) follows three rules.
+An interrupt can arrive nearly anywhere in Python code: on entering a function, after a call, at
+the end of a loop's round. A `finally` alone is not enough: it may be interrupted too, or the
+change may be made and the `try` not yet entered. So every change that a run makes outside of
+itself (a class, an attribute of a module, a switch of torch, a lock) follows three rules.
 
 1. It is entered in the record before it is made.
-2. Its undoing does nothing where the change has not been made, or has been undone.
-3. An entry leaves the record only when it is undone, so that whoever is next goes on from there:
-   the `finally` further out, or the next run (see `turns.py`).
+2. Its undo does nothing if the change was not made, or was already undone.
+3. An entry leaves the record only once it is undone, so that the next cleanup continues from
+   there: the outer `finally`, or the next run (see `turns.py`).
 
     depth = len(record)
     record.append((restore, module, before))
@@ -18,8 +18,8 @@ class, an attribute of a module, a switch of torch, a lock) follows three rules.
     finally:
         record.undo(depth)
 
-`undo` is a Python function, and an interrupt can come as it is entered. The outermost `finally`
-therefore calls it a second time where the first has been interrupted.
+`undo` is a Python function, and an interrupt can arrive as it is entered. The outermost `finally`
+therefore calls it again if the first call was interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .errors import LoopOver, RunAborted, RunEnded
 
 
 class Record(list[tuple[Any, ...]]):
-    """Changes in the order in which they were made: a function that undoes each, and arguments."""
+    """Changes in order; each entry is the function that undoes one, and its arguments."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ _MISSING = object()
 
 
 def restore_item(namespace: dict[str, Any], name: str, before: Any) -> None:
-    """Give an item of a dictionary the value that it had, of `item_before`."""
+    """Restore an item of a dictionary to the value that `item_before` returned."""
     if before is _MISSING:
         namespace.pop(name, None)
     else:
@@ -64,13 +64,13 @@ def restore_item(namespace: dict[str, Any], name: str, before: Any) -> None:
 
 
 def item_before(namespace: dict[str, Any], name: str) -> Any:
-    """Return what `restore_item` needs to put an item of a dictionary back."""
+    """Return the value of an item for `restore_item`, a marker if it is missing."""
     return namespace.get(name, _MISSING)
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Tell whether an exception came from outside of what ran: Ctrl-C, a time limit, an exit.
+    """Return whether an exception came from outside of the code that ran: Ctrl-C, a time limit.
 
-    Such an exception answers no question, and is never swallowed.
+    Such an exception says nothing about that code, and is never swallowed.
     """
     return not (error is None or isinstance(error, (Exception, LoopOver, RunAborted, RunEnded)))

@@ -1,12 +1,12 @@
-"""Signals that come while torch computes on fake tensors wait until Python code of a model runs.
+"""Signals are deferred while torch computes on fake tensors, until Python code of a model runs.
 
-On fake tensors the operations of torch are Python functions that C++ calls, and from some of them
-(the search for an operation's rule, the question for a tensor's sizes) it cannot hand an exception
-on: a Ctrl-C or a time limit in there ends the whole process ("terminate called after throwing an
-instance of 'python_error'"). So for the length of such a run each handler of a signal that is
-written in Python stands behind one that waits: where the stack of the main thread goes through
-torch, the signal is kept, and each call and return from then on is looked at until it does not.
-At the end of the run it is handed on in any case.
+On fake tensors torch's operations are Python functions called by C++, and from some of them
+(looking up an operation's rule, asking for a tensor's sizes) C++ cannot propagate an exception: a
+Ctrl-C or a time limit there ends the whole process ("terminate called after throwing an instance
+of 'python_error'"). So during such a run each Python signal handler is wrapped. If the stack of
+the main thread goes through torch, the wrapper keeps the signal, and a profile function checks
+the stack at each call and return until it no longer does. At the end of the run a kept signal is
+delivered in any case.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _CALLED_BY_PYTHON = tuple(
 
 _OF_WEAK_REFERENCES = (weakref.__file__, _weakrefset.__file__)
 _CALLED_BY_C = ("__torch_dispatch__", "__del__")
-"""Functions of the user's that C and C++ call."""
+"""Names of user-defined methods that C and C++ call."""
 
 
 class WaitingSignals:
-    """Keeps signals from being handled inside of torch, until `hand_on`."""
+    """Defers signals that arrive inside of torch, until `hand_on`."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, Callable[..., Any]] = {}
         self._is_watching = False
 
     def begin(self, record: Record) -> None:
-        """Stand before all handlers of signals, until the record is undone."""
+        """Wrap all Python signal handlers until the record is undone."""
         if threading.current_thread() is not threading.main_thread():
             # signals are handled in the main thread only
             return
@@ -58,7 +58,7 @@ class WaitingSignals:
                 signal.signal(number, waiting)
 
     def keep(self, number: int, handler: Callable[..., Any]) -> None:
-        """Keep a signal that came inside of torch."""
+        """Keep a signal that arrived inside of torch."""
         self._waiting[number] = handler
         if not self._is_watching and sys.getprofile() is None:
             self._is_watching = True
@@ -76,7 +76,7 @@ class WaitingSignals:
             sys.setprofile(None)
 
     def hand_on(self, frame: FrameType | None) -> None:
-        """Call the handlers of the signals that wait."""
+        """Call the handlers of the signals that were kept."""
         self._stop_watching()
         while self._waiting:
             number, handler = self._waiting.popitem()
@@ -84,7 +84,7 @@ class WaitingSignals:
 
 
 class _Waiting:
-    """What stands before the handler of a signal."""
+    """A signal handler that may defer the one it wraps."""
 
     __slots__ = ("_signals", "handler")
 
@@ -100,16 +100,16 @@ class _Waiting:
 
 
 def _restore(number: int, waiting: _Waiting) -> None:
-    # another one that was put there meanwhile stays
+    # a handler that was installed meanwhile stays
     if signal.getsignal(number) is waiting:
         signal.signal(number, waiting.handler)
 
 
 def is_inside_torch(frame: FrameType | None) -> bool:
-    """Tell whether a frame may have been called by C++ code of torch, however many frames away.
+    """Return whether C++ code of torch may have called a frame, directly or through other frames.
 
-    So are callbacks of weak references, which run when torch frees a tensor; Python loses what is
-    raised in them.
+    Callbacks of weak references count too: they run when torch frees a tensor, and Python drops
+    exceptions raised in them.
     """
     while frame is not None and frame.f_code not in _beginnings:
         code = frame.f_code
@@ -123,7 +123,7 @@ _beginnings: set[CodeType] = set()
 
 
 def begins_fake_run(function: Any) -> Any:
-    """Mark the function that a run on fake tensors begins with; what calls it does not count."""
+    """Mark the function at which a run on fake tensors begins; its callers do not count."""
     _beginnings.add(function.__code__)
     return function
 

@@ -1,12 +1,12 @@
 """Tracebacks that show the user's frames.
 
-An exception of a block comes up through the machine, the driver, a tap and the whole forward of
-the model. The user wrote none of that. What is kept is the chain from the block's own frame on,
-without our frames in it; the model's frames are kept when the model raised.
+An exception in a block propagates through the machine, the driver, a tap and the whole forward of
+the model, none of which the user wrote. Its traceback keeps the frames from the block's own one
+on, without those of this package; the model's frames are kept if the model raised.
 
-An error that a user's line meets outside of a block, as `model.layers[99]` is, goes through our
-frames on its way there, and Python puts each of them into its traceback. `towards_user` lets a
-trace function wait at the user's frame, which takes them out as soon as the error arrives.
+An error raised outside of a block, as by `model.layers[99]`, propagates through frames of this
+package, and Python adds each to its traceback. `towards_user` sets a trace function on the user's
+frame, which removes them when the error arrives.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _ROOTS = tuple(
 )
 
 _CAN_WAIT = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
-"""Flags of code whose frames may be suspended, and would be closed by being cleared."""
+"""Flags of code whose frames may be suspended; clearing such a frame would close it."""
 
 _show_all = False
 
 
 def show_all_frames(show: bool) -> None:
-    """Keep the frames of this package in tracebacks, or take them off again."""
+    """Keep the frames of this package in tracebacks, or remove them again."""
     global _show_all
     _show_all = show
 
 
 def is_ours(code: CodeType) -> bool:
-    """Tell whether a code object belongs to this package."""
+    """Return whether a code object belongs to this package."""
     return code.co_filename.startswith(_ROOTS)
 
 
@@ -63,13 +63,13 @@ def users_traceback(traceback: TracebackType | None) -> TracebackType | None:
 def line_of(entry: TracebackType) -> int:
     """Return the line of a traceback's first entry.
 
-    The instructions by which a function begins have none, and an interrupt may come among them.
+    A function's first instructions have none, and an interrupt may arrive there.
     """
     return entry.tb_lineno or entry.tb_frame.f_code.co_firstlineno
 
 
 def clean(error: BaseException) -> None:
-    """Take our frames off an exception, off its cause and off its context."""
+    """Remove the frames of this package from an exception, its causes and its contexts."""
     if _show_all:
         return
     seen: set[int] = set()
@@ -84,11 +84,11 @@ def clean(error: BaseException) -> None:
 
 
 def released(error: BaseException) -> BaseException:
-    """Return an exception of a run that is over, without the values of our frames in it.
+    """Return an exception of a finished run, with the frames of this package in it cleared.
 
-    A traceback keeps its frames, and each frame the one that called it. So the frames of a model
-    that failed keep those of the driver, of the taps and of the block's entry, in which the
-    exception itself has a name: a reference cycle, with the activations of all these frames in it.
+    A traceback keeps its frames alive, and each frame its caller. So the frames of a failed model
+    keep those of the driver, the taps and the block's entry, where the exception itself is a
+    local: a reference cycle that holds the activations of all these frames.
     """
     if _show_all:
         return error
@@ -108,7 +108,7 @@ def released(error: BaseException) -> BaseException:
                     try:
                         frame.clear()
                     except RuntimeError:
-                        # it is running still, and so are those that have called it
+                        # the frame is still running, and so are its callers
                         break
                 frame = frame.f_back
             traceback = traceback.tb_next
@@ -128,7 +128,7 @@ def traceback_at(filename: str, line: int, function: str) -> TracebackType | Non
 
 
 def original(error: BaseException) -> BaseException:
-    """Return the StopIteration that Python has turned into another error on its way out."""
+    """Return the StopIteration behind Python's RuntimeError, or the error itself."""
     cause = error.__cause__
     is_turned = isinstance(error, RuntimeError) and isinstance(cause, StopIteration)
     return cause if is_turned and cause is not None else error
@@ -137,11 +137,11 @@ def original(error: BaseException) -> BaseException:
 def towards_user(error: _Error, *, may_be_asked: bool = False) -> _Error:
     """Let an error reach the user's frame without frames of this package; return it.
 
-    Under a debugger or a tracer, which has the trace function, the frames stay.
+    Under a debugger or a tracer, which owns the trace function, the frames stay.
 
     Args:
-        error: what is about to be raised, outside of a block.
-        may_be_asked: whether the user may have called `hasattr`, which no error leaves.
+        error: the error about to be raised, outside of a block.
+        may_be_asked: whether the user may have called `hasattr`, which swallows the error.
     """
     if _show_all or sys.gettrace() is not None:
         return error
@@ -167,7 +167,7 @@ def towards_user(error: _Error, *, may_be_asked: bool = False) -> _Error:
 
 
 def _trace_nothing(frame: FrameType, event: str, argument: Any) -> None:
-    """Let no frame that is entered be traced: a frame that is traced already has a function."""
+    """Trace no new frame; the user's frame has its own trace function."""
 
 
 def _instruction_at(frame: FrameType) -> str:

@@ -4,10 +4,10 @@ Models that share a module, in whole or in part, form one *family* with one lock
 their turn; a run inside a run of the same family on the same thread could never get its turn, and
 is an error.
 
-The lock is reentrant, not because it is taken twice, but because such a lock knows its owner: what
-tells whether a run has to release it is the lock itself, which no interrupt can part from the
-truth. A lock that this thread has without being in a run was left by one that was interrupted
-twice; the next run finishes what that one had to do.
+The lock is an RLock, not because it is taken twice, but because it knows its owner: a run asks the
+lock itself whether it has to release it, and no interrupt can make that answer stale. A lock that
+this thread owns without being in a run was left by a run that was interrupted twice; the next run
+finishes its cleanup.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Owned(Protocol):
 
 
 class _Run(Protocol):
-    """What a run has put up, and how it is taken down."""
+    """A run whose changes can be undone."""
 
     def take_down(self) -> None: ...
 
@@ -49,9 +49,9 @@ class Family:
 
     Attributes:
         lock: held by the run whose turn it is.
-        run: that run, once it may have put something up.
+        run: that run, set before it changes anything.
         merged_into: the family that this one is part of, if any.
-        joined: families that were merged into this one, whose runs may still be under way.
+        joined: families merged into this one whose runs may still be in progress.
     """
 
     __slots__ = ("joined", "lock", "merged_into", "run")
@@ -63,7 +63,7 @@ class Family:
         self.joined: tuple[Family, ...] = ()
 
     def leader(self) -> Family:
-        """Return the family that this one has become part of, by however many merges."""
+        """Return the family that this one is part of now, after any number of merges."""
         family = self
         while family.merged_into is not None:
             family = family.merged_into
@@ -74,7 +74,7 @@ class Turn:
     """The turn of one run, and the record of what it changes. Made by `in_turn`.
 
     Attributes:
-        record: what the run has changed.
+        record: the run's changes.
     """
 
     __slots__ = ("_family", "_taken", "record")
@@ -116,9 +116,9 @@ class Turn:
             leader.joined = tuple(one for one in leader.joined if one not in over)
 
     def end(self) -> None:
-        """Undo what the run has changed, and let others have the turn.
+        """Undo the run's changes, and release the turn.
 
-        It is called again where it is interrupted, and goes on from there.
+        If it is interrupted, the caller calls it again, and it continues from there.
         """
         try:
             self.take_down()
@@ -126,7 +126,7 @@ class Turn:
             self._release()
 
     def take_down(self) -> None:
-        """Undo what the run has changed."""
+        """Undo the run's changes."""
         self.record.undo()
 
     def _release(self) -> None:
@@ -170,7 +170,7 @@ def _recover(family: Family) -> None:
     """Finish a run of this thread that left its turn unfinished.
 
     Raises:
-        NestedRunError: it is under way.
+        NestedRunError: that run is still in progress.
     """
     if any(_is_in_turn(frame, family) for frame in _frames()):
         raise NestedRunError(
@@ -185,7 +185,7 @@ def _recover(family: Family) -> None:
 
 
 def _frames() -> Iterator[FrameType]:
-    """Iterate over the frames of this thread, those included that wait for a greenlet."""
+    """Iterate over the frames of this thread, including those suspended in parent greenlets."""
     current: Any = greenlet.getcurrent()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None or current is not None:
@@ -197,7 +197,10 @@ def _frames() -> Iterator[FrameType]:
 
 
 def _is_in_turn(frame: FrameType, family: Family) -> bool:
-    """Tell whether a frame is that of a function which runs a model in a family's turn."""
+    """Return whether a frame belongs to a function that runs a model in a family's turn.
+
+    Such a function keeps its `Turn`, or the family, in a local named `turn`.
+    """
     if "turn" not in frame.f_code.co_varnames:
         return False
     turn = frame.f_locals.get("turn")
@@ -216,7 +219,7 @@ def register_modules(root: nn.Module) -> Family:
         leader = next(iter(known)) if known else Family()
         for family in known - {leader}:
             # In this order: a run of the family that begins in between takes the leader's turn, and
-            # one that had begun is waited for by the leader's next run.
+            # the leader's next run waits for one that had begun before.
             family.merged_into = leader
             leader.joined = (*leader.joined, family, *family.joined)
         for module in modules:

@@ -1,9 +1,9 @@
-"""Entering a block by a `with` statement, and raising what went wrong in it.
+"""Entering a block by a `with` statement, and raising its errors at the user's line.
 
 `with` looks up `__exit__` on the type before it calls `__enter__`. Here it finds a property, which
-lowers the block and returns an exit function of that block's own: one whose code object names the
+lowers the block and returns an exit function for that block: one whose code object names the
 user's file and the line of the `with` statement. An exception that leaves the block passes
-through that function, and it stands in the traceback as a line of the user's.
+through that function, so the traceback shows it as a line of the user's.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def _new_exit(frame: FrameType) -> tuple[CodeType, Callable[..., bool]]:
 
 
 class OuterNames(dict[str, Any]):
-    """What the names of a frame stood for, and a way to ask what they stand for now."""
+    """The values of a frame's names at entry, and a way to ask for their current values."""
 
     def __init__(self, frame: FrameType) -> None:
         super().__init__(namespace_of(frame))
         self._frame = frame
 
     def now(self, name: str) -> Any:
-        """Return what a name stands for in the frame at this moment.
+        """Return the current value of a name in the frame.
 
         Raises:
             NameError: it is not bound.
@@ -94,7 +94,7 @@ class OuterNames(dict[str, Any]):
 
 
 class Block:
-    """Base of what opens a block: `model.trace(...)`, `tracer.invoke(...)`."""
+    """Base of the objects that open a block: `model.trace(...)`, `tracer.invoke(...)`."""
 
     _frame: FrameType | None
     _program: Program
@@ -104,7 +104,7 @@ class Block:
     )
     _skip: BodySkip
     _short_way: Callable[..., tuple[dict[str, Any], BaseException | None] | None] | None = None
-    """Runs a block in a quicker way where that is possible, and otherwise returns None."""
+    """Fast path that runs a block if it can, and otherwise returns None."""
 
     @property
     def __exit__(self) -> Callable[..., bool]:
@@ -113,7 +113,7 @@ class Block:
         try:
             self._program = find_block(frame)
         except Exception as error:
-            # raised when the block is left, so that the user's line is where it comes from
+            # raised when the block is left, so that it comes from the user's line
             self._refusal = error
         return MethodType(_exit_at(frame), self)
 
@@ -133,7 +133,7 @@ class Block:
         return value
 
     def _bound_value(self) -> Any:
-        """Return what the `as` target of the `with` statement is bound to."""
+        """Return the value of the `with` statement's `as` target."""
         return self
 
     def _has_skipped(self, error: BaseException | None) -> bool:
@@ -142,10 +142,10 @@ class Block:
     _released = staticmethod(released)
 
     def _leave(self, skipped: BaseException | None) -> BaseException | None:
-        """Do what the block is for; return what has to be raised in the user's frame.
+        """Run the block; return the error to raise in the user's frame.
 
         Args:
-            skipped: what was raised in place of the body.
+            skipped: the exception that was raised to skip the body.
         """
         frame, self._frame = self._frame, None
         if frame is None:
@@ -170,7 +170,7 @@ class Block:
         names: Mapping[str, Any],
         frame: FrameType | None = None,
     ) -> tuple[dict[str, Any], BaseException | None]:
-        """Run the block; return the names that leave it, and what has to be raised."""
+        """Run the block; return the names that leave it, and the error to raise."""
         if self._short_way is not None:
             found = self._short_way(self, program, user_globals, names)
             if found is not None:
@@ -189,7 +189,7 @@ class Block:
     def _run(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        """Run the block; return the names that leave it, and what it raised."""
+        """Run the block; return the names that leave it, and the error that it raised."""
         raise NotImplementedError
 
 
@@ -197,10 +197,10 @@ support.blocks = (Block,)
 
 
 def _put_contexts_right(failure: BaseException, skipped: BaseException | None) -> None:
-    """Give a failure the contexts that it would have, had the body been run where it stands.
+    """Give a failure the contexts that it would have if the body had run in place.
 
-    Our own control flow is taken out: the skipping of the body, the run's end. What the user's
-    function is handling is the context of the first error, wherever that was raised.
+    The control flow of this package is removed: the skipping of the body, the run's end. An
+    exception that the user's function is handling becomes the context of the first error.
     """
     seen = {id(failure)}
     current = failure

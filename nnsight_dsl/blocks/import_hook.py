@@ -3,13 +3,13 @@
     import nnsight_dsl
     nnsight_dsl.install_import_hook("my_project", "my_experiments")
 
-It stands before the finders that are there and wraps the loader that they find, so that a module
-comes from where it would come from without it. Only Python's own source loader is wrapped; a
-module that another tool rewrites (a test module under pytest, say) is left to that tool, and its
-blocks are lowered when they are first entered.
+Its finder comes before the other finders and wraps the loader that they find, so that a module is
+found in the same place as without it. Only Python's own source loader is wrapped; a module that
+another tool rewrites (a test module under pytest, say) is left to that tool, and its blocks are
+lowered when they are first entered.
 
-The rewritten code is cached beside the ordinary `.pyc`, under a tag of its own with the versions
-in it, by Python's own machinery: complete when it is there, and checked by time, size or hash.
+Python's own machinery caches the rewritten code beside the ordinary `.pyc`, under a separate tag
+that contains the versions: a cached file is always complete, and checked by time, size or hash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nnsight_dsl.transforms.parsing import one_at_a_time
 from nnsight_dsl.version import __version__
 
 FORMAT = 8
-"""To be raised whenever rewritten modules change in form."""
+"""To be incremented whenever the form of rewritten modules changes."""
 
 _cache_from_source = _bootstrap_external.cache_from_source
 _caching = RLock()
@@ -46,9 +46,9 @@ def compile_module(source: str, filename: str) -> CodeType:
     """Compile a module, or a script, with all its blocks lowered.
 
     Raises:
-        SyntaxError: the source is no Python.
+        SyntaxError: the source is not valid Python.
     """
-    # this imports libcst, which nobody needs whose modules are cached
+    # this imports libcst, which is not needed if all modules are cached
     from nnsight_dsl.transforms.program_bytes import dump_programs
     from nnsight_dsl.transforms.source.modules import PROGRAMS, SUPPORT, rewrite_module
 
@@ -70,7 +70,7 @@ def compile_module(source: str, filename: str) -> CodeType:
 
 
 def _first_statement(body: Sequence[ast.stmt]) -> int:
-    """Return where the first statement after the docstring and the future imports stands."""
+    """Return the index of the first statement after the docstring and the future imports."""
     for index, node in enumerate(body):
         is_docstring = (
             index == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -82,7 +82,7 @@ def _first_statement(body: Sequence[ast.stmt]) -> int:
 
 
 class BlockLoader(SourceFileLoader):
-    """Python's source loader, which lowers the blocks of what it compiles."""
+    """Python's source loader, which lowers the blocks of the modules that it compiles."""
 
     def get_code(self, fullname: str) -> CodeType | None:
         from nnsight_dsl.transforms.prefilter import may_hold_blocks
@@ -115,7 +115,7 @@ class BlockFinder(MetaPathFinder):
         self._packages = packages
 
     def should_lower(self, name: str) -> bool:
-        """Tell whether a module belongs to the packages; to all, if none were named."""
+        """Return whether a module belongs to the packages; to all, if none were named."""
         if self._packages is None:
             return name.partition(".")[0] not in ("nnsight_dsl", "torch", "transformers")
         return any(name == package or name.startswith(f"{package}.") for package in self._packages)
@@ -144,7 +144,7 @@ class ImportHook:
         self._finder = finder
 
     def remove(self) -> None:
-        """Take the hook out again; modules that are imported stay as they are."""
+        """Remove the hook; modules already imported stay lowered."""
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
 
@@ -159,7 +159,7 @@ def install_import_hook(*packages: str) -> ImportHook:
     """Lower the blocks of modules that are imported from now on.
 
     Args:
-        *packages: names of packages or modules, with all that is in them; none means every
+        *packages: names of packages or modules, including their submodules; none means every
             module that Python's own source loader loads.
 
     Returns:

@@ -17,7 +17,7 @@ def run_script(path: Path, arguments: Sequence[str], *, as_nnsight: bool = False
 
     Args:
         path: the script.
-        arguments: what it finds in `sys.argv[1:]`.
+        arguments: its arguments, `sys.argv[1:]`.
         as_nnsight: let `import nnsight` in it import this package.
     """
     import tokenize
@@ -32,7 +32,7 @@ def run_script(path: Path, arguments: Sequence[str], *, as_nnsight: bool = False
     main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
     sys.argv = [str(path), *arguments]
     sys.path[0] = str(path.resolve().parent)
-    # what is defined in the script can then be pickled, and found by its name
+    # so that objects defined in the script can be pickled, and found by name
     sys.modules["__main__"] = main
     sys.excepthook = functools.partial(_show_error, str(path))
     exec(code, main.__dict__)

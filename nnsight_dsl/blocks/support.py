@@ -1,4 +1,4 @@
-"""What rewritten modules call: see `nnsight_dsl.transforms.source.modules`."""
+"""The functions that rewritten modules call: see `nnsight_dsl.transforms.source.modules`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["Unbound", "blocks", "bound_by", "is_block", "is_instance", "programs", "run"]
 
 blocks: tuple[type, ...] = ()
-"""What opens a block of this package. Where nobody has imported it, nobody can have made one."""
+"""Classes that open a block of this package; empty until `blocks.block` is imported."""
 
 is_instance, Unbound = isinstance, NameError
-"""Under these names they are not the user's own."""
+"""Builtins under names that the user's module cannot redefine."""
 
 
 def is_block(value: object) -> bool:
-    """Tell whether a value opens a block of this package."""
+    """Return whether a value opens a block of this package."""
     return isinstance(value, blocks)
 
 
 def bound_by(block: Any) -> Any:
-    """Return what the `as` target of a block's `with` statement is bound to."""
+    """Return the value of the `as` target of a block's `with` statement."""
     return block._bound_value()
 
 
@@ -36,13 +36,13 @@ def run(block: Any, program: Program, names: dict[str, Any] | None = None) -> di
     """Run a block that was lowered beforehand.
 
     Args:
-        block: what the `with` statement opens.
-        program: what its body was lowered to.
-        names: values of the local names that the block itself reads, where all are bound. Most
-            runs need no others, and to list all names of a frame costs 1 µs.
+        block: the object that the `with` statement opens.
+        program: the program that its body was lowered to.
+        names: values of the local names that the block itself reads, if all are bound. Most runs
+            need no others, and listing all names of a frame costs 1 µs.
 
     Returns:
-        The names that leave the block; under None, what has to be raised, if anything has.
+        The names that leave the block; under None, the error to raise, if any.
     """
     frame = sys._getframe(1)
     short_way = block._short_way
@@ -50,7 +50,7 @@ def run(block: Any, program: Program, names: dict[str, Any] | None = None) -> di
     if names is not None and short_way is not None:
         found = short_way(block, program, frame.f_globals, names)
     if found is None:
-        # what `names_around` returns for the frame of a function, without one of its own
+        # as `names_around` for the frame of a function, without an extra Python frame
         is_function = frame.f_code.co_flags & CO_OPTIMIZED
         around = frame.f_locals if is_function else names_around(frame)
         if type(around) is not dict:

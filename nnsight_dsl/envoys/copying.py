@@ -1,7 +1,7 @@
 """Copies of wrappers: by `copy`, `deepcopy` and `pickle`, and those that edits are made on.
 
-A wrapper is its module, its options and what a subclass has added. The envoys below are made when
-they are asked for, and what is known of its runs is found out again; both are left out.
+A copy has the wrapper's module, its options and the attributes that a subclass has added. It
+leaves out the envoys below, which are made on demand, and the caches about its runs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MADE_ANEW = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """In the place of an envoy below the wrapper: its path."""
+    """Placeholder of an envoy below the wrapper, by path."""
 
     path: str
 
 
 def state_of(root: Place) -> dict[str, Any]:
-    """Return what another wrapper like one is made from."""
+    """Return the state from which `restore` makes a copy of a wrapper."""
     own = root.__dict__
     state = {
         name: value
@@ -45,13 +45,13 @@ def state_of(root: Place) -> dict[str, Any]:
 
 
 def restore(root: Place, state: Mapping[str, Any], **others: Any) -> None:
-    """Give a new wrapper what it is made from."""
+    """Set the state of a new wrapper."""
     slots = _slots_of(type(root))
     own = root.__dict__
     own.update({name: value for name, value in state.items() if name not in slots})
     own.update(_root=root, _below={}, _at={}, **others)
     for name, value in state.items():
-        # the envoys are found once the module is there
+        # envoys are found only after the module has been set
         found = at(root, value.path) if isinstance(value, _At) else value
         if name in slots:
             object.__setattr__(root, name, found)
@@ -60,12 +60,12 @@ def restore(root: Place, state: Mapping[str, Any], **others: Any) -> None:
 
 
 def at(root: Any, path: str) -> Any:
-    """Return the envoy at a path, as a pickle names it."""
+    """Return the envoy at a path; pickles refer to this function by name."""
     return root.get(path)
 
 
 def reduced(envoy: Place) -> tuple[Any, ...]:
-    """Return how an envoy is made again, for `copy` and `pickle`."""
+    """Return the `__reduce_ex__` value of an envoy, for `copy` and `pickle`."""
     root = envoy._root
     if envoy is not root:
         return at, (root, envoy._path)

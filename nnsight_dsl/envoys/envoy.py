@@ -52,18 +52,18 @@ _NO_ALIASES = Renaming({}, nn.Identity(), object)
 class Envoy(Ports):
     """The mirror of one module.
 
-    What is no port, no submodule and no method here is the module's own: `layer.weight`,
-    `layer.training`, `layer.parameters()`. A method that changes the module and returns it, as
-    `layer.half()` or `layer.eval()`, returns the envoy. In a block, `named_modules()` and its like
-    walk over envoys, whose values can be read.
+    Every attribute other than a port, a submodule or an envoy's method is the module's:
+    `layer.weight`, `layer.training`, `layer.parameters()`. A method that changes the module and
+    returns it, as `layer.half()` or `layer.eval()`, returns the envoy. In a block,
+    `named_modules()` and its like iterate over envoys, whose values can be read.
 
-    A submodule that is named like a port or a method here is reached by its name in brackets:
+    A submodule that is named like a port or a method of envoys is reached by its name in brackets:
     `layer["output"].dense.output` is the output of `dense` in the submodule `output`, while
     `layer.output` is the layer's own output.
 
-    A subclass may have attributes of its own: its properties, slots and other descriptors, class
-    attributes, and what its `__init__` sets. They belong to the wrapper. Any other attribute that
-    is set belongs to the module, and a module that is set becomes a submodule.
+    A subclass may add attributes: properties, slots and other descriptors, class attributes, and
+    those that its `__init__` sets. They belong to the wrapper. Any other attribute that is set
+    belongs to the module, and a module that is set becomes a submodule.
     """
 
     _parent: Envoy | None
@@ -83,7 +83,7 @@ class Envoy(Ports):
         if name.startswith("__") or "_module" not in self.__dict__:
             raise AttributeError(name)
         if class_attribute(type(self), name) is not NOT_THERE:
-            # what a property has raised is lost here: it is raised once more
+            # Python has dropped the error that a property raised: raise it again
             return object.__getattribute__(self, name)
         if name in children_of(self._fresh()):
             return self._child(name)
@@ -107,11 +107,11 @@ class Envoy(Ports):
 
     def __getitem__(self, item: int | slice | str) -> Any:
         if type(item) is int:
-            # Each access of a block comes here. An attribute of a module or an envoy costs 28 ns,
-            # since their classes define `__getattr__`, and a subscript 12.
+            # Each access of a block takes this path. An attribute of a module or an envoy costs
+            # 28 ns, since their classes define `__getattr__`, and a subscript 12.
             try:
                 found, own, key, module = self._at[item]
-                # unless another module stands there, as after an item was deleted
+                # unless the index leads to another module now, as after an item was deleted
                 if own["_modules"][key] is module:
                     return found
             except KeyError:
@@ -135,7 +135,7 @@ class Envoy(Ports):
         child = self._child(names[index])
         is_list = isinstance(self._module, nn.ModuleList)
         if child is not None and is_list and names[index] == str(item):
-            # from now on it is found without a list of the names, of which there may be a thousand
+            # cached, so that later look-ups do not list the names, of which there may be thousands
             own = self._module.__dict__
             self._at[index] = child, own, names[index], own["_modules"][names[index]]
         return child
@@ -163,10 +163,10 @@ class Envoy(Ports):
             path: names of modules, numbers of list items and aliases, joined by dots.
 
         Returns:
-            The envoy, the same one as by attributes.
+            The envoy, the same object as by attributes.
 
         Raises:
-            PathError: there is no such module; the message has the nearest names.
+            PathError: the module does not exist; the message has the nearest names.
 
         Example:
             >>> model.get("transformer.h.0") is model.transformer.h[0]
@@ -185,8 +185,8 @@ class Envoy(Ports):
     def device(self) -> torch.device:
         """Device of the module's first parameter or buffer.
 
-        Weights that accelerate has offloaded are on the meta device between calls; then it is the
-        device on which they are computed with. That of a model that is not loaded yet is meta.
+        If accelerate has offloaded the weights, which are then on the meta device between calls,
+        it is the device of the computation. For a model that is not loaded yet it is meta.
         """
         module = self._fresh()
         found = next(chain(module.parameters(), module.buffers()), None)
@@ -201,7 +201,7 @@ class Envoy(Ports):
         return device
 
     def _fresh(self) -> nn.Module:
-        """Return the module that stands at the place now: the one there may have been exchanged."""
+        """Return the current module at the place, which may have been replaced."""
         place: Envoy = self
         while (parent := place._parent) is not None:
             if parent._module._modules.get(place._key) is not place._module:
@@ -219,7 +219,7 @@ class Envoy(Ports):
             child = self._below[name] = Envoy(module, name, self)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
-                # from now on `envoy.name` is found without `__getattr__`: most of a path's price
+                # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
                 own[name] = child
         elif child._module is not module:
             child._rebind(module)
@@ -258,7 +258,7 @@ class Envoy(Ports):
         return change
 
     def _walking(self, name: str) -> Callable[..., Any]:
-        """Return a method that walks over modules, and gives their envoys, as a block needs."""
+        """Return a method that iterates over envoys where the module's iterates over modules."""
 
         paths: dict[int, str] = {}
         for path, one in self._fresh().named_modules():
@@ -315,7 +315,7 @@ class Envoy(Ports):
         if found is None and item == "source":
             return self.source
         if found is None:
-            # what a user's class computes is not computed to find out where it leads
+            # attributes computed by a user's class are not evaluated just to resolve a path
             is_users = is_computed_by_user(self._module, item)
             value = None if is_users else getattr(self._module, item, None)
             found = self._mirror_of(value) if isinstance(value, nn.Module) else None
@@ -329,7 +329,7 @@ class Envoy(Ports):
 
     @staticmethod
     def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
-        """Prepare an error for the user's line; in a block that is done at the end of the run."""
+        """Prepare an error for the user's line; in a block the end of the run does that."""
         if current_machine() is None:
             towards_user(error, may_be_asked=may_be_asked)
         return error
@@ -357,7 +357,7 @@ class Envoy(Ports):
         """Get ready for a run, where this is the root of a model."""
 
     def _check_use(self, envoy: Envoy, what: str) -> None:
-        """Refuse what a block cannot have of a module, where this is the root of a model."""
+        """Refuse a use of a module that a block cannot make, where this is the root of a model."""
 
     # ports
 
@@ -400,7 +400,7 @@ class Envoy(Ports):
                 own.pop(name, None)
 
     def _is_own(self, name: str) -> bool:
-        """True if an attribute is that of the wrapper, as a subclass defines it, not a module's."""
+        """True if an attribute is one that a subclass adds to the wrapper, not a module's."""
         kind, own = type(self), self.__dict__
         if is_of_library(kind):
             return False
@@ -408,7 +408,7 @@ class Envoy(Ports):
             return True
         for cls in kind.__mro__:
             if name in cls.__dict__:
-                # a default of ours is no attribute of the wrapper's: `model.training = False`
+                # a default of this package belongs to the module: `model.training = False`
                 return not is_of_library(cls)
         return False
 
@@ -432,8 +432,8 @@ class Envoy(Ports):
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the module.
 
-        In a block this is a plain call of `forward`: nothing of the run sees it. With `hook=True`
-        it is offered as a call of the model's own, so that other invokes can read it.
+        In a block this is a plain call of `forward`, invisible to the run. With `hook=True` its
+        values are offered as those of the model's own calls, so that other invokes can read them.
         """
         machine = current_machine()
         if machine is None:
@@ -451,7 +451,7 @@ class Envoy(Ports):
 
 
 def _keeping_attributes(init: Callable[..., None]) -> Callable[..., None]:
-    """Let what a subclass sets in its `__init__` be attributes of the wrapper."""
+    """Make attributes that a subclass sets in its `__init__` belong to the wrapper."""
 
     @wraps(init)
     def __init__(self: Envoy, *args: Any, **kwargs: Any) -> None:
@@ -468,7 +468,7 @@ def _keeping_attributes(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def explain_shadowed(root: Envoy, error: BaseException) -> None:
-    """Add the remedy to an error at a name that is ours and a submodule's."""
+    """Add the fix to an error at a name that both envoys and a submodule have."""
     if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
         return
     names: tuple[str, ...] = PORTS

@@ -1,4 +1,4 @@
-"""What can be done with a place in a block: read it, write it, skip it, count its steps."""
+"""Operations on a place in a block: read it, write it, skip it, count its steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ports(Place):
     """Base of the places of a model that users name: modules and operations."""
 
     def _outside(self, what: str, port: str) -> Exception:
-        """Return the error for a use of a port, or a method, where no model runs."""
+        """Return the error for a use of a port or a method while no model runs."""
         return messages.outside(what)
 
     def _machine(self, name: str) -> Machine:
@@ -45,11 +45,11 @@ class Ports(Place):
 
     @property
     def output(self) -> Any:
-        """What the caller receives; assign to it to replace that.
+        """The value that the caller receives; assign to it to replace that.
 
         Raises:
             OutOfOrderError: it has already passed.
-            NotCalledError: what the place stands for was not called in this run.
+            NotCalledError: the module or operation was not called in this run.
             NotRunningError: no model is running.
         """
         return self._read("output")
@@ -68,10 +68,10 @@ class Ports(Place):
         """Do not make the call in this run; the caller receives `value`.
 
         Args:
-            value: what would have been returned, of the same structure and shapes.
+            value: replacement of the return value, of the same structure and shapes.
 
         Raises:
-            OutOfOrderError: it has already been made.
+            OutOfOrderError: the call has already been made.
 
         Example:
             >>> with model.trace("Hello"):
@@ -82,8 +82,8 @@ class Ports(Place):
     def next(self: _Ported) -> _Ported:
         """Move this block to its next step.
 
-        The step is one for the whole block: `layer.next().output` is the layer's output in the
-        step after the one that the block was at.
+        A block has one step for all places: `layer.next().output` is the layer's output in the
+        step after the block's current one.
 
         Returns:
             This place.

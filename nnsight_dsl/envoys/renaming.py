@@ -8,8 +8,8 @@
         "model.wte": "embed",                     # through another alias
     }
 
-The own names go on working. A key that fits nowhere is no error, so that one mapping can serve
-several architectures; the alias is then unknown, and the error for it says why.
+The original names keep working. A key that matches nowhere is not an error, so that one mapping
+can serve several architectures; the alias is then unknown, and the error for it says why.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEVERAL = re.compile(r"^(\d+)-\d+$")
 
 @dataclass(frozen=True, slots=True)
 class _Alias:
-    """One name, and the path that it stands for."""
+    """One alias, and the path that it leads to."""
 
     name: str
     path: tuple[str, ...]
@@ -41,10 +41,10 @@ class Renaming:
     Args:
         rename: aliases by path, see above.
         root: the model.
-        envoy_type: class of what the aliases become attributes of.
+        envoy_type: class whose attributes the aliases become.
 
     Raises:
-        ValueError: an alias could not be reached, or would stand for two modules.
+        ValueError: an alias could not be reached, or would lead to two modules.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Renaming:
             for name in [names] if isinstance(names, str) else names:
                 if not name.isidentifier():
                     raise ValueError(
-                        f"the alias {name!r} of {key!r} is no single name; an alias is written "
+                        f"the alias {name!r} of {key!r} is not a single name; an alias is written "
                         "model.alias, so give it a name without dots"
                     )
                 if hasattr(envoy_type, name) or hasattr(nn.Module, name):
@@ -88,7 +88,7 @@ class Renaming:
                 )
 
     def path_of(self, module: nn.Module, name: str, *, is_root: bool) -> tuple[str, ...] | None:
-        """Return the path below a module that an alias stands for."""
+        """Return the path below a module that an alias leads to, None if it leads nowhere."""
         return self._path_of(module, name, is_root, ())
 
     def _path_of(
@@ -109,13 +109,13 @@ class Renaming:
         is_root: bool,
         within: tuple[_Alias, ...] = (),
     ) -> tuple[str, ...] | None:
-        """Return the path of own names that an alias stands for below a module, None for none.
+        """Return the path of original names that an alias leads to below a module, None for none.
 
         Args:
             alias: the alias; its path may lead through others.
-            module: where the path begins.
+            module: the module at which the path begins.
             is_root: whether that is the root.
-            within: aliases that are being resolved, which cannot stand for themselves.
+            within: aliases that are being resolved, which cannot lead through themselves.
         """
         if alias.is_from_root and not is_root:
             return None
@@ -141,13 +141,13 @@ class Renaming:
                 yield alias.name
 
     def keys_of(self, name: str) -> list[str]:
-        """Return the paths that an alias may stand for, whether they exist or not."""
+        """Return the paths that an alias was given for, whether they exist or not."""
         return [".".join(alias.path) for alias in self._aliases if alias.name == name]
 
     def printed(self, module: nn.Module, *, is_root: bool) -> str:
         """Return the text of a module, with its aliases beside the names: `(mlp | feedforward)`.
 
-        An alias that is used further up is shown with where it is used: `(h | model.layers)`.
+        An alias that is used further up is shown with the place of its use: `(h | model.layers)`.
         """
         lines = []
         # the names on the way to a line, with their indents

@@ -4,11 +4,11 @@
 
     with model.trace("Hello"):
         attention = model.transformer.h[0].attn.source.attention_interface_0
-        weights = attention.output[1].save()                  # what the call returned
+        weights = attention.output[1].save()                  # part of the call's result
         scores = attention.source.torch_matmul_0.output       # inside the function it called
 
 An operation has the ports of a module. Its `.input` and `.inputs` are the arguments of a call, the
-operands of an operator, and the value itself for a local or what is returned.
+operands of an operator, and the value itself for a local or a return value.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SourceOperation(Ports, OperationPlace):
         if name.startswith("__"):
             raise AttributeError(name)
         if class_attribute(type(self), name) is not NOT_THERE:
-            # what a port has raised is lost here: it is raised once more
+            # Python has dropped the error that a port raised: raise it again
             return object.__getattribute__(self, name)
         raise PathError(
             f"the operation {self._path} has no attribute {name!r}; it has "
@@ -104,18 +104,18 @@ class Source(Place):
         self._path = f"{place._path}.source" if place._path else "source"
 
     def _check(self) -> None:
-        """Look whether there is a function that has operations.
+        """Check that there is a function with operations.
 
         Raises:
-            PathError: the forward is not written in Python, `torch.compile` has put it around a
-                module, or the operation calls a module.
+            PathError: the forward is not written in Python, it is that of a `torch.compile`
+                wrapper, or the operation calls a module.
         """
         place = self._parent
         if isinstance(place, SourceOperation):
             path = place._module_called()
             if path is not None:
                 raise PathError(
-                    f"{place._path} calls the module {path}, which has a source of its own; write "
+                    f"{place._path} calls the module {path}, which has its own source; write "
                     f"model.{path}.source"
                 )
         elif place is not None and is_compiled_around(place._module):
@@ -142,7 +142,7 @@ class Source(Place):
             first, _, number = name.rpartition("_")
             if number == "0" and first in known and known[first].kind == LOCAL:
                 return SourceOperation(parent, first)
-            # what an operation calls may be another function in this run
+            # an operation may call another function in this run
             if not isinstance(parent, OperationPlace):
                 return None
         return SourceOperation(parent, name)
@@ -151,7 +151,7 @@ class Source(Place):
         return self._named(item) if isinstance(item, str) else None
 
     def __getattr__(self, name: str) -> SourceOperation:
-        # whoever looks for a protocol or for a private field does not mean an operation
+        # a look-up of a protocol or a private field does not mean an operation
         if name.startswith("_") and ("_parent" not in self.__dict__ or name not in self):
             raise AttributeError(name)
         return self[name]
@@ -187,7 +187,7 @@ class Source(Place):
 
 
 def _lines_of(function: FunctionType) -> tuple[list[str], int]:
-    """Return the text of a function and its first line, no text where there is none."""
+    """Return the lines of a function's text, if there is one, and its first line number."""
     try:
         lines, first = inspect.getsourcelines(function.__code__)
     except (OSError, TypeError):
@@ -196,7 +196,7 @@ def _lines_of(function: FunctionType) -> tuple[list[str], int]:
 
 
 def _beside_text(function: FunctionType, ran: Mapping[str, bool]) -> Text:
-    """Write a function with the names of its operations at the left of their lines."""
+    """Format a function with the names of its operations at the left of their lines."""
     operations = operations_of(function.__code__)
     lines, first = _lines_of(function)
     at: dict[int, list[str]] = {}
@@ -221,7 +221,7 @@ def _beside_text(function: FunctionType, ran: Mapping[str, bool]) -> Text:
 
 
 def _in_context(function: FunctionType, operation: Operation) -> Text:
-    """Write an operation with the lines around it."""
+    """Format an operation with the lines around it."""
     lines, first = _lines_of(function)
     text = Text(no_wrap=True)
     last = operation.end_line or operation.line
@@ -235,6 +235,6 @@ def _in_context(function: FunctionType, operation: Operation) -> Text:
 
 
 def _printed(text: Text) -> str:
-    """Write text with colours if it goes to a terminal."""
+    """Render text, with colours if it goes to a terminal."""
     is_terminal = bool(getattr(sys.stdout, "isatty", bool)())
     return rendered(text, colour=is_terminal, end="")

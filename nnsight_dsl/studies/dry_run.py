@@ -1,11 +1,11 @@
-"""Rehearsals: a run of a model beforehand, after which all is as if it had not been.
+"""Dry runs: a run of a model beforehand, which leaves no effect behind.
 
 A sweep has to know where its programs write before it runs them together. A run on fake tensors
-shows it, at a price far above that of the forward of a small model: two of them take 200 ms for a
-GPT-2 of 12 layers and 64 features, of which a forward takes 4. The forward itself shows it, too,
-for one row. What it may change is then put back: a rehearsal computes with copies of the arguments
-and the buffers, the state of the random numbers is restored, and so is what the programs can reach
-of their caller's.
+shows it, but costs far more than the forward of a small model: two of them take 200 ms for a GPT-2
+of 12 layers and 64 features, whose forward takes 4 ms. A real forward of one row shows it too. Its
+effects are then undone: the dry run computes with copies of the arguments and the buffers, and
+afterwards the random state is restored, and so are the caller's values that the programs can
+reach.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from nnsight_dsl.runtime.record import Record, restore_item
 
 _MOST_BYTES = 1 << 24
 _MOST_ITEMS = 10_000
-"""How much of the caller's is copied at most; where there is more, nothing is rehearsed."""
+"""Limits on the caller's values that are copied; with more, there is no dry run."""
 
 
 def can_rehearse(module: nn.Module) -> bool:
-    """Tell whether a forward of a model changes nothing that a rehearsal would not put back.
+    """Return whether a dry run can undo all effects of a model's forward.
 
-    In training a forward may well be meant to change the model, by ways of its own.
+    In training a forward may be meant to change the model, in ways not known here.
     """
     return not is_offloaded(module) and not any(one.training for one in module.modules())
 
@@ -59,9 +59,9 @@ def rehearsed(module: nn.Module) -> Callable[..., Any]:
 
 
 def lend(module: nn.Module, other: Callable[[torch.Tensor], torch.Tensor], record: Record) -> None:
-    """Put other tensors in the place of a module's parameters and buffers, until that is undone.
+    """Replace a module's parameters and buffers by other tensors, until the record is undone.
 
-    Each module is given a table of its own for the while, so that its own ones are not touched.
+    Each module gets new tables meanwhile, so that its original ones are not touched.
     """
     for one in module.modules():
         own = one.__dict__
@@ -76,7 +76,7 @@ def lend(module: nn.Module, other: Callable[[torch.Tensor], torch.Tensor], recor
 
 
 class Belongings:
-    """What programs can reach of their caller's: containers and tensors, with their contents."""
+    """The caller's containers and tensors that programs can reach, with their contents."""
 
     def __init__(self, values: Iterable[Any]) -> None:
         self._containers: dict[int, tuple[Any, Any]] = {}
@@ -109,7 +109,7 @@ class Belongings:
                 self._tensors[id(value)] = value, value._version, copy
 
     def put_back(self) -> None:
-        """Give all of them the contents they had, where that has changed."""
+        """Restore the contents of those that have changed."""
         for container, before in self._containers.values():
             if type(container) is list:
                 container[:] = before

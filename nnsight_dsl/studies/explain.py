@@ -1,4 +1,4 @@
-"""Showing a program: which states it has, and what each waits for.
+"""Showing a program: its states, and the location that each waits for.
 
     with model.trace("Hello") as tracer:
         hidden = model.transformer.h[3].output
@@ -22,7 +22,7 @@ from nnsight_dsl.transforms.source.accesses import State
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One state, as it is shown.
+    """One state, as a row of the table.
 
     Attributes:
         state: number of the state in its block.
@@ -117,10 +117,10 @@ def programs_in(path: Path, line: int | None = None) -> list[Program]:
 
     Args:
         path: a Python file.
-        line: only the block that this line stands in.
+        line: return only the blocks that contain this line.
 
     Raises:
-        SyntaxError: the file is no Python.
+        SyntaxError: the file is not valid Python.
     """
     from nnsight_dsl.transforms.source.modules import rewrite_module
 
@@ -170,7 +170,7 @@ def _bound_at(statements: dict[int, ast.stmt], state: State) -> tuple[str, ...]:
 
 
 def _ranges(lines: Iterable[int]) -> str:
-    """Write lines as ranges: 3, 4, 5, 9 as `3-5, 9`."""
+    """Format lines as ranges: 3, 4, 5, 9 as `3-5, 9`."""
     ranges: list[list[int]] = []
     for line in lines:
         if ranges and line == ranges[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Which locations hold what each layer adds to the residual stream.
+"""The locations of each layer's contributions to the residual stream.
 
     from nnsight_dsl import layers_report
 
@@ -8,13 +8,12 @@ A decoder layer returns `residual_in + attention + mlp`. Where the two contribut
 differs by architecture: the output of the attention in Llama, that of a norm behind it in Gemma-2,
 that of a projection inside the attention in BLOOM, whose attention adds the residual itself.
 
-The model runs with the operations of each layer's forward tapped, and with those of its
-submodules' forwards. From the layer's input on, each addition to a value of the residual stream
-makes another one, and what is added is a contribution. A contribution is the attention's or the
-MLP's by where it comes from, followed back through what has no weight matrices (norms, dropout,
-scaling). What is reported has been measured on that run: if the sum does not hold, there are no
-locations. A layer that adds less or more than those two (a state space model, the decoder of an
-encoder-decoder) is reported as not holding.
+The model runs with taps on the operations of each layer's forward and of its submodules' forwards.
+From the layer's input on, each addition to a value of the residual stream makes the next one, and
+the other operand is a contribution. It is the attention's or the MLP's by its origin, followed
+back through modules without weight matrices (norms, dropout, scaling). The report is measured on
+that run: if the sum does not hold, it has no locations. A layer that adds less or more than those
+two (a state space model, the decoder of an encoder-decoder) is reported as not holding.
 """
 
 from __future__ import annotations
@@ -44,27 +43,28 @@ from nnsight_dsl.transforms.bytecode.operations import CALL, LOCAL, RETURN, SUBS
 
 _ADDITIONS = ("add", "iadd")
 _ULPS = 8
-"""How many units in the last place of the largest value a sum of three may be off."""
+"""Tolerance of a sum of three, in units in the last place of the largest value."""
 
 _Key = tuple[int, int]
 _Term = tuple[_Key, int, tuple[str, torch.Tensor] | None]
-"""A tensor, the number of the addition that takes it, and where it can be had."""
+"""A tensor, the number of the addition that takes it, and its location and value."""
 
 
 class _NoLayerError(Exception):
-    """Ends a run whose layers take something else than a tensor first."""
+    """Ends a run whose layers take another first argument than a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What one layer adds to the residual stream.
+    """The contributions of one layer to the residual stream.
 
     Attributes:
-        path: of the layer.
-        attention: location of the attention's contribution, None where the sum was not found.
-        mlp: location of the MLP's contribution, None where the sum was not found.
+        path: path of the layer.
+        attention: location of the attention's contribution, None if the sum was not found.
+        mlp: location of the MLP's contribution, None if the sum was not found.
         holds: whether `residual_in + attention + mlp == residual_out` on the run.
-        largest_error: of that sum; without the two, how much the layer changes its input.
+        largest_error: largest absolute error of that sum; without contributions, the largest
+            change of the layer's input.
     """
 
     path: str
@@ -76,7 +76,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LayersReport:
-    """What `layers_report` found; it prints as a table."""
+    """The result of `layers_report`; it prints as a table."""
 
     layers: tuple[LayerReport, ...]
 
@@ -98,9 +98,9 @@ class LayersReport:
 
 
 def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:
-    """Find what each layer's attention and MLP add to the residual stream, and verify it on a run.
+    """Find where each layer's attention and MLP add to the residual stream, verified on a run.
 
-    The model runs once, and a second time where the additions are made in functions that its
+    The model runs once, and a second time if the additions are made in functions that its
     submodules call.
 
     Args:
@@ -110,7 +110,7 @@ def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:
 
     Returns:
         The report: for each layer, the locations of both contributions, and whether the layer's
-        output was the sum of its input and these.
+        output was the sum of its input and those two.
 
     Raises:
         ValueError: the model has no list of layers whose output has their input's shape.
@@ -158,12 +158,12 @@ def _candidates(module: nn.Module) -> list[tuple[str, list[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A module or an operation that was done, in the order of their ends.
+    """A visit to a module or an operation; events are in the order of their ends.
 
     Attributes:
-        place: what was done.
-        operands: keys of the tensors that it was given.
-        results: by what to write after the place's path, the tensors that it returned.
+        place: the module or operation.
+        operands: keys of its tensor arguments.
+        results: the tensors that it returned, by the suffix of the place's path.
     """
 
     place: Place
@@ -172,7 +172,7 @@ class _Event:
 
 
 class _Recorder:
-    """Keeps what is done in the layers, with copies of what is as large as the residual stream."""
+    """Records the visits in the layers, and copies tensors as large as the residual stream."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.events: list[_Event] = []
@@ -181,7 +181,7 @@ class _Recorder:
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
         """Keep one visit; the driver calls this."""
-        # while a tensor is held, its memory belongs to no other
+        # tensors are held, so that their memory is not reused
         self._alive.append((inputs, output))
         size = self._sizes[-1] if self._sizes else 0
         results = {}
@@ -195,20 +195,20 @@ class _Recorder:
         self.events.append(_Event(place, operands, results))
 
     def watches(self, place: Place) -> bool:
-        """Want every module called; the driver calls this."""
+        """Return True, so that every module is called; the driver calls this."""
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class _LayerRun:
-    """What one layer did in a run.
+    """One layer's part of a run.
 
     Attributes:
         layer: the layer.
-        before: its input, as it was before the layer ran.
+        before: copy of its input from before the layer ran.
         start: key of its input.
-        after: its output, None where that is no tensor.
-        events: what was done in it.
+        after: its output, None if that is not a tensor.
+        events: the events in it.
     """
 
     layer: Envoy
@@ -219,14 +219,14 @@ class _LayerRun:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether the layer returns what has the shape of its input."""
+        """Whether the layer's output has the shape of its input."""
         if self.after is None or self.after.is_nested or self.before.is_nested:
             # nested tensors, as torch's encoders make of padded rows, have no shape
             return False
         return bool(self.after.shape == self.before.shape)
 
     def report(self) -> LayerReport:
-        """Follow the residual stream through the layer, and look whether the sum holds."""
+        """Follow the residual stream through the layer, and check that the sum holds."""
         if self.after is None:
             raise InternalError("only layers that keep the shape are reported")
         terms = list(self._terms())
@@ -248,7 +248,7 @@ class _LayerRun:
         return LayerReport(path, attention[0], mlp[0], True, error)
 
     def _terms(self) -> Iterator[_Term]:
-        """Find what is added to the residual stream: each with where it can be had."""
+        """Find the tensors that are added to the residual stream, each with its location."""
         stream = {self.start}
         for number, event in enumerate(self.events):
             if not _is_addition(event) or len(event.operands) != 2 or not event.results:
@@ -260,7 +260,7 @@ class _LayerRun:
                 stream.add(result)
 
     def _split(self, key: _Key, before: int) -> Iterator[_Term]:
-        """Take apart what is itself a sum, as that of a parallel attention and MLP."""
+        """Split a tensor that is itself a sum, as that of a parallel attention and MLP."""
         added = module = -1
         for number, event in enumerate(self.events[:before]):
             if any(key == made for made, _ in event.results.values()):
@@ -276,7 +276,7 @@ class _LayerRun:
             yield key, before, self._location(key, before)
 
     def _location(self, key: _Key, before: int) -> tuple[str, torch.Tensor] | None:
-        """Return where a value can be had, and the value: of a module, else of an operation."""
+        """Return a tensor's location and value: of a module, else of an operation."""
         visits = Counter(event.place._path for event in self.events)
         found = None
         for event in reversed(self.events[:before]):
@@ -294,7 +294,7 @@ class _LayerRun:
         return found
 
     def _kind(self, key: _Key, before: int) -> str | None:
-        """Tell whose contribution a value is, by what made it."""
+        """Return the kind of a contribution, by the part that made it."""
         todo, seen = [(key, before)], set()
         while todo:
             key, before = todo.pop()
@@ -312,7 +312,7 @@ class _LayerRun:
         return None
 
     def _kind_of_part(self, place: Place) -> str | None:
-        """Return what part of the layer does something, None for one without matrices."""
+        """Return the kind of the layer's part that a place is in, None for one without matrices."""
         above = len(self.layer._path) + 1
         name = place._path[above:].partition(".")[0]
         part = children_of(self.layer._module).get(name)
@@ -330,7 +330,7 @@ def _run(
     *,
     is_deep: bool,
 ) -> list[_LayerRun]:
-    """Run the model, and return what each layer did."""
+    """Run the model, and return each layer's part of the run."""
     sizes: list[int] = []
     starts: list[int] = []
     begun: list[tuple[torch.Tensor, _Key]] = []
@@ -351,7 +351,7 @@ def _run(
         driver.watch_for(places, machine)
         driver.watchers.append(recorder)
 
-    # by C functions, which an interrupt leaves done or not done
+    # C functions, since an interrupt cannot leave them half done
     before = torch.is_grad_enabled()
     try:
         torch._C._set_grad_enabled(False)
@@ -377,14 +377,14 @@ def _run(
 
 
 def _places(layer: Envoy, *, is_deep: bool) -> Iterator[Place]:
-    """List a layer, what is in it, and the operations of its forward and of its parts'."""
+    """List a layer, its submodules, and the operations of its forward and its children's."""
     yield layer
     below = [layer.get(path) for path, _ in layer._module.named_modules() if path]
     yield from below
     for owner in (layer, *layer._places_below()):
         for operation in _operations(owner):
             yield operation
-            # what a run before this one has seen it call
+            # the function that the operation called in an earlier run
             function = function_inside(operation)
             kind = operation._operation()
             if not is_deep or function is None or kind is None or kind.kind != CALL:
@@ -405,7 +405,7 @@ def _is_addition(event: _Event) -> bool:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """List the tensors of an output, with what to write behind it."""
+    """List the tensors of an output, each with its suffix."""
     if isinstance(value, torch.Tensor):
         yield "", value
     elif isinstance(value, (tuple, list)):
@@ -415,7 +415,7 @@ def _parts(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _key(value: torch.Tensor) -> _Key:
-    """Tell a value from others, while it is held; its views are the same value."""
+    """Return the identity of a tensor while it is held, the same for views of all of it."""
     return value.data_ptr(), value.numel()
 
 

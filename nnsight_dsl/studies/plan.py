@@ -1,4 +1,4 @@
-"""Plans: what a block will ask for and keep, from a run on fake tensors, before it runs.
+"""Plans: the reads, writes and saves of a block, from a run on fake tensors before it runs.
 
     with model.plan("The Eiffel Tower is in") as tracer:
         hidden = model.transformer.h[3].output
@@ -7,8 +7,8 @@
     print(tracer.plan())
 
 Nothing is computed and no weights are needed. A plan lists each location that is served, with its
-shape, dtype and size, and what leaves the block. A saved view keeps the whole tensor that it is a
-part of; *held* says how much that is.
+shape, dtype and size, and the names that leave the block. A saved view keeps its whole tensor
+alive; *held* is the size of that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Planned:
     """One value that will be served.
 
     Attributes:
-        location: where, as `transformer.h.3.output`.
+        location: its location, as `transformer.h.3.output`.
         step: step, or occurrence in a run with one forward.
         verb: `"read"` or `"write"`.
         line: line of the user's file that asks.
@@ -55,11 +55,11 @@ class Kept:
     """One name that will leave the block.
 
     Attributes:
-        name: the name; "return value" for what an `@intervene` function returns.
-        shapes: shape of each tensor that it leads to.
+        name: the name; "return value" for that of an `@intervene` function.
+        shapes: shape of each tensor in its value.
         dtypes: dtype of each.
         bytes: size of all of them.
-        held: bytes that stay allocated for it, which is more where it is a part of a tensor.
+        held: bytes that stay allocated for it, more if it is a view of a larger tensor.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will serve and keep.
+    """The values that a run will serve and keep.
 
     Attributes:
         served: the values that are served, in order.
         kept: the names that leave.
         held: bytes that stay allocated for all of them together.
         stops_at: location at which the last block ends, and `stop="auto"` may stop the forward;
-            None where all of it is needed.
+            None if the whole forward is needed.
     """
 
     served: tuple[Planned, ...]
@@ -128,7 +128,7 @@ class Plan:
 
 
 class PlanLog(Log):
-    """What a fake run has served, as a plan shows it."""
+    """The log of a fake run, as a plan shows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,9 +154,9 @@ def plan_of(log: PlanLog, left: Mapping[str, Any], last: tuple[Place, str] | Non
     """Make the plan of a fake run.
 
     Args:
-        log: what it has served.
-        left: what has left its blocks, by name.
-        last: place and phase at which the last block came to its end.
+        log: its log.
+        left: values that have left its blocks, by name.
+        last: place and phase at which the last block ended.
     """
     kept = []
     storages: dict[int, int] = {}
@@ -193,7 +193,7 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
 
 
 def size(count: int) -> str:
-    """Spell a number of bytes."""
+    """Format a number of bytes."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:

@@ -3,8 +3,8 @@
     with model.scan("Hello"):
         width = model.transformer.h[0].output.shape[-1]
 
-Nothing is computed, and no weights are needed: a model that has not been loaded yet is scanned as
-it is. All names that the block binds leave it.
+Nothing is computed, and no weights are needed: a model that is not loaded yet is scanned without
+loading it. All names that the block binds leave it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nnsight_dsl.runtime.signals import WaitingSignals, begins_fake_run
 from nnsight_dsl.studies.dry_run import lend
 
 _stop_points: WeakKeyDictionary[nn.Module, dict[Any, StopPoints | None]] = WeakKeyDictionary()
-"""Where each model can stop, by the form of its arguments; None where that cannot be told."""
+"""Stop points of each model, by the form of its arguments; None if they cannot be found."""
 
 VALUES_WANTED = (
     fake_tensor.DataDependentOutputException,
@@ -37,7 +37,7 @@ CANNOT_TELL = (
     fake_tensor.UnsupportedFakeTensorException,
     NotImplementedError,
 )
-"""What fails on fake tensors alone."""
+"""Errors that occur on fake tensors alone."""
 
 
 def faked(module: nn.Module) -> Callable[..., Any]:
@@ -72,7 +72,7 @@ def faked(module: nn.Module) -> Callable[..., Any]:
             def fake(tensor: torch.Tensor, *, is_placed: bool) -> torch.Tensor:
                 if is_placed and not tensor.is_meta:
                     return mode.from_tensor(tensor)
-                # not loaded yet, or moved about for each call: on the device of the input
+                # not loaded yet, or moved for each call: use the device of the input
                 return torch.empty_strided(
                     tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
                 )
@@ -82,7 +82,7 @@ def faked(module: nn.Module) -> Callable[..., Any]:
 
             for one in module.modules():
                 if isinstance(one, nn.TransformerEncoder) and "use_nested_tensor" in one.__dict__:
-                    # a fake tensor tells no lengths of rows
+                    # nested tensors need the lengths of rows, which fake tensors do not have
                     attributes = one.__dict__
                     before = item_before(attributes, "use_nested_tensor")
                     record.append((restore_item, attributes, "use_nested_tensor", before))
@@ -97,7 +97,7 @@ def faked(module: nn.Module) -> Callable[..., Any]:
 def stop_points(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> StopPoints | None:
-    """Find where a model can stop, by one run on fake tensors; None where that cannot be told."""
+    """Find where a model can stop, by one run on fake tensors; None if that run fails."""
     leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
     forms = tuple(
         (leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else repr(leaf)
@@ -113,7 +113,7 @@ def stop_points(
             torch._C._set_grad_enabled(False)
             known[key] = StopPoints(lambda: run(*args, **kwargs), module, record)
         except Exception:
-            # what this model does depends on more than shapes
+            # this model's forward depends on more than shapes
             known[key] = None
         finally:
             try:

@@ -1,9 +1,9 @@
 """`with loss.backward():` outside of a trace.
 
-In a block the statement is recognised in the text. Standing by itself in a plain script it is met
-only when `loss.backward()` is called, so from the first wrapped model on that method is replaced
-by one that looks at its caller's next instruction: if that enters a `with` statement, it returns
-a block instead of running the backward pass. Any other call goes to the original method at once.
+In a block the statement is recognised in the text. In a plain script it is met only when
+`loss.backward()` is called, so from the first wrapped model on that method is replaced by one that
+looks at its caller's next instruction: if that enters a `with` statement, it returns a block
+instead of running the backward pass. Any other call goes to the original method at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _original = torch.Tensor.backward
 
 
 class BackwardBlock(Block):
-    """A backward pass with the block below."""
+    """The block of a backward pass."""
 
     def __init__(self, loss: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._given = loss, args, kwargs
@@ -52,7 +52,7 @@ def _enters_with(frame: FrameType) -> bool:
 
 
 def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Compute gradients, as before; in a `with` statement, with the block below."""
+    """Compute gradients as torch does; in a `with` statement, open a block."""
     if _enters_with(sys._getframe(1)):
         return BackwardBlock(self, args, kwargs)
     return _original(self, *args, **kwargs)

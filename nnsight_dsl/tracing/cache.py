@@ -6,7 +6,7 @@
     cache["model.transformer.h.0"].output
     cache.model.transformer.h[0].output
 
-What is kept is what the module's caller receives, after the edits of all blocks.
+The cache keeps the values that a module's caller receives, after the edits of all blocks.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _ROOT = "model"
 
 
 class Entry:
-    """What was kept of one module.
+    """The cached values of one module.
 
     The cache sets its attributes: an `__init__` would cost as much as the rest of a small entry.
 
     Attributes:
         outputs: the output of each visit.
-        all_inputs: `(args, kwargs)` of each visit, where inputs were asked for.
+        all_inputs: `(args, kwargs)` of each visit, if inputs were asked for.
     """
 
     __slots__ = ("all_inputs", "outputs")
@@ -76,7 +76,7 @@ class Entry:
 
 
 class Cache(Mapping[str, Entry]):
-    """What `tracer.cache()` returns: entries by path, as `model.transformer.h.0`."""
+    """The return value of `tracer.cache()`: entries by path, as `model.transformer.h.0`."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Cache(Mapping[str, Entry]):
         self._keeps_output = keeps_output
         self._keeps_inputs = keeps_inputs
         self._entries: dict[str, Entry] = {}
-        # a module may stand at several paths; it has one entry, found by each of them
+        # a module at several paths has one entry, found by each of them
         self._by_module: dict[int, Entry] = {}
 
     def record(self, place: Place, inputs: Any, output: Any, factor: int) -> None:
@@ -112,7 +112,7 @@ class Cache(Mapping[str, Entry]):
                 entry.outputs, entry.all_inputs = [], []
             self._by_module[module] = entry
         if self._keeps_output:
-            # what nearly all outputs are, without the 3 µs that looking into containers takes
+            # the common case, without the 3 µs that looking into containers takes
             is_tensor = self._rows is None and isinstance(output, torch.Tensor)
             kept = self._convert(output) if is_tensor else self._kept(output, factor)
             entry.outputs.append(kept)
@@ -120,9 +120,9 @@ class Cache(Mapping[str, Entry]):
             entry.all_inputs.append(self._kept(inputs, factor))
 
     def watches(self, place: Place) -> bool:
-        """Tell whether a module is one of those that are kept; the driver calls this."""
+        """Return whether the cache keeps a module; the driver calls this."""
         if self._modules is None:
-            # an operation is kept where it is named: which ones are tapped differs between runs
+            # operations are kept only by name, since which ones are tapped differs between runs
             return not isinstance(place, OperationPlace)
         return id(place._module) in self._modules
 
@@ -139,7 +139,7 @@ class Cache(Mapping[str, Entry]):
             return entry
         below = path.removeprefix(_ROOT).removeprefix(".")
         try:
-            # a renamed path leads to the module's own
+            # an alias leads to the module's original path
             envoy = self._root.get(below)
             found = self._by_module.get(id(envoy._module))
             return self._entries[_key(envoy._path)] if found is None else found
@@ -227,12 +227,12 @@ def _key(path: str) -> str:
 def converter(
     device: Any, dtype: torch.dtype | None, *, detach: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what is done to each tensor that is kept; it is always a copy of its own."""
+    """Return the function that converts each tensor for the cache; it always returns a copy."""
 
     target = None if device is None else torch.device(device)
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        # a quarter of the price of a small copy, where there is no graph to leave
+        # detaching costs a quarter of a small copy, so only if there is a graph
         value = tensor.detach() if detach and tensor.requires_grad else tensor
         # a copy, since the model may go on editing the tensor in place
         if dtype is None and (target is None or target == value.device):

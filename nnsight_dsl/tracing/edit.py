@@ -8,8 +8,8 @@
     with model.trace("Hello"):                   # without
         ...
 
-An edit lives in the wrapper. Nothing stands on the module between runs, and two wrappers of one
-module have the same weights. In a generation an edit is made in every step, unless it loops over
+An edit lives in the wrapper. Nothing is left on the module between runs, and two wrappers of one
+module share its weights. In a generation an edit is made in every step, unless it loops over
 steps itself.
 """
 
@@ -30,10 +30,10 @@ from nnsight_dsl.transforms.program import Program
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptEdit:
-    """A program with what its names stood for when it was written.
+    """A program with the values of its names when it was written.
 
     Attributes:
-        program: what the edit does.
+        program: the program of the edit.
         user_globals: globals of the module it was written in.
         names: names of the function it was written in.
     """
@@ -43,7 +43,7 @@ class KeptEdit:
     names: dict[str, Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptEdit:
-        # a copy of the wrapper is what the edit is for from now on; all else is shared
+        # the edit is for the copy of the wrapper from now on; all other values are shared
         names = {
             name: copy.deepcopy(value, memo) if isinstance(value, Place) else value
             for name, value in self.names.items()

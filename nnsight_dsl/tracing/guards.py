@@ -1,12 +1,12 @@
-"""How a program fits a model: what is known before a run, and is the same in the next one.
+"""Guards: facts about one program on one model, cached with the conditions under which they hold.
 
 A block that is entered again mostly finds the same model under the same names. Whether it is plain
-(see `nnsight_dsl.transforms.source.plain`) and which places it can ask for was found out the first
-time; a *fit* keeps that, together with what it rests on:
+(see `nnsight_dsl.transforms.source.plain`) and which places it can ask for is found out once; a
+*fit* caches that, together with its guards:
 
-- what the names stood for that these answers were found by. Models, modules of Python and classes
-  are compared by identity. Of any other value only its type counts, and none is kept.
-- which modules stood at the places. Where one was exchanged, the fit no longer holds.
+- the values of the names that were looked at. Models, Python modules and classes are compared by
+  identity. Of any other value only its type counts, and the value is not kept.
+- the modules at the places. If one was replaced, the fit no longer holds.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from nnsight_dsl.transforms.program import Program, Running
 from nnsight_dsl.transforms.source.plain import Path
 
 _PASSING_ON = frozenset({nn.Sequential, nn.Identity})
-"""Modules of torch that hand out whatever they are given."""
+"""Modules of torch that return their input unchanged, or a child's output."""
 
 _NONE: frozenset[str] = frozenset()
 _KEPT = (types.ModuleType, type, types.BuiltinFunctionType)
 
 
 class _Any:
-    """The type of the one mark that stands for any plain value."""
+    """The type of `_ANY_PLAIN`, the mark for any plain value."""
 
 
 _ANY_PLAIN = _Any()
@@ -45,23 +45,24 @@ _ANY_PLAIN = _Any()
 
 @dataclass(slots=True, eq=False)
 class Fit:
-    """What is known of the runs of one program on one model.
+    """The cached facts about the runs of one program on one model.
 
     Attributes:
-        user_globals: globals of the module that its block stands in.
-        function: the generator function with these globals, and what lowered code finds besides.
-        is_plain: whether the program is plain, the names being what they are.
+        user_globals: globals of the module that contains its block.
+        function: the generator function with these globals and the injected names.
+        is_plain: whether the program is plain, with the current values of its names.
         needs: the modules that it is known to ask for.
-        names: the names that were looked at, and what each stood for.
-        roots: those of them that accesses start from and that stand for something else each time.
-        seen: what the others of these stand for.
+        names: the names that were looked at, and the value or mark of each.
+        roots: those of them that accesses start from and that have another value in each run.
+        seen: values of the other names that accesses start from.
         is_alone: whether a run of it needs nothing but one plain machine.
-        chain: for each module on the way to a place: attributes of the one above, and its name.
+        chain: for each module on the way to a place: attributes of its parent, its key, and itself.
         attributes: names with paths from them that lead to attributes of modules, which may be set
-            to something else.
-        is_tried: whether a run has shown that its values are of known types, so that no other
-            module than those named is asked for; known beforehand of libraries' modules.
-        idle: drivers that the next run can have.
+            to other values.
+        is_tried: True once a run has shown that its values are of known types, so that it asks
+            for no other modules than those named; True at once for libraries' modules, or if
+            all modules are tapped anyway.
+        idle: drivers that a next run can reuse.
     """
 
     user_globals: dict[str, Any]
@@ -86,7 +87,7 @@ class Fit:
     def holds(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> bool:
-        """Tell whether all is as it was."""
+        """Return whether the guards still hold."""
         if user_globals is not self.user_globals:
             return False
         if self.is_plain and program in carried_programs:
@@ -119,14 +120,14 @@ def fit_of(
     user_globals: dict[str, Any],
     names: Mapping[str, Any],
 ) -> Fit:
-    """Return how a program fits a model.
+    """Return the fit of a program on a model, from the cache if it still holds.
 
     Args:
         root: the root of the model.
-        fits: what is known of that model; a new fit is added.
+        fits: cached fits of that model; a new fit is added.
         program: the program.
-        user_globals: globals of the module that its block stands in.
-        names: what the names around its block stand for.
+        user_globals: globals of the module that contains its block.
+        names: values of the names around its block.
     """
     fit = fits.get(program)
     if fit is None or not fit.holds(program, user_globals, names):
@@ -142,23 +143,23 @@ def _new_fit(
     plain = program.plain
     roots = {state.root for state in program.states if state.root is not None}
     looked_at = roots if plain is None else roots | plain.roots
-    # names of an enclosing function that are no parameters are not read by the block
+    # the block reads no names of an enclosing function except its program's parameters
     values = {
         name: program.initial(name, user_globals, names, fall_back=True) for name in looked_at
     }
     plainly = plain is not None and program not in carried_programs and is_plain(plain, values)
-    # a cache is shown what runs already where it is made, so all has to be tapped before
+    # a cache records modules that may already be running when it is made: tap all beforehand
     is_closed = plainly and plain is not None and not plain.makes_cache
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:
         start = values[state.root] if state.root is not None else None
         found = places_at(start, state.path) if isinstance(start, Place) else None
-        # gradients are no values of a module
+        # gradients are not values of a module
         is_closed = is_closed and (found is not None or state.port == "grad")
         for place in found or ():
             chain.update(_chain_to(place))
-            # what is no module is not tapped: a run's result
+            # a place without a module, as a run's result, is not tapped
             if place._module is not None:
                 expected.append((place, state.port))
     attributes = []
@@ -173,7 +174,7 @@ def _new_fit(
         (name, _ANY_PLAIN if _is_any_plain(value) else value) for name, value in values.items()
     ]
     changing = {name for name, mark in marks if mark is _ANY_PLAIN and name in roots}
-    # a block may name places of another model, whose runs are not this one
+    # a block may name places of another model, which this run does not tap
     own = [place for place, _ in expected if place._root is root]
     fixtures = Fixtures(own)
     fixed = {id(place._module) for place in fixtures.places}
@@ -208,7 +209,7 @@ def _chain_to(place: Place) -> Iterator[tuple[int, tuple[dict[str, Any], str, An
     while current is not None:
         parent, key = current._parent, getattr(current, "_key", None)
         if parent is not None and key is not None:
-            # not its table of modules: to delete from a list gives it another table
+            # not its table of modules, since deleting from a list makes a new table
             yield id(current), (parent._module.__dict__, key, current._module)
         current = parent
 
@@ -218,7 +219,7 @@ def _can_keep(value: Any) -> bool:
 
 
 def _is_any_plain(value: Any) -> bool:
-    """Tell whether only the type of a plain value counts: a tracer is another one in each run."""
+    """Return whether only the type of a plain value counts, as of a tracer, new in each run."""
     if isinstance(value, Place):
         return value._module is None and value._root is None and own_names(type(value)) == _NONE
     if value is MISSING:

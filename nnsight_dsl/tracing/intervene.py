@@ -8,13 +8,13 @@
     with model.trace("Hello"):                       # called in a block
         logits = steer(model, 5, direction).save()
 
-    logits = steer.run(model, "Hello", layer=5, direction=direction)     # run by itself
+    logits = steer.run(model, "Hello", layer=5, direction=direction)     # run alone
 
     with model.trace("Hello", interventions=[steer.bind(layer=5, direction=direction)]):
         hidden = model.transformer.h[8].output.save()                    # beside a block
 
-Where the function is not called by the user, a parameter named `model` is given the model that
-runs, and one named `tracer` its tracer. Arguments are checked against the annotations.
+If the user does not call the function, a parameter named `model` receives the model that runs, and
+one named `tracer` its tracer. Arguments are checked against the annotations.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
 
 _Definition: TypeAlias = "tuple[ast.FunctionDef, list[str]]"
-"""A function's statement, and the lines of the text that it stands in."""
+"""A function's statement, and the lines of the text that contains it."""
 
 
 class Intervention(Generic[_Params, _Result]):
@@ -118,7 +118,7 @@ class Intervention(Generic[_Params, _Result]):
                 f"{', '.join(map(repr, self._signature.parameters))}"
             )
         self._check(arguments)
-        # with what is known of the function, which is the same
+        # shares the function's program and signature
         other: Intervention[..., _Result] = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _bound={**self._bound, **arguments})
         return other
@@ -131,8 +131,7 @@ class Intervention(Generic[_Params, _Result]):
             model: a wrapped model.
             *inputs: the input of `model.trace`.
             generate: call `model.generate` instead.
-            **options: arguments of the intervention, by name; what it has no parameter for goes
-                to the trace.
+            **options: arguments of the intervention, by name; others go to the trace.
 
         Returns:
             The return value of the function.
@@ -169,13 +168,13 @@ class Intervention(Generic[_Params, _Result]):
         return found
 
     def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Take the arguments of the function out of the options of a run."""
+        """Pop the arguments of the function from the options of a run."""
         names = set(self._signature.parameters) - {"model", "tracer"}
         return {name: options.pop(name) for name in list(options) if name in names}
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters of the function, those included that are bound."""
+        """The parameters of the function, including bound ones."""
         return self._signature.parameters
 
     @property
@@ -189,7 +188,7 @@ class Intervention(Generic[_Params, _Result]):
 
         Raises:
             BlockNotFoundError: the function has no source text.
-            UnsupportedSyntaxError: it holds a construct that no program can express.
+            UnsupportedSyntaxError: it contains a construct that cannot be lowered.
         """
         unbound = self._unbound
         if unbound._lowered is None:
@@ -200,7 +199,7 @@ class Intervention(Generic[_Params, _Result]):
         return unbound._lowered
 
     def explain(self) -> str:
-        """Show the states of the program, as `print` does.
+        """Show the states of the program.
 
         Returns:
             A table with one row for each access, in plain text.
@@ -261,7 +260,7 @@ class Intervention(Generic[_Params, _Result]):
             try:
                 check_type(value, hints[name])
             except TypeCheckError as error:
-                # of a container the message says which item it is about
+                # for a container, the message names the item
                 reason = str(error).removeprefix(f"{type(value).__name__} ")
                 wanted = inspect.formatannotation(self._signature.parameters[name].annotation)
                 raise InterventionArgumentError(
@@ -270,7 +269,7 @@ class Intervention(Generic[_Params, _Result]):
                 ) from None
 
     def _refuse(self) -> None:
-        """Refuse at the decoration what cannot be lowered; the lowering itself is done later."""
+        """Refuse unsupported syntax at the decoration; lowering is deferred to the first use."""
         from nnsight_dsl.transforms.source.unsupported import refuse_unsupported
 
         if inspect.iscoroutinefunction(self._function) or inspect.isasyncgenfunction(
@@ -297,7 +296,7 @@ class Intervention(Generic[_Params, _Result]):
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self._function
         names, around = global_names(function.__code__), self.user_globals
-        # made empty and filled then, since it may call itself and so be among its own globals
+        # made empty and filled later, since it may be among its own globals by calling itself
         state = (
             self.program.recipe,
             function.__code__.co_firstlineno,
@@ -313,7 +312,7 @@ class Intervention(Generic[_Params, _Result]):
 
 
 def _run_in(machine: Machine, running: Running) -> Any:
-    """Run a program's generator as part of a block, and return what it returns.
+    """Run a program's generator as part of a block, and return its result.
 
     Its requests are made by the block's machine, whose stack waits for the answers.
     """
@@ -332,15 +331,15 @@ def _run_in(machine: Machine, running: Running) -> Any:
 
 
 def intervene(function: Callable[_Params, _Result]) -> Intervention[_Params, _Result]:
-    """Make a function an intervention: checked, lowered once, and run in blocks or by itself.
+    """Make a function an intervention: checked, lowered once, and run in blocks or alone.
 
     Args:
         function: a function whose parameter `model` is the wrapper that it runs on, and `tracer`,
             if it has one, the tracer of its run. Annotated parameters are checked at each call.
 
     Returns:
-        The intervention. Call it in a block, or run it by itself with `run(model, prompt, ...)`,
-        which returns the function's return value.
+        The intervention. Call it in a block, or run it alone with `run(model, prompt, ...)`, which
+        returns the function's return value.
 
     Raises:
         UnsupportedSyntaxError: the function contains a construct that cannot be lowered.
@@ -409,12 +408,12 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return get_type_hints(function)
     except (NameError, TypeError):
-        # an annotation names what cannot be looked up here: it is not checked
+        # an annotation that cannot be resolved here is not checked
         return {}
 
 
 def _without_modules(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the names of modules in their places, which cannot be pickled."""
+    """Replace modules, which cannot be pickled, by their names."""
     return {
         name: _ModuleName(value.__name__) if isinstance(value, types.ModuleType) else value
         for name, value in values.items()
@@ -435,7 +434,7 @@ class _ModuleName(str):
 
 
 def _empty() -> Intervention[..., Any]:
-    """Return an intervention that is yet to be filled."""
+    """Return an empty intervention, to be filled by `__setstate__`."""
     return object.__new__(Intervention)
 
 
@@ -447,7 +446,7 @@ def _rebuilt(
     closed: Mapping[str, Any],
     bound: Mapping[str, Any],
 ) -> Intervention[..., Any]:
-    """Make an intervention from the recipe of its program and the values it takes from outside."""
+    """Make an intervention from the recipe of its program and its outside values."""
     program = lower_again(recipe)[0]
     code = _definition_code(recipe, tuple(closed))
     namespace = {
@@ -469,7 +468,7 @@ def _rebuilt(
 @functools.lru_cache(maxsize=1024)
 @one_at_a_time
 def _definition_code(recipe: str, closed: tuple[str, ...]) -> types.CodeType:
-    """Compile the function of a recipe, in a function that is given what it closes over."""
+    """Compile the function of a recipe, inside a factory whose parameters are its free names."""
     definition, _, around = parse_recipe(recipe)
     filename = around.filename
     if not isinstance(definition, ast.FunctionDef):
@@ -479,7 +478,7 @@ def _definition_code(recipe: str, closed: tuple[str, ...]) -> types.CodeType:
         linecache.cache[filename] = (0, None, lines, filename)
     # the decorators have done their work, and the defaults were evaluated where it was defined
     definition.decorator_list = []
-    # by another name: its own, if it calls itself, is that of the intervention
+    # by another name: if it calls itself, its own name must find the intervention
     definition.name = _DEFINED
     arguments = definition.args
     arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
@@ -488,7 +487,7 @@ def _definition_code(recipe: str, closed: tuple[str, ...]) -> types.CodeType:
     factory = tree.body[0]
     if isinstance(factory, ast.FunctionDef):
         factory.body.insert(0, definition)
-    # annotations stay text: what they name need not be there
+    # annotations stay text: their names need not be defined here
     flags = __future__.annotations.compiler_flag
     code: types.CodeType = compile(
         ast.fix_missing_locations(tree), filename, "exec", flags, dont_inherit=True

@@ -1,10 +1,10 @@
-"""Whether what a block names runs no code of a user's: the proof that its text alone cannot give.
+"""The proof that the names in a block run no user code, which the block's text alone cannot give.
 
-`model.lm_head.weight` is looked up by this package and by PyTorch; `model.probe`, where the class
-of the model defines a property of that name, runs what its author wrote, which may read `.output`.
-So each path that a block names is followed here without running anything, up to the class that
-defines what is found. Classes of PyTorch, transformers and this package are known, a subclass of
-theirs is known as far as it defines nothing that the block uses.
+`model.lm_head.weight` is looked up by this package and by PyTorch; `model.probe`, if the class of
+the model defines a property of that name, runs the property's code, which may read `.output`. So
+each path that a block names is followed here without running anything, up to the class that
+defines the attribute found. Classes of PyTorch, transformers and this package are known; a
+subclass of theirs is known as far as it defines nothing that the block uses.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from nnsight_dsl.transforms.source.plain import ATTRIBUTES, Path, Plain
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
-"""How many items of a container are looked at before a block is taken for plain."""
+"""The most items of a container that are inspected; with more, a block is not plain."""
 
 _PLAIN_MODULES = frozenset({"torch", "math", "operator", "itertools", "numpy"})
 _CALLING = frozenset(
     "attrgetter methodcaller call starmap getattr setattr eval exec vectorize".split()
 )
-"""Functions that touch whatever attribute, or call whatever function, they are given."""
+"""Functions that access any attribute, or call any function, that they are given."""
 
 _HARMLESS = frozenset(
     "__init__ __new__ __module__ __qualname__ __doc__ __annotations__ __dict__ __weakref__ "
@@ -47,11 +47,11 @@ _HARMLESS = frozenset(
 
 
 def is_plain(plain: Plain, values: Mapping[str, Any]) -> bool:
-    """True if a block is plain, its names being what they are.
+    """True if a block is plain, given the values of its names.
 
     Args:
-        plain: what has to hold.
-        values: what its names stand for.
+        plain: the conditions found in its text.
+        values: the values of its names.
     """
     return (
         all(is_plain_value(values[name]) for name in plain.roots)
@@ -61,10 +61,10 @@ def is_plain(plain: Plain, values: Mapping[str, Any]) -> bool:
 
 
 def is_plain_value(value: Any) -> bool:
-    """True if operators, subscripts and iteration of a value run no code of a user's."""
+    """True if operators, subscripts and iteration of a value run no user code."""
     kind = type(value)
     if kind in _CONTAINERS:
-        # an object in a container may have operators and properties of its own
+        # an object in a container may define operators and properties
         items = [*value, *value.values()] if kind is dict else value
         return len(items) <= _MOST_ITEMS and all(map(_is_plain_item, items))
     if _is_plain_item(value):
@@ -72,17 +72,17 @@ def is_plain_value(value: Any) -> bool:
     if kind is types.ModuleType:
         return value.__name__.partition(".")[0] in _PLAIN_MODULES
     if value is MISSING:
-        # to read the name is an error, which runs nothing
+        # reading the name is an error, which runs no user code
         return True
     return kind is type and value.__module__ == "builtins"
 
 
 def is_plain_path(start: Any, path: Path) -> bool:
-    """True if to follow a path, and to call what is there, runs no code of a user's.
+    """True if following a path, and calling its target, runs no user code.
 
     Args:
-        start: what the path starts from.
-        path: attributes and indices, and whether what they lead to is called.
+        start: the value at which the path starts.
+        path: attributes and indices, and whether their target is called.
     """
     _, items, is_called = path
     if start is MISSING:
@@ -95,7 +95,7 @@ def is_plain_path(start: Any, path: Path) -> bool:
 
 
 def own_names(kind: type) -> frozenset[str] | None:
-    """Return the names that a subclass of ours defines; None where it redefines operations."""
+    """Return names that a user's subclass adds; None if it redefines any, or adds an operator."""
     if is_of_library(kind):
         return frozenset()
     ours: set[str] = set()
@@ -113,7 +113,7 @@ def _is_plain_item(value: Any) -> bool:
     if isinstance(value, Place):
         return own_names(type(value)) is not None
     return is_known(value) or (
-        # but none that calls what it is given, as `getattr` does
+        # but none that calls its arguments, as `getattr` does
         type(value) is types.BuiltinFunctionType
         and type(value.__self__) is types.ModuleType
         and value.__name__ not in _CALLING
@@ -121,7 +121,7 @@ def _is_plain_item(value: Any) -> bool:
 
 
 def _is_plain_below(start: Place, items: Sequence[PathItem], is_called: bool) -> bool:
-    """Follow a path from a place; where an index is computed, to all that it may lead to."""
+    """Follow a path from a place; a computed index leads to all items."""
     places = [start]
     for number, item in enumerate(items):
         rest = items[number + 1 :]
@@ -134,7 +134,7 @@ def _is_plain_below(start: Place, items: Sequence[PathItem], is_called: bool) ->
                 following.extend(place._places_below())
                 continue
             if class_attribute(type(place), item) is not NOT_THERE:
-                # what this package defines, as `model.device` and `tracer.cache`
+                # defined by this package, as `model.device` and `tracer.cache`
                 if not ATTRIBUTES.issuperset(rest):
                     return False
                 continue
@@ -146,7 +146,7 @@ def _is_plain_below(start: Place, items: Sequence[PathItem], is_called: bool) ->
                     return False
                 found = _attribute(module, item) if below is None else below
             if isinstance(found, Place):
-                # another module may stand there now
+                # the module may have been replaced
                 found._refresh()
                 following.append(found)
             elif not _is_known_there(found, rest, is_called):
@@ -161,8 +161,8 @@ def _attribute(module: nn.Module, name: str) -> Any:
     """Return an attribute of a module without running any code.
 
     Returns:
-        The value; None for one that a library computes, and for one that a user's class computes
-        an object of no known type.
+        The value; None if a library computes it, and `NOT_THERE`, which is not of a known type,
+        if a user's class computes it.
     """
     if is_computed_by_user(module, name):
         return NOT_THERE
@@ -174,7 +174,7 @@ def _attribute(module: nn.Module, name: str) -> Any:
 
 
 def _is_known_there(value: Any, items: Sequence[PathItem], is_called: bool) -> bool:
-    """True if what a path leads to from a plain value is known."""
+    """True if the target of a path from a plain value is known."""
     kind = type(value)
     if kind in _CONTAINERS:
         return is_known(value) and ATTRIBUTES.issuperset(_names_in(items))
@@ -193,7 +193,7 @@ def _names_in(items: Sequence[PathItem]) -> Iterator[str]:
 
 
 def _is_plain_in_module(module: types.ModuleType, items: Sequence[PathItem]) -> bool:
-    """Follow a path in a module of Python: what is found has to be defined in a known one."""
+    """Follow a path in a Python module: its target must be defined in a known module."""
     if module.__name__.partition(".")[0] not in _PLAIN_MODULES:
         return False
     found: Any = module
@@ -204,7 +204,7 @@ def _is_plain_in_module(module: types.ModuleType, items: Sequence[PathItem]) -> 
         if found is torch.ops:
             return items[number + 1 :][:1] in (("aten",), ("prims",))
         if not isinstance(found, types.ModuleType):
-            # an attribute of a constant, or a class's function
+            # an attribute of a constant, or a function of a class
             rest = _names_in(items[number + 1 :])
             return _is_of_plain_module(found) and not _CALLING.intersection(rest)
     return True
@@ -219,7 +219,7 @@ def _is_of_plain_module(value: Any) -> bool:
 
 
 def _calls_only_libraries(place: Place) -> bool:
-    """True if a call of a place's module runs nothing but what known libraries define."""
+    """True if a call of a place's module runs only code of known libraries."""
     if not isinstance(place._module, nn.Module):
         return False
     for module in place._module.modules():
@@ -231,7 +231,7 @@ def _calls_only_libraries(place: Place) -> bool:
 
 
 def _are_users(names: frozenset[str], values: Iterable[Any]) -> bool:
-    """True if places that values lead to have attributes of some names from users' classes."""
+    """True if users' classes define some names on places, or modules, that values lead to."""
     roots = {}
     for value in values:
         inside = value if type(value) in _CONTAINERS else (value,)

@@ -7,7 +7,7 @@
             model.transformer.h[5].output[:] = hidden
             logits = model.lm_head.output.save()
 
-What a trace binds is a name of the session's from then on; what is saved leaves the session.
+A name bound in a trace is a name of the session from then on; saved names leave the session.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Session(Block):
         names: Mapping[str, Any],
         saved: Saved,
     ) -> tuple[dict[str, Any], BaseException | None]:
-        """Run as a block of another block, to which all names leave, saved or not."""
+        """Run as a block inside another block, to which all names leave, saved or not."""
         machine = self._machine_of(program, user_globals, names, saved)
         machine.leaves_all = True
         failure = self._traced(machine)

@@ -1,9 +1,9 @@
 """The one patch: `.save()` on tensors, for code that was not lowered.
 
-In a block, `.save()` is recognised in the text. A helper in another file is run as it stands, and
-there a tensor has to have the method. For the length of a run whose blocks may call helpers,
-`torch.Tensor.save` is defined; it is gone afterwards. Built-in types are left alone: in a helper,
-`nnsight_dsl.save(x)` saves any object, and the error that `[].save()` raises there says so.
+In a block, `.save()` is recognised in the text. A helper in another file is run unchanged, and
+there a tensor needs the method. For the length of a run whose blocks may call helpers,
+`torch.Tensor.save` is defined; it is removed afterwards. Built-in types are left alone: in a
+helper, `nnsight_dsl.save(x)` saves any object, and the error of `[].save()` says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mount(user: object) -> None:
 
 
 def unmount(user: object) -> None:
-    """Let go of what `mount` did for a run, if it did and this has not been done yet."""
+    """Undo `mount` for a run; without a `mount`, or a second time, this has no effect."""
     with _lock:
         if "save" in vars(torch.Tensor) and _users <= {user}:
             del torch.Tensor.save
@@ -47,7 +47,7 @@ def tensor_save() -> Iterator[None]:
 
 
 def explain_helpers(error: BaseException) -> None:
-    """Add the remedy to what fails only in a helper, where nothing is lowered."""
+    """Add the fix to an error that occurs only in a helper, where nothing is lowered."""
     if isinstance(error, TypeError) and "does not support item assignment" in str(error):
         error.add_note(
             "an element of a tuple is replaced by 'm.output[0] = x' in the block itself; in a "

@@ -1,7 +1,7 @@
-"""What is answered to each kind of request.
+"""The answer to each kind of request.
 
-An answer is the value that the machine goes on with, or `PARKED`: then the machine waits, and the
-driver resumes it later. An error that is raised here is raised in the machine, at the user's line.
+An answer is the value that the machine is resumed with, or `PARKED`: then the machine waits, and
+the driver resumes it later. An error raised here is raised in the machine, at the user's line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _write(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, place, port = request
     if place._module is None:
         location = name_of(place, port)
-        raise WriteError(f"{location} is what the run returns; it can be read, not written")
+        raise WriteError(f"{location} is the run's return value; it can be read, not written")
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)
@@ -148,12 +148,12 @@ def _block(driver: RunState, machine: Machine, request: Request) -> Any:
 def _backward(driver: RunState, machine: Machine, request: Request) -> Any:
     _, number, loss, (args, kwargs) = request
     if len(args) < 2 and "retain_graph" not in kwargs and _has_other_backward(driver, machine):
-        # the graph of a batch is one, and this block cannot know that others go through it
+        # a batch has one graph, and this block cannot know that others go back through it
         kwargs = {**kwargs, "retain_graph": True}
     backward = Backward(loss, args, kwargs)
     inner = machine.inner(number)
     inner.leaves_all = True
-    # what a checkpoint computes again is no visit of the forward's
+    # a checkpoint's recomputation is not a visit
     driver.is_common = False
     driver.is_in_backward, outer = True, driver.is_in_backward
     try:
@@ -167,7 +167,7 @@ def _backward(driver: RunState, machine: Machine, request: Request) -> Any:
 
 
 def _has_other_backward(driver: RunState, machine: Machine) -> bool:
-    """Tell whether another block of this run may go back through the graph later."""
+    """Return whether another block of this run may go back through the graph later."""
     return any(
         other is not machine
         and not other.is_done
@@ -246,7 +246,7 @@ def _end(driver: RunState, machine: Machine, request: Request) -> Any:
 
 
 def _check_barriers(driver: RunState) -> None:
-    """Tell those who wait at a barrier that too few are left to come."""
+    """Raise an error in each machine at a barrier that too few others can still reach."""
     for other in driver.machines:
         waits = other.pending
         if waits is None or waits[0] != requests.MEET:

@@ -1,9 +1,9 @@
-"""Stopping by itself: the forward ends where the last block does, and nobody asks for the rest.
+"""Early stopping, `stop="auto"`: the forward ends where the last block does.
 
-It only does so where the blocks have what they would have after the whole forward. A model may
-edit in place a value that a block has been given, as `relu(inplace=True)` does with the output of
-the layer before it: to stop before that would leave another value in the block's hands. When a
-model does so follows from one recorded forward, without any block (`StopPoints`).
+It stops only where the blocks hold the values that they would hold after the whole forward. A
+model may later edit a value in place that a block has been handed, as `relu(inplace=True)` edits
+the output of the layer before it: to stop before that would leave the block with another value.
+Where a model does so is found by one recorded forward, without any block (`StopPoints`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ _HOOKS = (
 
 
 class Stopping(Driver):
-    """A run that may end when all of its machines have.
+    """A run that may end once all of its machines have ended.
 
     Attributes:
-        points: where the forward may stop; None lets it run to its end.
-        last: place and phase at which the last machine came to its end, None where that was not
-            while a value of the model was offered.
+        points: places where the forward may stop; None lets it run to its end.
+        last: place and phase at which the last machine ended, None if no value was on offer then.
     """
 
     stops_itself = True
@@ -46,7 +45,7 @@ class Stopping(Driver):
         self.last: tuple[Place, str] | None = None
 
     def may_stop(self) -> bool:
-        """Tell whether the model need not go on."""
+        """Return whether the rest of the forward can be left out."""
         if super().may_stop():
             return True
         offer = self._offer
@@ -60,12 +59,12 @@ class Stopping(Driver):
 
 
 class StopPoints:
-    """Where a forward can stop without leaving a value behind that it would still edit.
+    """The places after which a forward edits no earlier value in place, so that it can stop there.
 
     Args:
         run: calls the model once, on fake tensors.
         module: the model.
-        record: where it is entered what is left out of the model meanwhile.
+        record: receives the user's hooks, which are removed during the call.
     """
 
     def __init__(self, run: Callable[[], Any], module: nn.Module, record: Record) -> None:
@@ -74,7 +73,7 @@ class StopPoints:
         self._first_seen: dict[int, int] = {}
         self._tensors: dict[int, tuple[torch.Tensor, int]] = {}
         self._edited: list[tuple[int, int]] = []
-        # the user's hooks are not to run more often than without this
+        # the user's hooks must not run an extra time
         depth = len(record)
         try:
             for one in module.modules():
@@ -89,11 +88,11 @@ class StopPoints:
             self._pass(())
         finally:
             record.undo(depth)
-            # what the forward has made is not kept
+            # the forward's values are not kept alive
             self._tensors.clear()
 
     def has(self, path: str, phase: Phase) -> bool:
-        """Tell whether the forward can stop at the first visit to a place."""
+        """Return whether the forward can stop at the first visit to a place."""
         time = self._points.get((path, phase))
         return time is not None and not any(seen <= time < edited for seen, edited in self._edited)
 
@@ -110,7 +109,7 @@ class StopPoints:
         module.register_forward_hook(after)
 
     def _pass(self, values: Any) -> None:
-        """Look what was edited since the last time, then note the values that are seen now."""
+        """Record the edits since the last call, then note the values that are seen now."""
         self._time += 1
         for key, (tensor, version) in self._tensors.items():
             if tensor._version != version:
@@ -119,6 +118,6 @@ class StopPoints:
         for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, torch.Tensor):
                 key = leaf.untyped_storage()._cdata
-                # kept alive, so that no other tensor gets the same storage
+                # kept alive, so that the storage's identity is not reused
                 self._tensors.setdefault(key, (leaf, leaf._version))
                 self._first_seen.setdefault(key, self._time)

@@ -10,13 +10,13 @@ from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import Request, target_of
 
 ON_TARGET = frozenset({requests.READ, requests.WRITE, requests.ELEMENT, requests.STEP})
-"""Requests for whatever object stands before the dot, a place of a model or any other."""
+"""Requests on the object before the dot, be it a place of a model or any other object."""
 
 
 def find_foreign(request: Request) -> tuple[Any, ...] | None:
-    """Return the plain Python operation that a request on any other object stands for.
+    """Return the plain Python operation that a request on any other object means.
 
-    None if it is for a place of a model, or for no object at all.
+    None if the request is for a place of a model, or has no target object.
     """
     if request[0] not in ON_TARGET:
         return None

@@ -4,12 +4,12 @@
         late = logits.grad
         early = hidden.grad
 
-The body is a machine of its own, whose locations are the gradients of tensors. They come in the
-reverse order of the forward: autograd is at a tensor when all that was computed from it has been
-done. A tensor that a block was handed as the rows of a batch, or that it made by indexing, is no
-part of the graph itself; its gradient is taken out of that of the tensor it is a view of.
+The body runs as a separate machine, whose locations are the gradients of tensors. They come in the
+reverse order of the forward: autograd reaches a tensor once everything computed from it is done.
+A tensor that a block was handed as the rows of a batch, or that it made by indexing, is not in the
+graph itself; its gradient is a part of that of the tensor it is a view of.
 
-Autograd runs on the caller's thread here, so that the hooks do, too.
+Autograd's multithreading is off during the pass, so that hooks run on the caller's thread.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _set_multithreading = torch._C._set_multithreading_enabled
 
 
 class _Target:
-    """Where a tensor's gradient is found: in its own hook, or in that of what it is a view of."""
+    """Where a tensor's gradient arrives: at its own hook, or at that of the tensor it views."""
 
     __slots__ = ("hooked", "layout", "part")
 
@@ -60,9 +60,9 @@ class _Target:
         self.layout = layout
 
     def own_copy(self, grad: torch.Tensor) -> torch.Tensor:
-        """Copy a gradient, laid out as the tensor is where a view's strides are to mean the same.
+        """Copy a gradient, in the base tensor's layout if a view's strides apply to it.
 
-        Autograd may hand the same tensor to others, whom an edit in place must not reach.
+        Autograd may pass the same tensor on elsewhere, where an edit in place must not show.
         """
         if self.layout is None:
             return grad.clone()
@@ -99,7 +99,7 @@ class Backward(Loop):
         self._hooked: list[torch.Tensor] = []
 
     def run(self, machine: Machine) -> None:
-        """Run the pass; what went wrong stands in `failure` afterwards."""
+        """Run the pass; an error is left in `failure`."""
         self._machine = machine
         record = Record()
         record.append((set_current, advanced()))
@@ -128,7 +128,7 @@ class Backward(Loop):
                 raise
 
     def _close(self, machine: Machine) -> None:
-        """End the machine, if it still waits, and take the hooks off the tensors."""
+        """End the machine, if it still waits, and remove the hooks from the tensors."""
         try:
             if not machine.is_done or machine.is_cut:
                 machine.close()
@@ -148,7 +148,7 @@ class Backward(Loop):
         return request
 
     def answer(self, machine: Machine, request: Request) -> Any:
-        """Return the answer to a request, PARKED if autograd has not come to its tensor yet."""
+        """Return the answer to a request, PARKED if autograd has not reached its tensor yet."""
         verb = request[0]
         if verb == requests.END:
             machine.finish(is_stopped=False)
@@ -206,8 +206,8 @@ class Backward(Loop):
             return True
         if self._graph is not None and tensor not in self._graph:
             return False
-        # Asked for in order, a gradient lies ahead of the one that is there, and mostly near. To
-        # walk the whole graph for each of them takes as long as all the rest of it.
+        # Gradients asked for in order lie ahead of the current one, mostly near it. Walking the
+        # whole graph for each would take as long as everything else.
         start = (self._loss if self._current is None else self._current).grad_fn
         node, self._ahead = tensor.grad_fn, None
         if node is not None and _leads_to(start, node):
@@ -236,7 +236,7 @@ class Backward(Loop):
         target.hooked.register_hook(partial(self._arrive, target))
 
     def _arrive(self, target: _Target, grad: torch.Tensor) -> torch.Tensor | None:
-        """Autograd is at a tensor that the machine may wait for."""
+        """Serve the machine, if it waits for the tensor that autograd has reached."""
         waiting = self._target
         if waiting is None or waiting.hooked is not target.hooked or self._machine is None:
             return None
@@ -279,12 +279,12 @@ def _explained(error: BaseException) -> BaseException:
 
 
 class _Graph:
-    """What a tensor was computed from: its gradient comes before those of all of that."""
+    """The ancestors of a tensor, whose gradients come after that of the tensor."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._nodes: set[Any] = set()
         _leads_to(tensor.grad_fn, None, self._nodes)
-        # the leaves have no node of their own, those at the ends name them
+        # leaves have no grad_fn; the accumulating nodes at the ends name them
         self._leaves = {id(node.variable) for node in self._nodes if hasattr(node, "variable")}
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
@@ -293,12 +293,12 @@ class _Graph:
 
 
 def _leads_to(start: Any, node: Any, seen: set[Any] | None = None) -> bool:
-    """Tell whether a walk down from a node of a graph comes to another; it ends there.
+    """Return whether a walk down from a node of a graph reaches another, where it ends.
 
     Args:
-        start: where to begin, None for nowhere.
-        node: what to look for; None for a walk to all ends.
-        seen: is filled with the nodes that the walk has come to.
+        start: the first node, None for an empty walk.
+        node: the node to find, None to walk to all ends.
+        seen: filled with the nodes that the walk has visited.
     """
     seen = set() if seen is None else seen
     todo = [] if start is None else [start]

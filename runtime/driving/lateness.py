@@ -1,7 +1,7 @@
 """Lateness: which requests can no longer be met, and the error for each.
 
 No machine waits for ever. A request is too late if its value has passed, or if the module around
-its place has returned; one that is left when the run is over never came.
+its place has returned; the value of a request that is left at the end of the run never came.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from . import messages
 
 
 class Run(messages.Run, Protocol):
-    """A run, as far as lateness depends on it."""
+    """The members of a run that lateness depends on."""
 
     def tap_at(self, place: Place) -> Tap | None:
         """Return the tap at a place, None if there is none."""
 
 
 def too_late(run: Run, machine: Machine, request: Request, tap: Tap) -> BaseException | None:
-    """Return the error for a request whose value cannot come any more, None if it can."""
+    """Return the error for a request whose value can no longer come, None if it can."""
     if tap.place._module is None:
         return None
     step = machine.step
@@ -46,10 +46,10 @@ def too_late(run: Run, machine: Machine, request: Request, tap: Tap) -> BaseExce
 
 
 def never_came(run: Run, machine: Machine, request: Request) -> BaseException:
-    """Return what to raise where a machine waits for what can no longer come.
+    """Return the exception for a machine whose value never came.
 
     In a run with one forward of the root, round k of a loop is the k-th visit to each
-    location. Where one has fewer visits than the others, the loop ends there.
+    location. If one location has fewer visits than the others, the loop ends there.
     """
     loop = machine.loops[-1] if machine.loops else None
     if loop is None or not loop.is_lowered or run.is_stepped or machine.step == 0:
@@ -64,11 +64,11 @@ def never_came(run: Run, machine: Machine, request: Request) -> BaseException:
 
 
 def _is_over(run: Run, tap: Tap, step: int) -> bool:
-    """Return whether a module has returned for good, so that nothing below it can come."""
+    """Return whether a module has returned for the last time, so no value below it can come."""
     if tap.done_step < step:
         return False
     if tap.begun != tap.done or tap.begun > step + 1:
-        # it runs now, as one that calls itself, or was called more often than once
+        # it is running, as a recursive module may be, or has been called again
         return False
     module = tap.place._module
     places = run.root._module.named_modules(remove_duplicate=False)

@@ -1,4 +1,4 @@
-"""Observers of a run, which cost nothing where there are none."""
+"""The log of served values, which costs nothing in a run without one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Served:
 
 
 class Log:
-    """What a run has served, in order."""
+    """The values that a run has served, in order."""
 
     def __init__(self) -> None:
         self.entries: list[Served] = []

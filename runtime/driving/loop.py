@@ -22,7 +22,7 @@ from .foreign import find_foreign
 
 
 class _Parked:
-    """The type of the one answer that means: the machine waits."""
+    """The type of `PARKED`, the one answer that leaves the machine waiting."""
 
 
 PARKED = _Parked()
@@ -92,11 +92,11 @@ class Loop:
         return request
 
     def _next_ready(self) -> tuple[Machine, Any]:
-        """Take the first of the machines that a barrier or a name has set free."""
+        """Pop the first machine, by order, that a barrier or a name has released."""
         first, *self.ready = sorted(self.ready, key=lambda ready: ready[0].order)
         return first
 
     def _fail(self, machine: Machine, raised: BaseException) -> NoReturn:
-        """End a run in which a machine has raised; what the machine had saved is kept."""
+        """End the run after a machine has raised; values that the machine had saved are kept."""
         self.failure = machine.fail(raised)
         raise RunAborted

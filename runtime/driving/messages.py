@@ -1,4 +1,4 @@
-"""The texts of what goes wrong in a run: what was seen, and what to do about it."""
+"""The messages of a run's errors and warnings: the observed fact, and what to do about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nnsight_dsl.transforms.requests import Request, target_of
 
 
 class Run(Protocol):
-    """A run, as far as the texts tell of it.
+    """The members of a run that the messages use.
 
     Attributes:
         root: place of the root module.
@@ -66,7 +66,7 @@ def _action(request: Request) -> str:
 
 
 def passed(run: Run, machine: Machine, request: Request, tap: Tap) -> Exception:
-    """The value has gone by."""
+    """The value has already passed."""
     location = location_of(request)
     if run.is_stepped and run.has_ended:
         return GenerationEndedError(
@@ -91,12 +91,12 @@ def passed(run: Run, machine: Machine, request: Request, tap: Tap) -> Exception:
     running = "" if tap.index is None else f"; {tap.place._path or 'the model'} is running now"
     return OutOfOrderError(
         f"{location} has already passed{when}{running}; {_action(request)} values in the order in "
-        "which the model computes them, so move this access up, or put it in an invoke of its own"
+        "which the model computes them, so move this access up, or put it in a separate invoke"
     )
 
 
 def _other_paths(run: Run, tap: Tap, path: str) -> list[str]:
-    """Return the other paths at which a module stands."""
+    """Return the other paths of a module."""
     module = tap.place._module
     if module is None:
         return []
@@ -116,8 +116,8 @@ def parent_passed(machine: Machine, request: Request, parent: Place) -> Exceptio
     """The module that contains the location has returned."""
     return OutOfOrderError(
         f"{location_of(request)} can no longer come, since {parent._path or 'the model'} has "
-        "already returned; move this access before the one that waited for it, or put it in an "
-        "invoke of its own"
+        "already returned; move this access before the one that waited for it, or put it in a "
+        "separate invoke"
     )
 
 
@@ -130,7 +130,7 @@ def not_in_step(run: Run, machine: Machine, request: Request) -> Exception:
 
 
 def never_came(run: Run, machine: Machine, request: Request) -> Exception:
-    """The run is over and the request is still there."""
+    """The run is over and the request was never served."""
     verb = request[0]
     if verb == requests.NAME:
         return never_bound(request[1])
@@ -172,7 +172,7 @@ def never_came(run: Run, machine: Machine, request: Request) -> Exception:
 
 
 def never_bound(name: str) -> Exception:
-    """The invoke that would have bound a name has come to its end."""
+    """The invoke that would have bound a name has ended."""
     return SharedNameError(
         f"name {name!r} was never bound: an earlier invoke binds it, but came to its end without "
         "doing so; bind it in every branch, or before the invokes"
@@ -188,7 +188,7 @@ def nested_invoke() -> Exception:
 
 
 def value_in_builder(request: Request, *, has_invokes: bool, is_session: bool) -> Exception:
-    """A trace without an input, or one that consists of invokes, reads a value of its own."""
+    """A session, a trace without input or one that consists of invokes reads a value directly."""
     if is_session:
         return NotRunningError(
             f"{location_of(request)} is asked for in a session, and outside of its traces; no "
@@ -213,7 +213,7 @@ def no_input() -> Exception:
 def steps_in_builder() -> Exception:
     """A trace that consists of invokes loops over steps outside of them."""
     return InvokeError(
-        "a loop over steps stands in a trace that consists of invokes, and outside of them; move "
+        "a loop over steps is in a trace that consists of invokes, and outside of them; move "
         "the loop into an invoke"
     )
 
@@ -226,12 +226,12 @@ def barrier_in_builder() -> Exception:
 
 
 def barrier_without_enough(run: Run, barrier: Barrier, *, here: int) -> Exception:
-    """Too few invokes are left for a barrier, so that those who wait would wait for ever.
+    """Too few invokes are left for a barrier, so that its waiters would never be resumed.
 
     Args:
         run: the run.
-        barrier: where they wait.
-        here: how many have just come and are not counted in `barrier.arrived`.
+        barrier: the barrier.
+        here: number of invokes that have arrived and are not yet in `barrier.arrived`.
     """
     running = sum(not machine.is_done for machine in run.machines)
     return BarrierError(
@@ -244,13 +244,13 @@ def barrier_without_enough(run: Run, barrier: Barrier, *, here: int) -> Exceptio
 def stop_in_builder() -> Exception:
     """A trace that consists of invokes is stopped outside of them."""
     return InvokeError(
-        "tracer.stop() stands in a trace that consists of invokes, and outside of them; call it in "
+        "tracer.stop() is in a trace that consists of invokes, and outside of them; call it in "
         "the invoke that is to end (the model stops when no other one waits)"
     )
 
 
 def other_model(request: Request) -> Exception:
-    """The place belongs to a model that is not the one running."""
+    """The place belongs to another model than the one that runs."""
     return NotRunningError(
         f"{location_of(request)} belongs to another model than the one of this trace; read it in a "
         "trace of that model, and save it there"
@@ -258,7 +258,7 @@ def other_model(request: Request) -> Exception:
 
 
 def outside(what: str) -> Exception:
-    """A model value is asked for where no model runs."""
+    """A model value is asked for while no model runs."""
     return NotRunningError(
         f"{what} has a value only while the model runs; read it inside 'with model.trace(...):' "
         "and save it there to use it afterwards"
@@ -271,7 +271,7 @@ def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> 
     Args:
         machine: the machine that loops.
         steps: its loop.
-        taken: how many steps the generation took; None in a run that is no generation.
+        taken: how many steps the generation took; None in a run other than a generation.
     """
     if taken is None:
         seen = f"visit {steps.next_step} (from 0), and no module that is looked at had so many"
@@ -290,7 +290,7 @@ def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> No
 
 def _warn_of_loop(machine: Machine, seen: str) -> None:
     warnings.warn_explicit(
-        f"the loop waited for {seen}; what the loop saved until then is there",
+        f"the loop waited for {seen}; values that the loop saved until then are kept",
         UserWarning,
         machine.program.filename,
         machine.line,
@@ -301,7 +301,7 @@ _warned: set[tuple[str, int]] = set()
 
 
 def warn_of_first_row(machine: Machine, place: Place) -> None:
-    """Warn once, at a line that takes `[0]` of what used to be a tuple and is a tensor now."""
+    """Warn once, at a line that takes `[0]` of an output that was a tuple and is now a tensor."""
     program, line = machine.program, machine.line
     key = (program.filename, line)
     if line not in program.first_items or key in _warned:
@@ -336,7 +336,7 @@ def warn_of_no_weights(machine: Machine) -> None:
 
 
 def explain_no_weights(error: BaseException) -> None:
-    """Add the remedy to an error at a line that goes on with attention weights that are None."""
+    """Add the fix to an error at a line that uses attention weights that are None."""
     if not isinstance(error, (AttributeError, TypeError)) or "'NoneType'" not in str(error):
         return
     place = error.__traceback__
@@ -354,7 +354,7 @@ def _is_about_attention(filename: str, line: int) -> bool:
 
 
 def model_failed(error: BaseException, suspects: Sequence[Suspect]) -> BaseException:
-    """Return what to raise when the model itself has failed."""
+    """Return the error to raise when the model itself has failed."""
     clean(error)
     if not suspects or not isinstance(error, Exception):
         return error

@@ -1,27 +1,27 @@
-"""Forks: programs that differ in little run as one batch, whose rows part where they must.
+"""Prefix sharing: programs that differ little run as one batch, whose rows fork where they must.
 
 Twelve programs patch the same prompt, each at another layer. Up to its own layer, each computes
-what the others compute. So the forward begins with one row, the *trunk*, that all machines see.
-Where the first write of a machine comes, a copy of the trunk's row is appended to the batch, and
-belongs to that machine from there on: its *branch*. Machines that write at other places part at
-other places, and the batch grows in steps:
+the same values as the others. So the forward begins with one row, the *trunk*, that all machines
+see. At the first write of a machine, a copy of the trunk's row is appended to the batch, and
+belongs to that machine from there on: its *branch*. Machines that write at other places fork
+there, and the batch grows in steps:
 
     layer          0    1    2    3
     rows           1    2    3    3
-                   |    |    |    `- the last one takes the trunk over: nobody else needs it
-                   |    |    `- the second has parted
-                   |    `- the first has parted
+                   |    |    |    `- the last one takes over the trunk: no other needs it
+                   |    |    `- the second has forked
+                   |    `- the first has forked
                    `- the trunk alone
 
-Two things have to be known. `Probe` finds where each machine writes first, in a run of its own:
-writes are noted, not done, and values are handed out as copies, so that an edit in place is
-noticed, too. `Forking` tells whether the model can be widened there: a forward that has fixed its
-number of rows before fails, and has to run as a plain batch. It tells so on fake tensors, without
-machines, or in the run itself.
+Two things must be known. `Probe` finds where each machine writes first, in a separate run: writes
+are noted but not made, and values are handed out as copies, so that edits in place are noticed
+too. `Forking` shows whether the model can be widened there, on fake tensors without machines or in
+the run itself: a forward that has fixed its number of rows before fails, and its programs run as a
+plain batch.
 
-A part of a layer cannot be widened by itself, as its output is added to what went around it. So
-the place of a fork is a whole layer (an item of a list of modules): its input, or its output where
-that is what is written.
+A part of a layer cannot be widened alone, since its output is added to the residual stream around
+it. So a fork is at a whole layer (an item of a list of modules): at its input, or at its output if
+that is the value written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase, Request
 from .driver import Driver
 
 TRUNK = Rows(0, 1, 1)
-"""The rows of a machine before anything has parted."""
+"""The rows of a machine before any fork."""
 
 _WRITES = frozenset({requests.WRITE, requests.ELEMENT, requests.SKIP})
 
@@ -58,15 +58,15 @@ class CannotFork(Exception):
 
 
 class Deviated(Exception):
-    """A program wrote elsewhere than it was seen to; the message says where. Control flow."""
+    """A program wrote elsewhere than in the probe; the message says where. Control flow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where rows part from the trunk.
+    """A place where rows fork from the trunk.
 
     Attributes:
-        place: the module.
+        place: the place of the module.
         phase: before its call, or after.
     """
 
@@ -75,12 +75,12 @@ class Fork:
 
     @property
     def key(self) -> tuple[int, Phase]:
-        """What tells forks apart."""
+        """Key of the fork's place, and its phase."""
         return key_of(self.place), self.phase
 
 
 class _FirstWrite(RunAborted):
-    """A machine has come to its first write, and is needed no more. Control flow."""
+    """A machine has reached its first write, and can end. Control flow."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _FirstWrite(RunAborted):
 
 
 class _Copying(Driver):
-    """A run that hands copies to machines which share a row, and notes what they do to them."""
+    """A run that hands copies to machines that share a row, and detects edits of the copies."""
 
     is_direct = False
 
@@ -98,19 +98,19 @@ class _Copying(Driver):
         self._passed: list[tuple[weakref.ref[torch.Tensor], int]] = []
 
     def _shares(self, machine: Machine) -> bool:
-        """Tell whether a machine shares its row with others."""
+        """Return whether a machine shares its row with others."""
         raise NotImplementedError
 
     def _edited(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:
-        """A machine has written what it shares with others, by request or in place."""
+        """Called when a machine has edited its shared row, by request or in place."""
         raise NotImplementedError
 
     def _obstructed(self, reason: str) -> None:
-        """Something has been done that programs with a shared row cannot do."""
+        """Called when a machine has done something that machines sharing a row cannot do."""
         raise NotImplementedError
 
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Hand out a copy, so that the others do not see what is done to it."""
+        """Hand out a copy, so that the others do not see edits of it."""
         value = super().seen(machine, offer, port)
         if not self._shares(machine):
             return value
@@ -120,7 +120,7 @@ class _Copying(Driver):
         return copy
 
     def offer(self, tap: Tap, phase: Phase, value: Any) -> Any:
-        """Offer a value, and look what was done to the copies of it."""
+        """Offer a value, and check the copies of it for edits."""
         before = len(self._handed)
         result = super().offer(tap, phase, value)
         handed, self._handed = self._handed[before:], self._handed[:before]
@@ -147,11 +147,11 @@ class Probe(_Copying):
     Args:
         root: place of the root module.
         ends_programs: whether a machine ends at its first write. On real tensors it would go on
-            with values that are not those after the write; fake ones have no values.
+            with values that lack the write; fake ones have no values.
 
     Attributes:
-        first_writes: by order of the machine, where it wrote first.
-        obstacle: why the machines cannot share rows, if something of theirs speaks against it.
+        first_writes: the fork at each machine's first write, by order of the machine.
+        obstacle: why the machines cannot share rows, None if nothing was found.
     """
 
     def __init__(self, root: Place, *, ends_programs: bool) -> None:
@@ -167,7 +167,7 @@ class Probe(_Copying):
         error: BaseException | None = None,
         request: Request | None = None,
     ) -> None:
-        """Resume a machine, unless it has come to its first write."""
+        """Resume a machine, unless it has ended at its first write."""
         if machine.is_done:
             return
         try:
@@ -187,7 +187,7 @@ class Probe(_Copying):
         return machine.rows is not None
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
-        """Note a write; let it go nowhere."""
+        """Note a write, and direct it to an offer that is dropped."""
         offer = super().offered(machine, request)
         if offer is None or request[0] not in _WRITES or machine.rows is None:
             return offer
@@ -211,7 +211,7 @@ class Probe(_Copying):
         try:
             self.first_writes[machine.order] = _fork_for(tap.place, phase, value)
         except CannotFork as cannot:
-            # the user's code runs now, and is not to meet this
+            # the user's code is running, and must not see this exception
             self._obstructed(str(cannot))
 
     def _obstructed(self, reason: str) -> None:
@@ -231,26 +231,26 @@ def _is_changed(copy: Any, leaves: Sequence[Any], versions: Sequence[int]) -> bo
 
 
 def _fork_for(place: Place, phase: Phase, value: Any) -> Fork:
-    """Find the place at which rows have to part for a write to a value that is offered."""
+    """Find the place at which rows must fork for a write to an offered value."""
     layer = place
     for above in ancestors(place):
         parent = above._parent
         if parent is not None and isinstance(parent._module, (nn.ModuleList, nn.Sequential)):
             layer = above
     if layer._module is None:
-        raise CannotFork("an operation is written in a module that is no item of a list")
+        raise CannotFork("an operation is written in a module that is not an item of a list")
     if layer is place and phase == OUTPUT and isinstance(value, torch.Tensor):
         return Fork(layer, OUTPUT)
     return Fork(layer, INPUTS)
 
 
 class Forking(_Copying):
-    """A run whose batch grows by a row where a machine parts from the trunk.
+    """A run whose batch grows by a row where a machine forks from the trunk.
 
     Args:
         root: place of the root module.
-        forks: where rows part, by the order of the machine they are for.
-        orders: of all machines that begin with the trunk; those without a fork stay with it.
+        forks: the fork of each machine that has one, by order of the machine.
+        orders: orders of all machines that begin on the trunk; those without a fork stay on it.
     """
 
     is_tapped_ahead = True
@@ -265,7 +265,7 @@ class Forking(_Copying):
         self._in_trunk = set(orders)
 
     def has_parted_all(self) -> bool:
-        """Tell whether all rows have parted that were to."""
+        """Return whether all forks have been reached."""
         return not self._due
 
     def _tap_ahead(self) -> None:
@@ -283,7 +283,7 @@ class Forking(_Copying):
         return is_in_trunk and len(self._in_trunk) > 1
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
-        """End the run at a write of a machine that has no row of its own."""
+        """End the run at a write of a machine that still shares its row."""
         offer = super().offered(machine, request)
         if offer is not None and request[0] in _WRITES and self._shares(machine):
             self._edited(machine, offer.tap, offer.phase, offer.value)
@@ -299,17 +299,17 @@ class Forking(_Copying):
             self.failure = CannotFork(reason)
 
     def widened(self, key: tuple[int, Phase], value: Any) -> Any:
-        """Let the machines part that are due at a place; return the value with their rows.
+        """Fork the machines that are due at a place; return the value with their rows.
 
         Args:
-            key: of the fork.
+            key: key of the fork.
             value: `(args, kwargs)` before the call, the output after it.
         """
         due = self._due.pop(key, None)
         if due is None:
             return value
         self._in_trunk.difference_update(due)
-        # where nobody else needs the trunk, one of them has it for its branch
+        # if no other machine needs the trunk, one of them takes it as its branch
         new = due if self._in_trunk else due[1:]
         starts = dict.fromkeys(due, 0)
         starts.update((order, self.total + number) for number, order in enumerate(new))
@@ -323,7 +323,7 @@ class Forking(_Copying):
 
 
 class _ForkTap(Tap):
-    """The tap of a place at which rows part."""
+    """The tap of a place at which rows fork."""
 
     driver: Forking
     is_common = False
@@ -335,21 +335,21 @@ class _ForkTap(Tap):
         return super().visit(call, module, args, kwargs)
 
     def is_awaited(self) -> bool:
-        """Have the module called: rows part here."""
+        """Return True, so that the module is called: rows fork here."""
         return True
 
     def _offered(self, output: Any) -> Any:
-        # wherever that is: where transformers captures outputs, it is in the midst of the call
+        # here, since a module whose output transformers captures offers it during the call
         if self.index == 0:
             output = self.driver.widened((key_of(self.place), OUTPUT), output)
         return super()._offered(output)
 
 
 def _expanded(value: Any, phase: Phase, total: int, added: int) -> Any:
-    """Append copies of the trunk's row to the tensors that have a row for each of the batch.
+    """Append copies of the trunk's row to the tensors that have the batch dimension.
 
-    While there is but one row, everything has one: then only the stream itself is widened, which
-    is the first argument, and what has one row is broadcast to all.
+    In a batch of one row, any tensor with one row may be such. Then only the residual stream is
+    widened, which is the first argument or the output; other tensors of one row are broadcast.
     """
     if not added:
         return value
@@ -370,7 +370,7 @@ def _expanded(value: Any, phase: Phase, total: int, added: int) -> Any:
 
 
 def has_row_for_each(alone: Any, together: Any, total: int) -> bool:
-    """Tell whether a result that has one row for a batch of one has one for each of several."""
+    """Return whether a result that has one row for a batch of one has one per row for several."""
     one, other = _tensors_of(alone), _tensors_of(together)
     return len(one) == len(other) and all(
         b.shape == (total, *a.shape[1:])
@@ -380,7 +380,7 @@ def has_row_for_each(alone: Any, together: Any, total: int) -> bool:
 
 
 def _tensors_of(result: Any) -> list[torch.Tensor]:
-    # what is deeper is a cache, whose layers have parted at different times
+    # deeper tensors are those of a KV cache, whose layers have forked at different times
     if isinstance(result, Mapping):
         items = list(result.values())
     else:

@@ -1,6 +1,6 @@
-"""The state of a run: what the answers to requests look at and change.
+"""The state of a run, which the answers to requests read and change.
 
-Most runs keep the values that are defined on the class, so that making a run is cheap.
+Defaults are defined on the class, so that making a run is cheap.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunState(Loop):
         step: the step that runs, -1 before the first.
         most_visits: number of the last visit that has begun, over all modules, counted from 1.
         factor: rows of the batch per row of the input, other than 1 under beam search.
-        result_factor: rows of the result per row of the input, fewer than the beams may be.
+        result_factor: rows of the result per row of the input; may be fewer than the beams.
         counts: rows of each input in a batch of several.
         writes: the writes of the machines.
         frozen: the rows that blocks were handed of tensors without a gradient, under autograd.
@@ -44,15 +44,17 @@ class RunState(Loop):
         is_called: whether the model has been called, so that modules may have been visited.
         is_partial: True in a dry run of the first step of a generation.
         is_session: True for a block of several runs, which runs no model itself.
-        is_stopped: whether a block has asked to stop.
-        stops_itself: whether the run may end before the model does, without a block's asking.
+        is_stopped: True once a block has called `tracer.stop()`.
+        stops_itself: True in a run that may end early without that (see `early_stop`).
         is_common: True if no visit does more than offer its output: there are no steps, no loops
-            over visits and no backward passes.
-        is_direct: whether a machine that sees all rows is handed values just as they are.
+            over visits and no backward passes. A generation, the first such loop and the first
+            pass clear it for the rest of the run.
+        is_direct: True if a machine that sees all rows is handed values unchanged; False in a run
+            that logs values or hands out copies.
         is_in_backward: True during a backward pass, whose visits repeat those of the forward.
-        has_met: whether a machine has waited at a barrier.
+        has_met: True once a machine has reached a barrier; only then are barriers checked.
         has_ended: whether the model has returned.
-        own_calls: the number of calls of modules by blocks that are under way.
+        own_calls: number of module calls by blocks that are in progress.
         step_waiters: machines whose loop waits for a step.
         visit_waiters: machines whose loop waits for a visit.
     """
@@ -102,7 +104,7 @@ class RunState(Loop):
         raise NotImplementedError
 
     def park(self, machine: Machine, request: Request, place: Place) -> Any:
-        """Let a machine wait at a place, unless the value cannot come any more."""
+        """Let a machine wait at a place, unless the value can no longer come."""
         raise NotImplementedError
 
     def seen_result(self, machine: Machine) -> Any:

@@ -1,1 +1,1 @@
-"""Machines: one running program each, with what it needs to be suspended and resumed."""
+"""Machines: running programs, and the means to suspend and resume them."""

@@ -1,11 +1,11 @@
-"""The state around a block, as `with` statements of torch set it.
+"""The ambient state of a block, as `with` statements of torch set it.
 
 That is grad mode, inference mode, autocast, function and dispatch modes, the kernels that attention
 may use, and the hooks on tensors that autograd saves.
 
-A block runs in the state of the place that serves it. What the block itself changes, by a
+A block runs in the state of the place that serves it. A change that the block makes, such as a
 `with torch.no_grad():` that is open while the block waits, must hold for the block only: it is
-taken off when the machine stops to wait and put back before it goes on.
+removed when the machine is parked and restored before the machine is resumed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _set_switches(values: tuple[Any, ...]) -> None:
 
 
 def saved_hooks_over(outside: _SavedHooks) -> list[tuple[Any, Any]]:
-    """Take off the hooks on saved tensors that lie over some others; return them, topmost first."""
+    """Pop the saved-tensor hooks above some given ones; return them, topmost first."""
     found = []
     while (top := top_saved_hooks(True)) is not None and not _are_same(top, outside):
         found.append(top)
@@ -65,7 +65,7 @@ def saved_hooks_over(outside: _SavedHooks) -> list[tuple[Any, Any]]:
 
 
 def put_saved_hooks(hooks: list[tuple[Any, Any]]) -> None:
-    """Put hooks on saved tensors back that were given topmost first."""
+    """Push saved-tensor hooks again, given topmost first."""
     for pack, unpack in reversed(hooks):
         _push_saved_hooks(pack, unpack)
 
@@ -82,13 +82,13 @@ _MODE_FLAGS = (
     "_is_in_non_infra_torch_dispatch_mode",
     "_is_in_any_mode_without_ignore_compile_internals",
 )
-"""What torch.utils._python_dispatch keeps beside its stack of modes, as of torch 2.13."""
+"""Variables that torch.utils._python_dispatch keeps beside its mode stack, as of torch 2.13."""
 
 _FAKE_FLAGS = (
     (torch._C._only_lift_cpu_tensors, torch._C._set_only_lift_cpu_tensors),
     (torch._C._meta_in_tls_dispatch_include, torch._C._set_meta_in_tls_dispatch_include),
 )
-"""What a mode of fake tensors switches."""
+"""Getter and setter of each flag that FakeTensorMode switches."""
 
 
 def state_outside() -> StateOutside:
@@ -107,11 +107,11 @@ def state_outside() -> StateOutside:
 
 
 _kept: list[Any] = []
-"""What holds inference mode as it was around a run that was interrupted while torch changed it."""
+"""Guards that restore inference mode after runs interrupted while torch changed it."""
 
 
 def restore_state(outside: StateOutside) -> None:
-    """Put the state of torch back that an interrupt has kept a `with` statement from undoing."""
+    """Restore torch's state where an interrupt kept a `with` statement from doing so."""
     switches, inference, function_modes, dispatch_modes, saved_hooks, (flags, fake) = outside
     while len(overrides._get_current_function_mode_stack()) > len(function_modes):
         overrides._pop_mode()
@@ -128,7 +128,7 @@ def restore_state(outside: StateOutside) -> None:
 
 
 def restore_after_interrupt(outside: StateOutside, failure: BaseException | None) -> None:
-    """Put the state of torch back if an interrupt is what a run ended with, or is on its way."""
+    """Restore torch's state if an interrupt ended the run, or is propagating now."""
     if is_interrupt(failure) or is_interrupt(sys.exception()):
         restore_state(outside)
 
@@ -138,7 +138,7 @@ def _restore_dispatch_modes(before: list[Any]) -> None:
     if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
         return
     for mode in now:
-        # those of torch itself have a place of their own each, and are not popped
+        # torch's own modes have one slot each, and are not popped
         key = getattr(mode, "_mode_key", None)
         if key is None:
             dispatch._pop_mode()
@@ -149,7 +149,7 @@ def _restore_dispatch_modes(before: list[Any]) -> None:
 
 
 class Ambient:
-    """The state that a waiting machine has changed, kept aside while the model runs."""
+    """The state changes of a waiting machine, set aside while the model runs."""
 
     __slots__ = (
         "_changes",
@@ -171,13 +171,13 @@ class Ambient:
         self._outside_hooks: _SavedHooks = None
 
     def enter(self) -> tuple[int, int, bool]:
-        """Note the state outside, put the machine's own changes back; return what `leave` needs."""
+        """Note the state outside, apply the machine's changes; return the argument of `leave`."""
         depth = len(overrides._get_current_function_mode_stack())
         dispatch_depth = len(dispatch._get_current_dispatch_mode_stack())
         self._outside = _switches()
         inference = torch.is_inference_mode_enabled()
         guarded = self._guard is not None
-        self._guard = None  # its end puts inference mode back to the machine's own
+        self._guard = None  # dropping the guard restores the machine's inference mode
         if self._changes or guarded:
             _set_switches(
                 tuple(self._changes.get(i, value) for i, value in enumerate(self._outside))
@@ -192,10 +192,10 @@ class Ambient:
         return depth, dispatch_depth, inference
 
     def leave(self, before: tuple[int, int, bool], *, is_set: bool) -> None:
-        """Take off what the machine has changed and not undone.
+        """Remove the changes that the machine has made and not undone.
 
-        With `is_set` the machine stands in a `with` that sets a state, and keeps all of it, also
-        what is the same outside now: it need not be so where the machine goes on.
+        With `is_set` the machine is inside a `with` that sets a state. It then keeps all switches,
+        even those equal outside now: they may differ where the machine is resumed.
         """
         depth, dispatch_depth, inference = before
         self._function_modes = overrides._get_current_function_mode_stack()[depth:]

@@ -15,18 +15,17 @@ from nnsight_dsl.transforms.requests import Request
 
 from .ambient import Ambient
 
-# An error of torch's own records the C stack that it is raised on: its 64 innermost frames. Where
-# a greenlet begins there is nothing below that an unwinder could follow, and one that goes past
-# that place reads what is not there and ends the process. So the stack begins with more frames
-# than torch looks at. Each level adds three: `next`, the step of `map`, and the call of it.
+# A torch error records the 64 innermost frames of the C stack. Below the first frame of a greenlet
+# there is nothing to unwind: an unwinder that goes past it reads invalid memory and ends the
+# process. So the stack begins with more frames than torch looks at. Each level adds three: `next`,
+# the step of `map`, and the call of it.
 _LEVELS = 24
 
 
 def new_carrier(function: Callable[..., Any]) -> greenlet:
-    """Make a greenlet that runs a function, and that may be switched away from inside of it.
+    """Make a greenlet that runs a function, from inside of which it may be switched away.
 
-    It is given the function's arguments by its first switch, and it returns what the function
-    returns.
+    Its first switch passes the function's arguments; it returns the function's result.
     """
 
     def begin(*args: Any) -> Any:

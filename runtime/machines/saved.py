@@ -1,9 +1,8 @@
-"""What a block has saved, and which names may leave it.
+"""The values that a block has saved, and the names that may leave it.
 
-A name leaves the outermost block if at the end of the block it is bound to an object that was
-saved. Objects are compared by identity. CPython shares small integers, strings and the like
-between all who use them, so for those the name counts too: it must have been assigned straight
-from a `save` call.
+A name leaves the outermost block if at the end of the block it is bound to a saved object.
+Objects are compared by identity. CPython shares small integers, strings and the like, so for
+those the name counts too: it must have been assigned straight from a `save` call.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _SHARED_TYPES = (int, float, bool, str, bytes, type(None))
 class Saved(dict[int, object]):
     """The objects that the blocks of one run have saved, by identity.
 
-    They are kept alive, so that no other one can take the identity of one of them.
+    They are kept alive, so that their identities are not reused.
     """
 
     __slots__ = ()
@@ -28,7 +27,7 @@ class Saved(dict[int, object]):
         self[id(value)] = value
 
     def leaving(self, names: Mapping[str, Any], program: Program) -> dict[str, Any]:
-        """Return those names that a program binds and that may leave, with their values."""
+        """Return the names bound by a program that may leave, with their values."""
         left: dict[str, Any] = {}
         if self:
             saved_names = program.saved_names

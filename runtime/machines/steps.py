@@ -1,4 +1,4 @@
-"""Loops over steps: what `tracer.iter[...]` asks for, and where a machine is in it.
+"""Loops over steps: the steps that `tracer.iter[...]` selects, and a machine's position in them.
 
 A *step* is one forward of the root module in a generation. In a run with a single root forward,
 round k of a loop means the k-th visit to each location instead.
@@ -56,7 +56,7 @@ class StepSpec:
         """Return the numbers of the steps, and whether they go on without end.
 
         Raises:
-            TypeError: the key is none of these.
+            TypeError: the key is not an int, a slice or an iterable.
             ValueError: a number is negative, or the numbers do not grow.
         """
         key = self.key
@@ -74,11 +74,13 @@ class StepSpec:
                 return count(start, stride), True
             return iter(range(start, key.stop, stride)), False
         if isinstance(key, (list, tuple)):
-            # all of them are here, so a wrong one is told at the loop's head
+            # all numbers are known, so a wrong one is reported at the loop's head
             return iter([*_growing(key)]), False
         if isinstance(key, Iterable):
             return _growing(key), False
-        raise TypeError(f"tracer.iter[{key!r}] is no step; write an int, a slice or a list of ints")
+        raise TypeError(
+            f"tracer.iter[{key!r}] is not a step; write an int, a slice or a list of ints"
+        )
 
 
 def _growing(numbers: Iterable[Any]) -> Iterator[int]:
@@ -97,12 +99,12 @@ class Steps:
     """One loop of one machine over steps.
 
     Attributes:
-        over: what the driver raises in a round to end the loop.
-        is_open: whether the loop has no last round.
-        is_lowered: whether the loop stands in lowered code, which catches `over`.
-        is_over: whether it has been ended by `over`.
+        over: the exception that the driver raises in a round to end the loop.
+        is_open: True if the steps have no end, as in `tracer.iter[:]`.
+        is_lowered: True in lowered code, which catches `over`; `StepSpec.__iter__` clears it.
+        is_over: True once `lateness` has ended the loop by `over`; it has no further rounds.
         next_step: the step that the next round waits for.
-        value: the step of the round that runs.
+        value: the step of the current round.
     """
 
     __slots__ = (
@@ -140,7 +142,7 @@ class Steps:
         """Put the machine back to the step at which it entered the loop."""
         self._machine.step = self._before
         if self in self._machine.loops:
-            # with those inside it, should one of them not have been closed
+            # and those inside it, in case one of them was not closed
             self._machine.loops = self._machine.loops[: self._machine.loops.index(self)]
 
 

@@ -1,9 +1,9 @@
 """All modules of a model, looked up once for the runs that tap every one of them.
 
-A cache of all modules, or a block that can ask for anything, taps the whole model. To walk it by
-its places and tap each takes 5 µs for each module, taps taken off again. Which modules stand where
-is nearly always what it was in the run before; so that is kept, with what it rests on. To compare
-that and tap all in one go takes 1 µs for each.
+A cache of all modules, or a block that can ask for anything, taps the whole model. Walking its
+places, tapping each module and removing the taps takes 5 µs per module. The tree of modules is
+nearly always the same as in the run before; so it is cached, with the facts that it depends on.
+Checking those and tapping all modules at once takes 1 µs per module.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class AllModules:
     """The modules of one model.
 
     Attributes:
-        fixtures: those that can be tapped in one go.
-        others: places of those that cannot, the root first.
+        fixtures: the modules that can be tapped at once.
+        others: places of the other modules, the root first.
     """
 
     __slots__ = ("_leaves", "_module", "_parents", "_places", "fixtures", "others")
@@ -34,12 +34,12 @@ class AllModules:
         self.others = [one for one in places if id(one._module) not in fixed]
         self._places = [(one, one._module) for one in places]
         below = [children_of(one._module) for one in places]
-        # the modules stay alive with the places, so that no other one takes an identity
+        # the places keep the modules alive, so that their identities are not reused
         self._parents = [(one, [*one, *map(id, one.values())]) for one in below if one]
         self._leaves = [one for one in below if not one]
 
     def holds(self, root: Place) -> bool:
-        """Tell whether the same modules still stand at the same places."""
+        """Return whether the same modules are still at the same places."""
         if self._module is not root._module or any(self._leaves):
             return False
         for modules, known in self._parents:
@@ -47,7 +47,7 @@ class AllModules:
                 return False
         for place, module in self._places:
             if place._module is not module:
-                # another module stood there for a while, and the place was looked at then
+                # the place was used while another module was there for a while
                 place._refresh()
         return True
 
@@ -58,12 +58,12 @@ def places_of(root: Place) -> Iterator[Place]:
     while todo:
         place = todo.pop()
         yield place
-        # in order: a module that stands at several places goes by the first
+        # in order: a module at several places goes by the first
         todo.extend(reversed([*place._places_below()]))
 
 
 def all_modules_of(root: Place) -> AllModules:
-    """Return the modules of a model, as they were found before if they still stand so."""
+    """Return the modules of a model, from the cache if that still holds."""
     known: Any = root.__dict__.get("_all_modules")
     if known is None or not known.holds(root):
         known = root.__dict__["_all_modules"] = AllModules(root)

@@ -1,21 +1,21 @@
-"""Checkpoints: parts of a forward that the backward pass computes again.
+"""Activation checkpoints: parts of a forward that the backward pass computes again.
 
     model.gradient_checkpointing_enable()
     with model.trace("Hello"):
         model.transformer.h[1].mlp.output *= 2         # inside of a checkpointed layer
         with model.output.logits.sum().backward():     # runs that layer once more
 
-What is computed again is no new occurrence, so blocks are not asked again. But it has to come to
-the values that it came to before, edits included, or the gradients are those of another model. So
-what blocks make of a value inside of a *region* (one checkpointed call) is noted with the region,
-and put in place whenever the region is computed again: in the run, after it, in whatever thread.
+A recomputation is not a new occurrence, so blocks are not run again. But it must yield the same
+values as before, edits included, or the gradients are those of another model. So the changes that
+blocks make to a value inside of a *region* (one checkpointed call) are noted with the region, and
+replayed whenever the region is recomputed: during the run or after it, in any thread.
 
-A region is found by the hooks on saved tensors by which `torch.utils.checkpoint` works. They are
-taken off while a block runs: what its operations save is not part of the region, and would not be
-there the second time.
+A region is found by the saved-tensor hooks by which `torch.utils.checkpoint` works. They are
+popped while a block runs: tensors saved by its operations are not part of the region, and would be
+missing in the recomputation.
 
-Regions of the older form (`use_reentrant=True`) cannot be had so: their graph is made in the
-backward pass, of which an edit that was made before is no part. An edit in one is refused.
+This does not work for regions of the older form (`use_reentrant=True`): their graph is built in
+the backward pass, without the earlier edits. An edit in such a region is refused.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _pop_saved_hooks = torch._C._autograd._pop_saved_tensors_default_hooks
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """One part of a value that blocks have made.
+    """One leaf of a value that blocks have changed.
 
     Attributes:
-        number: which part of the value offered this was, None for a new one.
-        value: what it holds; a copy of a tensor, None for a part that is as it was.
+        number: its index among the leaves of the offered value, None for a new one.
+        value: its content; a copy of a tensor, None for an unchanged leaf.
         needs_grad: whether the tensor required a gradient.
     """
 
@@ -64,7 +64,7 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What blocks have made of one value, and of the state of random numbers meanwhile."""
+    """A value as changed by blocks, and the random state if they drew random numbers."""
 
     structure: Any
     leaves: tuple[_Leaf, ...]
@@ -72,7 +72,7 @@ class _Change:
 
 
 class _Region:
-    """One checkpointed call: what blocks did in it, by module, visit and place in the visit."""
+    """One checkpointed call: the changes by blocks in it, by module, visit and phase."""
 
     def __init__(self) -> None:
         self.visits: dict[nn.Module, int] = {}
@@ -84,7 +84,7 @@ class _Region:
         return number
 
     def replay(self, compute: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """Compute the region again, with what blocks did put in place."""
+        """Compute the region again, with the changes by blocks applied."""
         record = Record()
         try:
             for module, changes in self.changes.items():
@@ -99,7 +99,7 @@ class _Region:
 
 
 class Visit:
-    """A visit to a module inside of one or more regions, one in the other."""
+    """A visit to a module inside of one or more nested regions."""
 
     __slots__ = ("_module", "_regions")
 
@@ -108,7 +108,7 @@ class Visit:
         self._regions = [(region, region.begin_visit(module)) for region in regions]
 
     def offered(self, phase: str, offer: Callable[[Any], Any], value: Any) -> Any:
-        """Offer a value outside of the regions' hooks, and note what came of it."""
+        """Offer a value without the regions' hooks, and note the changes."""
         before = _versions(value)
         random_states = _random_states()
         hooks = _Hooks()
@@ -125,7 +125,7 @@ class Visit:
         return new
 
     def skipped(self, value: Any) -> None:
-        """Note that the module was not called, and what took the place of its output."""
+        """Note that the module was skipped, and the value that replaced its output."""
         self._note(SKIP, (), value, {}, _random_states())
 
     def _note(
@@ -156,9 +156,9 @@ _regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
 
 
 def visit_in_regions(module: nn.Module) -> Visit | None:
-    """Return the visit that begins, None if it is one of a computation that is made again.
+    """Return the visit that begins, None if it is part of a recomputation.
 
-    To be called where hooks on saved tensors stand.
+    To be called only while saved-tensor hooks are set.
     """
     standing = _standing_hooks()
     if any(_kind(pack) == _AGAIN for pack, _ in standing):
@@ -167,7 +167,7 @@ def visit_in_regions(module: nn.Module) -> Visit | None:
 
 
 def is_reentrant() -> bool:
-    """Tell whether a region of the older form is being computed on this thread."""
+    """Return whether this thread is computing a region of the older form."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _REENTRANT:
@@ -177,12 +177,12 @@ def is_reentrant() -> bool:
 
 
 def is_computed_again() -> bool:
-    """Tell whether the backward pass is computing a region on this thread once more."""
+    """Return whether the backward pass is recomputing a region on this thread."""
     return any(_kind(pack) == _AGAIN for pack, _ in _standing_hooks())
 
 
 def offered_in_reentrant(location: str, offer: Callable[[Any], Any], value: Any) -> Any:
-    """Offer a value of a region of the older form, where it may be read only.
+    """Offer a value of a region of the older form, which may only be read.
 
     Raises:
         WriteError: a block has changed it.
@@ -198,7 +198,7 @@ def offered_in_reentrant(location: str, offer: Callable[[Any], Any], value: Any)
 
 
 def offered_unchanged(location: str, offer: Callable[[Any], Any], value: Any) -> Any:
-    """Offer a value that lies in a region and that the backward pass will compute without us.
+    """Offer an operation's value, which in a region may only be read: an edit is not replayed.
 
     Raises:
         WriteError: a block has changed it.
@@ -236,10 +236,10 @@ def _kind(pack: Any) -> str | None:
 
 
 class _Hooks:
-    """The hooks of all regions that are being computed, to be taken off for a while.
+    """The saved-tensor hooks of all current regions, to be popped for a while.
 
     Attributes:
-        were_any: whether some were taken off.
+        were_any: True once `take_off` has popped one; `put_back` does not clear it.
     """
 
     __slots__ = ("_taken", "were_any")
@@ -249,7 +249,7 @@ class _Hooks:
         self.were_any = False
 
     def take_off(self) -> list[tuple[Any, Any]]:
-        """Take them off; return them, topmost first."""
+        """Pop the hooks; return them, topmost first."""
         while (top := top_saved_hooks(True)) is not None and _kind(top[0]) in (_FORWARD, _AGAIN):
             self._taken.append(top)
             self.were_any = True
@@ -257,7 +257,7 @@ class _Hooks:
         return [*self._taken]
 
     def put_back(self) -> None:
-        """Put those back that have been taken off; to be called again if it is interrupted."""
+        """Push the popped hooks again; to be called again if it is interrupted."""
         while self._taken:
             pack, unpack = self._taken[-1]
             top = top_saved_hooks(True)
@@ -267,7 +267,7 @@ class _Hooks:
 
 
 def _standing_hooks() -> list[tuple[Any, Any]]:
-    """Return the hooks of all regions that are being computed, topmost first."""
+    """Return the hooks of all current regions, topmost first."""
     hooks = _Hooks()
     try:
         return hooks.take_off()
@@ -280,7 +280,7 @@ def _standing_hooks() -> list[tuple[Any, Any]]:
 
 
 def _region_of(pack: Any) -> _Region:
-    """Return the region that a hook on saved tensors belongs to."""
+    """Return the region that a saved-tensor hook belongs to."""
     function = getattr(pack, "__wrapped__", pack)
     cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
     frame = cells["frame"].cell_contents
@@ -325,7 +325,7 @@ def _are_equal(states: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 
 def _install(module: nn.Module, changes: dict[tuple[int, str], _Change], record: Record) -> None:
-    """Let a module's calls on this thread come to what they came to before, by a record."""
+    """Make a module's calls on this thread repeat their changes, until the record is undone."""
     thread = get_ident()
     visit = -1
 
@@ -365,7 +365,7 @@ def _remove_hooks(module: nn.Module, hooks: Sequence[Any]) -> None:
 
 
 def _made_again(change: _Change, value: Any) -> Any:
-    """Do to a value that was computed again what blocks did to it the first time."""
+    """Apply the changes that blocks made the first time to a recomputed value."""
     found = pytree.tree_leaves(value)
     leaves = []
     for leaf in change.leaves:
@@ -373,7 +373,7 @@ def _made_again(change: _Change, value: Any) -> Any:
         if leaf.value is None and leaf.number is not None:
             leaves.append(old)
         elif isinstance(old, torch.Tensor) and old.requires_grad == leaf.needs_grad:
-            # in place, as it was, so that whoever has the tensor, too, sees it
+            # in place, as the first time, so that other holders of the tensor see it
             with torch.no_grad():
                 old.copy_(leaf.value)
             leaves.append(old)

@@ -1,9 +1,9 @@
-"""Fixtures: the modules that the runs of a program tap, looked up once for all of them.
+"""Fixtures: taps that are kept between the runs of a program.
 
-Most runs of a program tap the same modules as the run before. Their taps are made once, and set
-back for each run: making a tap anew, looking up its class and what is above it costs 0.7 µs, and
-to put it there and take it off again without that 0.25. Runs of one model take turns, so no two
-of them need a tap at once; should a fixture be in use all the same, that run makes taps of its own.
+Most runs of a program tap the same modules as the run before. Their taps are made once, and reset
+for each run: making a tap, with its class and the taps above it, costs 0.7 µs, while putting and
+removing a kept one costs 0.25. Runs of one model take turns, so no two of them need a tap at once;
+if a fixture is in use all the same, the run makes new taps.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Needs:
 
     Attributes:
         fixtures: modules whose taps are kept between runs.
-        expected: places and ports beside those.
-        is_closed: whether the machine can ask for no others.
+        expected: further places and ports.
+        is_closed: True if the machine can ask for no others, so that no others need taps.
     """
 
     fixtures: Fixtures | None
@@ -38,7 +38,7 @@ class Needs:
 
 
 _Fixture = tuple[Tap, nn.Module, type, type, Sequence[Tap]]
-"""A tap, its module, the class of that, the class for the length of a run, and the taps above."""
+"""A tap, its module, that module's own class and its tapped class, and the taps above."""
 
 
 class Fixtures:
@@ -48,13 +48,14 @@ class Fixtures:
         places: their places.
         taps: the taps by identity of their modules.
         by_place: the taps by identity of their places.
-        user: the driver that they are put for, from before the first is put until all are gone.
+        user: the driver that uses them, from before the first is put until all are removed; only
+            `put` sets it, and only if it is None.
     """
 
     def __init__(self, places: Iterable[Place]) -> None:
         """Look up the modules at some places, and those above them.
 
-        The root gets no tap here, nor what is no module.
+        The root gets no tap here, and neither do places without a module.
         """
         self._is_root_tapped = False
         self._of_root: dict[str, Any] = {}
@@ -94,16 +95,16 @@ class Fixtures:
         return tap
 
     def has(self, tap: Tap) -> bool:
-        """Tell whether a tap is one of theirs."""
+        """Return whether a tap is one of these."""
         return self.by_place.get(id(tap.place)) is tap
 
     def put(self, driver: Offering) -> bool:
         """Let the modules offer their values to a driver, which has no other taps yet.
 
         Returns:
-            Whether that has been done: it is not where they are in use, where a module is of
-            another class now, as lazy modules are from their first call on, or where the root has
-            to be tapped, too.
+            Whether the taps were put: they are not if they are in use, if a module's class has
+            changed, as that of a lazy module does at its first call, or if the root has to be
+            tapped too.
         """
         if self.user is not None or not self._all:
             return False
@@ -123,7 +124,7 @@ class Fixtures:
         return True
 
     def _take_off(self, count: int) -> None:
-        """Leave the modules as they were, of which only the first few have been changed."""
+        """Restore the modules, of which only the first `count` have been changed."""
         for tap, module, cls, _, _ in self._all[:count]:
             set_class(module, cls)
             tap.driver = NOBODY
@@ -132,25 +133,25 @@ class Fixtures:
         self.user = None
 
     def remove(self) -> None:
-        """Leave the modules as they were before the run.
+        """Restore all modules.
 
-        Those that are as they were, since an interrupt kept them from being tapped or came while
-        this was done, are left alone.
+        Those that an interrupt kept from being tapped, or that an interrupted call has already
+        restored, are left alone.
         """
         for number, (tap, module, cls, tapped, above) in enumerate(self._all):
             if type(module) is tapped and tap.is_common and not tap.waiting:
                 set_class(module, cls)
                 taps_now.pop(id(module), None)
-                # The driver names what the blocks hold. Another thread that was about to call the
-                # module may still look at the tap: it finds none of its own.
+                # The driver refers to the blocks' values. Another thread that was about to call
+                # the module may still look at the tap: it finds that it is not its own.
                 tap.driver = NOBODY
                 tap.above = above
             else:
-                # there is more to set back, in the same tap: drivers of later runs know it
+                # more has to be reset, in the same tap: drivers of later runs refer to it
                 remove_tap(module)
                 if tap.inside is not None:
                     tap.inside.finish()
-                # in this order: an interrupt in between leaves a tap that can still be asked
+                # in this order: an interrupt in between leaves a tap that still works
                 _set_up(tap, self.places[number], module, above)
                 for name in tap.__dict__.keys() - _SET_UP:
                     del tap.__dict__[name]
@@ -162,11 +163,11 @@ class Fixtures:
 _SET_UP = frozenset(
     {"above", "can_refuse", "driver", "index", "is_common", "module", "place", "waiting"}
 )
-"""What a tap has before and after each run."""
+"""Attributes of a kept tap between runs."""
 
 
 def _set_up(tap: Tap, place: Place, module: nn.Module, above: Sequence[Tap]) -> None:
-    """Give a tap what it has before and after each run; a driver it gets when it is put there."""
+    """Reset a tap to its state between runs; `put` sets its driver."""
     tap.place, tap.module, tap.above, tap.driver = place, module, above, NOBODY
-    # each visit asks for these (see `Driver.__init__`)
+    # read at each visit, so set on the instance (see `Driver.__init__`)
     tap.is_common, tap.can_refuse, tap.index, tap.waiting = True, False, None, []

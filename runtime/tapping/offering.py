@@ -1,8 +1,8 @@
-"""The run as its taps see it.
+"""The interfaces between a run and its taps.
 
-A tap tells a run of each visit, and hands it each value that a machine waits for. What it needs of
-the run are the members below; `driving.driver.Driver` has them, and so does an engine of vLLM for
-its own taps.
+A tap reports each visit to the run, and offers it each value that a machine waits for. `Offering`
+lists the members of the run that it uses; `driving.driver.Driver` has them, and so does a vLLM
+engine for its own taps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Watcher(Protocol):
         """See the arguments and the output of a visit, after the edits of all blocks."""
 
     def watches(self, place: Place) -> bool:
-        """Return whether a module has to be called even where its parent can do without."""
+        """Return whether a module has to be called even if its parent can run without it."""
 
 
 class Looking(Protocol):
@@ -38,11 +38,11 @@ class Looking(Protocol):
         """Wrap the call of a module, so that its forward is tapped while it lasts."""
 
     def finish(self) -> None:
-        """Let go of all values."""
+        """Release all values."""
 
 
 class Offering(Protocol):
-    """A run, as far as a tap on one of its modules needs it.
+    """The members of a run that its taps use.
 
     Attributes:
         root: place of the root module.
@@ -51,13 +51,13 @@ class Offering(Protocol):
         is_stepped: True in a generation.
         step: the step that runs, -1 before the first.
         factor: rows of the batch per row of the input, other than 1 under beam search.
-        has_grad: whether the forward of the root that runs builds a graph.
-        is_usual: True if torch calls modules in its own way, which jit's tracer does not.
-        is_common: True if no visit does more than offer its output: there are no steps, no loops
-            over visits and no backward passes.
+        has_grad: whether grad mode was on when the current forward of the root began.
+        is_usual: True unless jit traces, which calls modules in another way; set at the start.
+        is_common: True if no visit does more than offer its output (see `driving.state`).
         is_in_backward: True during a backward pass, whose visits repeat those of the forward.
-        is_read_only: True while the value on offer must not be replaced by another object.
-        is_tapping_ahead: True while taps are put, before the model is called.
+        is_read_only: True while the value on offer must not be replaced by a copy; an operation's
+            tap sets it for an offer under saved-tensor hooks.
+        is_tapping_ahead: True while the driver puts taps before it calls the model.
         visit_waiters: machines whose loop waits for the next visit of any module.
         watchers: objects that are shown every visit.
     """
@@ -81,10 +81,10 @@ class Offering(Protocol):
         """See above."""
 
     def begin_step(self) -> None:
-        """A call of the module whose calls are steps begins."""
+        """Note that a call of the module whose calls are steps begins."""
 
     def begin_visit(self, index: int) -> None:
-        """A module is called for the `index`-th time."""
+        """Note that a module is called for the `index`-th time."""
 
     def offer(self, tap: Any, phase: Phase, value: Any) -> Any:
         """Offer a value; return its replacement, or the value itself."""
@@ -99,7 +99,7 @@ class Offering(Protocol):
         """Raise an error in all machines that wait at a tap."""
 
     def is_offering_inputs(self, tap: Any) -> bool:
-        """Return whether the arguments of a place are on offer, so that its call is to come."""
+        """Return whether the arguments of a place are on offer, so its call is still to come."""
 
     def places(self) -> Iterator[Place]:
         """Iterate over the modules of the model."""
@@ -109,14 +109,16 @@ class Offering(Protocol):
 
 
 class Visited(Protocol):
-    """A tap, as the class of a tapped module sees it.
+    """The members of a tap that the class of a tapped module uses.
 
     Attributes:
         driver: the run.
-        looks_inside: whether it is the tap of one run, which may look at a module's parts.
+        looks_inside: True for the tap of a run, which may look at a module's parts; False for a
+            tap of an engine.
         is_common: True if a visit can do nothing but serve machines that wait for the output.
-        is_entered: True once a visit has begun, until the call arrives at torch's own.
-        index: occurrence of the visit that runs now; None if no request can mean it.
+        is_entered: True from the beginning of a visit until its call reaches `_call_impl`; after
+            that, another call of the module is another visit.
+        index: occurrence of the current visit; None if no request can mean it.
         begun: visits that have begun in this run.
         done: visits that have ended.
         begun_step: last occurrence that has begun.
@@ -140,4 +142,4 @@ class Visited(Protocol):
         """Run one call of the module."""
 
     def is_awaited(self) -> bool:
-        """Return whether a machine waits here or inside, or a watcher is to see the visit."""
+        """Return whether a machine waits here or inside, or a watcher wants to see the visit."""

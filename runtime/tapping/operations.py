@@ -1,13 +1,13 @@
 """Taps on operations inside a module's forward.
 
-While a module is called, its `forward` is a copy whose code tells of some operations (see
-`nnsight_dsl.transforms.bytecode.taps`); before and after the call it is what it was. An *inside* is
-what a run knows of one function: which of its operations are tapped, and which were done. The
-inside of an operation is that of the function which it calls, found each time it is called.
+While a module is called, its `forward` is replaced by a copy whose code reports some operations
+(see `nnsight_dsl.transforms.bytecode.taps`); after the call the original is back. An *inside* is a
+run's state of one function: which of its operations are tapped, and which were done. The inside of
+an operation is that of the function it calls, found each time it is called.
 
-An operation is tapped before its function is called. A block whose text spells an operation out
-is known beforehand. One that asks for it in another way has all operations of that function
-tapped from the next call on; if it asks while the function is already running, that is an error.
+An operation must be tapped before its function is called. Operations named in a block's text are
+known beforehand. Asking for one in another way taps all operations of that function from its next
+call on; asking while the function is already running is an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .offering import Offering
 from .taps import NOBODY, Tap
 
 _WRAPPED_BY_ACCELERATE = "_old_forward"
-"""Where accelerate keeps the forward that its own one calls."""
+"""Attribute in which accelerate keeps the forward that it has wrapped."""
 
 
 class Spot:
@@ -47,7 +47,7 @@ class Spot:
 
     Attributes:
         function: the Python function that it was last seen to call, None before it was called.
-        ran: by name of an operation of that function, whether it was done when last looked at.
+        ran: for each operation of that function, whether it was done when last looked at.
     """
 
     __slots__ = ("function", "ran")
@@ -67,7 +67,7 @@ def spot_of(module: nn.Module, chain: tuple[str, ...]) -> Spot:
 
 
 def forward_of(module: nn.Module) -> Any:
-    """Return the forward of a module that does its work, which accelerate may have wrapped."""
+    """Return the forward of a module, without accelerate's wrapper."""
     return module.__dict__.get(_WRAPPED_BY_ACCELERATE) or module.forward
 
 
@@ -75,9 +75,9 @@ class OperationPlace(Place):
     """The place of an operation; the module or the operation around it is its parent.
 
     Attributes:
-        _name: of the operation in its function.
-        _owner: module whose forward it is in, however deep.
-        _chain: names of the operations that lead to it from that forward.
+        _name: name of the operation in its function.
+        _owner: module whose forward it is in, directly or through calls.
+        _chain: names of the operations that lead to it from that forward, its own last.
     """
 
     _name: str
@@ -107,7 +107,7 @@ class OperationPlace(Place):
         return place
 
     def _absence(self) -> str:
-        """Say why the operation has no value in a run that did not do it."""
+        """Explain why a run did not do the operation."""
         operation = self._operation()
         function = function_inside(self._parent) if self._parent is not None else None
         at = ""
@@ -125,7 +125,7 @@ class OperationPlace(Place):
 
 
 def function_inside(place: Place) -> FunctionType | None:
-    """Return the function whose operations are inside a place, None while that is not known."""
+    """Return the function whose operations are inside a place, None while it is unknown."""
     if isinstance(place, OperationPlace):
         function: FunctionType | None = place._module.function
         return function
@@ -133,17 +133,17 @@ def function_inside(place: Place) -> FunctionType | None:
 
 
 _originals: WeakKeyDictionary[FunctionType, FunctionType] = WeakKeyDictionary()
-"""By the tapped copy of a function; it stands in a module's place while the module is called."""
+"""The original of each tapped copy; the copy replaces it while its module is called."""
 
 
 def _heart(function: Any) -> FunctionType | None:
-    """Return the function whose operations are meant, None where there is none."""
+    """Return the function behind wrappers and taps, None if there is none."""
     heart = innermost(function)
     return heart if heart is None else _originals.get(heart, heart)
 
 
 def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
-    """Return the error for a name that is no operation's."""
+    """Return the error for an unknown operation."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     advice = (
@@ -155,13 +155,13 @@ def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
 
 
 class Inside:
-    """What a run knows of one function and its operations."""
+    """A run's state of one function and its operations."""
 
     def __init__(self, place: Place, driver: Offering) -> None:
         self._place = place
         self._driver = driver
         self._taps: dict[str, OperationTap] = {}
-        # the first time all are tapped, so that it is known from then on which are done
+        # the first run taps all operations, to learn which are done
         self._has_all = not self._spot().ran
         self._running: list[frozenset[str]] = []
         self._made: tuple[Any, frozenset[str], frozenset[str], Any] | None = None
@@ -173,11 +173,11 @@ class Inside:
             self._has_all = True
 
     def covers(self, name: str) -> bool:
-        """Tell whether an operation is tapped in the call of the function that runs now."""
+        """Return whether an operation is tapped in the current call of the function."""
         return bool(self._running) and name in self._running[-1]
 
     def is_awaited(self) -> bool:
-        """Tell whether a machine waits for one of the operations."""
+        """Return whether a machine waits for one of the operations."""
         return any(tap.is_awaited() for tap in self._taps.values())
 
     def called(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -203,7 +203,7 @@ class Inside:
         return with_taps
 
     def entered(self, function: Any) -> Any:
-        """Return what to call for an operation whose function has this inside."""
+        """Return the function to call for an operation, with the operations inside it tapped."""
         spot: Spot = self._place._module
         heart = _heart(function)
         if heart is None:
@@ -215,9 +215,10 @@ class Inside:
         return self.tapped(function)
 
     def finish(self) -> None:
-        """Keep what the run has seen of which operations are done, and part from their taps.
+        """Remember which operations were done, and drop their taps.
 
-        Those name what is above them, and so this; what they hold has to be freed with the run.
+        The taps refer to those above them, and so to this object: a cycle that would keep the
+        run's values alive.
         """
         spot = self._spot()
         if any(tap.begun for tap in self._taps.values()):
@@ -233,7 +234,7 @@ class Inside:
         return spot_of(place._module, ())
 
     def left(self) -> None:
-        """The function has returned."""
+        """Note that the function has returned."""
         self._running.pop()
 
     def tapped(self, function: Any) -> Any:
@@ -264,10 +265,7 @@ class Inside:
 
 
 def _put_back(attributes: dict[str, Any], name: str, before: Any, put: list[Any]) -> None:
-    """Give a module its forward back, unless the call has put another in its place.
-
-    The forwards of lazy modules do so.
-    """
+    """Restore a module's forward, unless the call has replaced it, as lazy modules do."""
     if put and attributes.get(name) is put[0]:
         restore_item(attributes, name, before)
 
@@ -275,12 +273,12 @@ def _put_back(attributes: dict[str, Any], name: str, before: Any, put: list[Any]
 def tapped_copy(
     function: FunctionType, taps: Mapping[str, bytecode_taps.OperationTap], around: frozenset[str]
 ) -> FunctionType:
-    """Return a copy of a function that tells taps of some operations, by name.
+    """Return a copy of a function that reports some operations to their taps.
 
     Args:
         function: the function, or such a copy of it.
-        taps: what is told of each.
-        around: names of those that are told of before they are done, too.
+        taps: the tap of each operation, by name.
+        around: names of the operations that are also reported before they are done.
     """
     original = _originals.get(function, function)
     copy = with_code(original, tapped_code(original.__code__, taps, around))
@@ -300,11 +298,11 @@ def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
         )
         spelled = f"model.{path}.source" if path else "the .source of that module"
         return PathError(
-            f"{place._path} calls the module {type(function).__name__}, which has a source of its "
-            f"own; write {spelled}"
+            f"{place._path} calls the module {type(function).__name__}, which has its own source; "
+            f"write {spelled}"
         )
     name = getattr(function, "__qualname__", None) or repr(function)
-    kind = "a C function" if isinstance(function, BuiltinFunctionType) else "no Python function"
+    kind = "a C function" if isinstance(function, BuiltinFunctionType) else "not a Python function"
     return PathError(
         f"{place._path} calls {name}, which is {kind} and has no operations inside; read its "
         ".input and .output"
@@ -312,11 +310,12 @@ def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
 
 
 class OperationTap(Tap):
-    """What a run knows of one operation.
+    """The tap of one operation.
 
     Attributes:
-        is_around: whether its arguments are wanted, or it may be skipped.
-        missing: the error for whoever asks for it, where its function turns out not to have it.
+        is_around: True if it is also reported before it is done: its arguments, its inside or a
+            skip were asked for, or it was tapped during the run.
+        missing: the error for requests, if its function turns out not to have it.
     """
 
     place: OperationPlace
@@ -329,7 +328,7 @@ class OperationTap(Tap):
         self._open: list[tuple[int | None, Any, bool]] = []
 
     def install(self) -> None:
-        """Have the function around it tapped when it is next called."""
+        """Have the function around it tapped at its next call."""
         parent = self.place._parent
         if parent is None:
             raise InternalError("an operation stands in something")
@@ -341,10 +340,10 @@ class OperationTap(Tap):
         above.inside.add(self)
 
     def remove(self) -> None:
-        """Keep what was seen; a function is tapped only while it runs, so nothing is left there.
+        """Drop the run; a function is tapped only while it runs, so it needs no restoring.
 
-        A copy that the model has stored, as a decorator does, has this tap in its code. It passes
-        values on from now on, and holds nothing of the run.
+        A copy that the model has stored, as a decorator does, has this tap in its code. The tap
+        passes values through from now on, and holds nothing of the run.
         """
         if self.inside is not None:
             self.inside.finish()
@@ -361,7 +360,7 @@ class OperationTap(Tap):
         self.is_around = True
 
     def uncovered(self, machine: Machine) -> Exception | None:
-        """Return the error for a machine that asks while the function runs without this tap."""
+        """Return the error for a request while the function runs without this tap, else None."""
         parent = self.place._parent
         if parent is None:
             raise InternalError("an operation stands in something")
@@ -380,14 +379,14 @@ class OperationTap(Tap):
         )
 
     def refuse(self, error: Exception) -> None:
-        """Tell those who wait, and whoever asks later, that there is no such operation."""
+        """Fail the waiting machines and later requests: the operation does not exist."""
         self.missing = error
         self.driver.fail_waiting(self, error)
 
     def before(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any]:
-        """Offer the arguments; return what to call in the operation's place."""
+        """Offer the arguments; return the call to make in place of the operation."""
         driver = self.driver
         if not self._is_seen():
             return functools.partial(function, *args, **kwargs)
@@ -412,7 +411,7 @@ class OperationTap(Tap):
             return value
         driver = self.driver
         if not (self.waiting or self.is_around or driver.is_stepped or driver.visit_waiters):
-            # nobody is to be told: counting is all there is to do, at half the price
+            # no machine waits: only count, at half the price
             self.begun_step = self.done_step = self.begun
             self.begun += 1
             self.done += 1

@@ -1,12 +1,12 @@
 """Taps: one for each place that a run looks at.
 
 A tap counts the visits of its module, and offers the run the input before a call and the output
-after it, where a machine waits for them. `tapped_class.py` is how a call becomes a visit. A module
-outside of a run carries nothing of this package.
+after it, if a machine waits for them. `tapped_class.py` turns a call into a visit. Outside of a
+run, nothing of this package is attached to a module.
 
-One kind of hook is not the user's: the ones by which transformers captures hidden states and
-attentions. An edit has to come before those capture, so on a module that has them the output is
-offered from a hook placed right before the first of them.
+transformers captures hidden states and attentions by forward hooks. An edit must come before the
+capture, so on a module with such hooks the output is offered from a hook placed right before the
+first of them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from .offering import Looking, Offering
 from .tapped_class import install_tap, remove_tap
 
 _WRAPPED = "BackwardHookFunctionBackward"
-"""What the graph has where torch has wrapped an output for backward hooks."""
+"""The graph node of an output that torch has wrapped for backward hooks."""
 
 _CAPTURING = "transformers.utils.output_capturing"
-"""Module in which transformers defines the hooks of its own output capturing."""
+"""Module in which transformers defines its output-capturing hooks."""
 
 _all_backward_pre_hooks = torch_module._global_backward_pre_hooks
 _all_backward_hooks = torch_module._global_backward_hooks
 
 
 class _Nobody:
-    """The driver of no run, and of no thread."""
+    """The driver of a tap that is in no run; it belongs to no thread."""
 
     thread = -1
 
@@ -52,7 +52,7 @@ NOBODY: Any = _Nobody()
 
 
 class Tap:
-    """What a run knows of one place: how often it was visited, and who waits there.
+    """The state of one place in a run: its visits, and the machines that wait there.
 
     Attributes:
         above: the taps at the places above, from the inside out.
@@ -60,18 +60,21 @@ class Tap:
         done: visits that have ended.
         begun_step: last occurrence that has begun: in a generation, the last step with a visit.
         done_step: last occurrence that has ended.
-        index: occurrence of the visit that runs now; None for one that no request can mean.
-        inside: the operations of the module's forward, where somebody has asked for one.
-        in_regions: the visit that runs now, where it is inside of a checkpointed call.
+        index: occurrence of the current visit; None if no request can mean it.
+        inside: the operations of the module's forward, None until one is asked for.
+        in_regions: the current visit, if it is inside of a checkpointed call.
         waiting: machines whose pending request is for this place.
-        wants_inputs: whether a machine has waited for what comes before the call.
-        is_entered: whether a visit has begun whose call has not come to torch's own one yet.
-        is_common: whether a visit concerns nobody but who waits for its output.
-        can_refuse: whether a request may be refused for a reason of the place's own.
-        skips: what replaces the output of the visit that begins, with the rows it is for.
+        wants_inputs: True once the driver has parked a machine here that waits for the arguments.
+        is_entered: see `Visited`; the tapped class sets and clears it.
+        is_common: True if a visit can do nothing but serve machines that wait for the output. It
+            is False for the root, for a module whose calls are steps, and once arguments or
+            operations were asked for.
+        can_refuse: True if `missing` or `uncovered` may refuse a request: for an operation, or
+            after `put_late`.
+        skips: replacements for the output of the visit that begins, each for some rows.
     """
 
-    # most taps of most runs keep these, which stand on the class so that making one is cheap
+    # defaults are on the class, so that making a tap is cheap
     begun = 0
     done = 0
     begun_step = -1
@@ -87,23 +90,23 @@ class Tap:
     is_entered = False
     can_refuse = False
     _last_unseen: int | None = -1
-    """The last step with visits that may have been missed, None where any may."""
+    """The last step with visits that may have been missed, None if any may."""
 
     looks_inside = True
 
     missing: Exception | None = None
-    """Why the place turned out not to exist."""
+    """The error for requests, if the place turned out not to exist."""
 
     above: Sequence[Tap] = ()
 
     module: nn.Module
-    """The module at the place, where it was there before the run."""
+    """The module at the place; set for taps that are kept between runs."""
 
     def __init__(self, place: Place, driver: Offering, *, is_stepping: bool = False) -> None:
         self.place = place
         self.driver = driver
         self.waiting: list[Machine] = []
-        # each visit asks for these (see `Driver.__init__`)
+        # read at each visit, so set on the instance (see `Driver.__init__`)
         self.is_common, self.can_refuse = type(self).is_common, type(self).can_refuse
         if is_stepping or place is driver.root:
             self.is_common = False
@@ -116,7 +119,7 @@ class Tap:
             install_tap(self, module)
 
     def remove(self) -> None:
-        """Leave the module as it was before the run, whether or not this has been done before."""
+        """Restore the module; doing so again has no effect."""
         module = self.place._module
         if module is not None:
             remove_tap(module)
@@ -131,13 +134,13 @@ class Tap:
         """Get ready for requests of operations inside."""
 
     def is_awaited(self) -> bool:
-        """Tell whether a machine waits here or inside, or a watcher wants to see the visit."""
+        """Return whether a machine waits here or inside, or a watcher wants to see the visit."""
         if self.waiting or (self.inside is not None and self.inside.is_awaited()):
             return True
         return any(watcher.watches(self.place) for watcher in self.driver.watchers)
 
     def uncovered(self, machine: Machine) -> Exception | None:
-        """Return the error for a machine that asks for what runs already, without this tap."""
+        """Return the error for a request whose visit may have been missed, None if it was not."""
         last = self._last_unseen
         if last is not None and machine.step > last:
             return None
@@ -152,12 +155,12 @@ class Tap:
         self.can_refuse, self._last_unseen = True, step
 
     def begin(self) -> int | None:
-        """Count a visit that begins; return which occurrence it is, None for one of no meaning."""
+        """Count a visit that begins; return its occurrence, None if no request can mean it."""
         driver = self.driver
         if driver.is_stepped:
             if self.is_stepping:
                 driver.begin_step()
-            # what runs before the first step (an encoder) belongs to it
+            # visits before the first step, as of an encoder, belong to it
             step = max(driver.step, 0)
             index = None if self.begun_step == step else step
             self.begun_step = step
@@ -217,7 +220,7 @@ class Tap:
             self.in_regions = outer_visit
 
     def _offer(self, phase: Phase, value: Any) -> Any:
-        """Offer a value to the driver, with care where the backward pass computes it again."""
+        """Offer a value to the driver, by way of the checkpointed region that it is in, if any."""
         offer = partial(self.driver.offer, self, phase)
         if self.in_regions is not None:
             return self.in_regions.offered(phase, offer, value)
@@ -249,7 +252,7 @@ class Tap:
 
         def offer(_module: nn.Module, _args: Any, output: Any) -> Any:
             nonlocal is_offered
-            # a module that calls itself comes here for each call
+            # a recursive module reaches this hook for each call
             if is_offered or self.index != index or not self._is_here():
                 return None
             is_offered = True
@@ -282,12 +285,12 @@ def _put_back_hooks(
 
 
 def is_usual_call() -> bool:
-    """Tell whether a module's call goes straight to its forward, as it does unless jit traces."""
+    """Return whether a module's call goes straight to its forward: jit is not tracing."""
     return torch._C._get_tracing_state() is None
 
 
 def is_container(module: Any) -> bool:
-    """Tell whether a module only holds others, as `nn.ModuleList` does, so that nobody calls it."""
+    """Return whether a module only holds others and is never called, as `nn.ModuleList` is."""
     cls = type(module)
     return (
         getattr(cls, "forward", None) is nn.Module.forward
@@ -307,7 +310,7 @@ def _is_hooked_backward(module: nn.Module) -> bool:
 
 
 def _editable(output: Any) -> Any:
-    """Copy tensors that torch has wrapped for backward hooks: views that may not be edited."""
+    """Copy tensors that torch has wrapped for backward hooks: views that cannot be edited."""
     if isinstance(output, tuple):
         parts = [_editable(one) for one in output]
         if all(one is part for one, part in zip(output, parts, strict=True)):

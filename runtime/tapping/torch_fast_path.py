@@ -1,15 +1,14 @@
-"""Modules that compute what is inside them without calling it, while a run looks inside.
+"""Modules that run without calling their submodules, while a run looks inside.
 
-Two kinds of modules do so. `torch.nn.TransformerEncoderLayer` has a fast path: where no hook is
-registered on it or in it, it computes everything in one kernel. A compiled module
-(`module.compile()`, `torch.compile(module)`) runs a graph that was made of the calls inside it.
+Two kinds of modules do so. `torch.nn.TransformerEncoderLayer` has a fast path: without hooks on it
+or in it, it computes everything in one kernel. A compiled module (`module.compile()`,
+`torch.compile(module)`) runs a graph that was captured from the calls inside it.
 
-A run that does not look inside leaves both as they are, so that a trace computes what the plain
-call computes. A run that does has the modules inside called one by one, as hooks would, for the
-calls of this run only: torch's switches (`torch.backends.mha.set_fastpath_enabled`,
+A run that does not look inside leaves both unchanged, so that a trace computes the same as the
+plain call. A run that does has the submodules called one by one, as hooks would, for the calls of
+this run only: torch's switches (`torch.backends.mha.set_fastpath_enabled`,
 `torch.compiler.set_stance`) hold for the whole process, and other threads may run other models.
-So the tapped class of such a module has properties in the place of the attributes by which torch
-decides.
+So the tapped class of such a module replaces the attributes by which torch decides by properties.
 """
 
 from __future__ import annotations
@@ -23,29 +22,28 @@ import torch
 from torch import nn
 
 _DYNAMO = "torch._dynamo.eval_frame"
-"""Where torch compiles; it is not imported before that is used."""
+"""Module of torch's compiled wrappers; it is not imported before torch compiles."""
 
 COMPILED = "_compiled_call_impl"
-"""Where `module.compile()` keeps the compiled call."""
+"""Attribute in which `module.compile()` keeps the compiled call."""
 
 _ACTIVATION = "activation_relu_or_gelu"
-"""What an encoder layer's activation is, 0 for one that has no fast path."""
+"""Attribute of an encoder layer: its kind of activation, 0 for one without a fast path."""
 
 _dynamo: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
 
 
 def keep_from_compiling(function: Any) -> Any:
-    """Have torch run a function, and all that it calls, as it is.
+    """Exclude a function, and all that it calls, from compilation.
 
-    A compiled function that calls a tapped module ends its graph there, and another one begins
-    after it.
+    A compiled function that calls a tapped module has a graph break there.
     """
     function._torchdynamo_disable = True
     function._torchdynamo_disable_msg = (
         "a trace looks at a module in a graph that has to be whole; run the trace under "
         "torch.compiler.set_stance('force_eager')"
     )
-    # the mark is for who would trace the function with its caller, this for the function itself
+    # the mark excludes the function from a graph of its caller, this from its own graph
     action = getattr(_dynamo, "_FrameAction", None)
     if action is not None:
         strategy = _dynamo._FrameExecStrategy(action.SKIP, action.SKIP)
@@ -54,7 +52,7 @@ def keep_from_compiling(function: Any) -> Any:
 
 
 def has_compiled_function(module: nn.Module) -> bool:
-    """Tell whether a module has a compiled function among its attributes."""
+    """Return whether a module has a compiled function among its attributes."""
     return any(
         isinstance(value, FunctionType) and "_torchdynamo_orig_callable" in vars(value)
         for value in vars(module).values()
@@ -62,41 +60,41 @@ def has_compiled_function(module: nn.Module) -> bool:
 
 
 def is_compiled_around(module: Any) -> bool:
-    """Tell whether a module is one that `torch.compile` has put around another."""
+    """Return whether a module is the wrapper that `torch.compile` has put around another."""
     return type(module).__module__ == _DYNAMO
 
 
 def is_fast_layer(module: Any) -> bool:
-    """Tell whether a module may compute everything in one of torch's kernels."""
+    """Return whether a module may compute everything in one kernel of torch."""
     return isinstance(module, nn.TransformerEncoderLayer)
 
 
 def passes_over_parts(module: Any) -> bool:
-    """Tell whether a module may compute what is inside it without calling it."""
+    """Return whether a module may run without calling its submodules."""
     return is_fast_layer(module) or COMPILED in module.__dict__ or is_compiled_around(module)
 
 
 class Looking(Protocol):
-    """What a run does with a module that passes over its parts, as this thread asks."""
+    """How this thread's run treats a module that may not call its submodules."""
 
     @staticmethod
     def waits_inside(module: nn.Module) -> bool:
-        """Tell whether something waits for what is inside of a module."""
+        """Return whether a machine or a watcher waits for a value inside of a module."""
 
     @staticmethod
     def visit(module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a call of a tapped module, as a visit unless one has begun with it."""
+        """Call a tapped module, as a visit unless this call has begun one."""
 
     @staticmethod
     def untapped(module: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call something while a module and those inside have their classes of outside of runs.
+        """Call a function while a module and its submodules have their untapped classes.
 
-        What was compiled for these would be compiled anew for others.
+        A graph compiled for these would be compiled anew for the tapped ones.
         """
 
 
 def switches(cls: Any, run: type[Looking]) -> dict[str, Any]:
-    """Return what the tapped class of a class has in the place of attributes of its modules."""
+    """Return the attributes by which a tapped class replaces those of its modules."""
 
     def compiled(module: nn.Module) -> Any:
         found = module.__dict__.get(COMPILED, cls._compiled_call_impl)
@@ -128,11 +126,11 @@ def switches(cls: Any, run: type[Looking]) -> dict[str, Any]:
     if hasattr(cls, "get_compiled_call"):
 
         def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # transformers asks for it before the steps of a generation, and calls it for each
+            # transformers gets it once before a generation, and calls it for each step
             made = run.untapped(self, cls.get_compiled_call, self, *args, **kwargs)
 
             def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-                # within the visit: a step has begun, and blocks have said what they wait for
+                # asked within the visit: the step has begun, and its blocks are waiting
                 if run.waits_inside(module):
                     return cls.__call__(module, *args, **kwargs)
                 return run.untapped(module, made, *args, **kwargs)
@@ -144,7 +142,7 @@ def switches(cls: Any, run: type[Looking]) -> dict[str, Any]:
 
 
 def _switch(name: str, get: Callable[[Any], Any]) -> property:
-    """Return a property in the place of an attribute, which stays in the module's `__dict__`."""
+    """Return a property that hides an attribute, which stays in the module's `__dict__`."""
 
     def put(module: nn.Module, value: Any) -> None:
         module.__dict__[name] = value

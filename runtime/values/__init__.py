@@ -1,1 +1,1 @@
-"""Values: how an activation is shown to a block, edited, and put back."""
+"""Values: how an activation is handed to a block, edited, and written back."""

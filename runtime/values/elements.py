@@ -1,4 +1,4 @@
-"""Values at ports: taking the port out of a call's values, and putting a new one in."""
+"""Ports of a call: reading one from the call's values, and replacing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rows import describe
 
 
 def port_value(value: Any, port: str) -> Any:
-    """Take a port out of what is offered: `(args, kwargs)` before a call, the output after it."""
+    """Return a port of an offered value: `(args, kwargs)` before a call, the output after it."""
     if port != "input":
         return value
     args, kwargs = value
@@ -25,7 +25,7 @@ def port_value(value: Any, port: str) -> Any:
 
 
 def with_port_value(value: Any, port: str, new: Any) -> Any:
-    """Return what is offered with one port replaced."""
+    """Return an offered value with one port replaced."""
     if port == "output" or port == "result":
         return new
     if port == "inputs":
@@ -43,7 +43,7 @@ def with_port_value(value: Any, port: str, new: Any) -> Any:
 def with_element(container: Any, path: Sequence[Any], new: Any) -> Any:
     """Return a container with the element at an index path replaced.
 
-    Tuples on the way are rebuilt; lists, dicts and tensors are edited in place, and then the
+    Tuples along the path are rebuilt; lists, dicts and tensors are edited in place, and then the
     container itself is returned.
     """
     key, *rest = path
@@ -54,7 +54,7 @@ def with_element(container: Any, path: Sequence[Any], new: Any) -> Any:
             return container
         new = replaced
     if isinstance(container, Mapping) and isinstance(key, int) and hasattr(container, "to_tuple"):
-        # a ModelOutput is read by number, too, and set by name only
+        # a ModelOutput can be read by number, but is set by name only
         key = [name for name, value in container.items() if value is not None][key]
     if not isinstance(container, tuple):
         container[key] = new
@@ -63,19 +63,19 @@ def with_element(container: Any, path: Sequence[Any], new: Any) -> Any:
     items[key] = new
     if hasattr(container, "_fields"):
         return type(container)(*items)
-    # torch.max and the like return a sequence type of their own, made of an iterable
+    # the sequence types in torch.return_types, as of torch.max, are made from an iterable
     return type(container)(items) if hasattr(container, "n_sequence_fields") else tuple(items)
 
 
 def misfit(old: Any, new: Any) -> str | None:
     """Describe how a written value differs in form from the one it replaces, None if it does not.
 
-    A difference is no error: a model may well take another length. It is kept in case the model
+    A difference is not an error: a model may accept another length. It is kept in case the model
     then fails.
     """
     if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
         if old.is_nested and new.is_nested:
-            # strided ones have no shape to compare
+            # strided nested tensors have no shape to compare
             return None
         if old.is_nested or new.is_nested:
             return f"{_nested(new)} tensor in place of {_nested(old)} one"

@@ -1,12 +1,12 @@
 """Values whose operations run no code that could ask for a model value.
 
-A machine without a stack of its own must not meet anything else: an operator, a property, a method
-or an iterator of a user's class may read `.output`, and could not wait for it. A subclass may
-define any of them, so only the exact type of a value proves something, and where that is a
-container, the types of its items.
+A plain machine, which has no greenlet, must meet no other values: an operator, a property, a
+method or an iterator of a user's class may read `.output`, and could not wait for it. A subclass
+may define any of these, so only the exact type of a value is proof, and for a container also the
+types of its items.
 
-Known are Python's own types, and what PyTorch, transformers, tokenizers, NumPy and this package
-define. An `nn.Module` is never known: its hooks and its children may be anything.
+Known are Python's own types, and those of PyTorch, transformers, tokenizers, vLLM, NumPy and this
+package. An `nn.Module` is never known: its hooks and its children may be anything.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _LIBRARIES = frozenset({"torch", "transformers", "tokenizers", "vllm", "numpy", 
 _TRUSTED = _LIBRARIES | {"builtins", "collections", "abc", "typing", "enum", "dataclasses", "math"}
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
 _DEEPEST = 8
-"""How many containers inside each other are looked into; deeper ones are not known."""
+"""Nesting depth to which containers are inspected; deeper ones are not known."""
 
 _known: set[type] = {
     torch.Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout,
     bool, int, float, complex, str, bytes, range, slice, type(None), type(...),
 }  # fmt: skip
-"""Types that have been found to be known; those of users are not kept here."""
+"""Types whose every value is known."""
 
 _library_types: set[type] = {*_known, *_CONTAINERS, dict, object}
 
 
 def is_of_library(kind: type) -> bool:
-    """True if a class and all classes it derives from are Python's or a known library's."""
+    """True if a class and all its bases are Python's or a known library's."""
     if kind in _library_types:
         return True
     for cls in kind.__mro__:
@@ -48,11 +48,11 @@ def is_of_library(kind: type) -> bool:
 
 
 def is_known(value: Any, depth: int = 0) -> bool:
-    """True if nothing that can be done with a value runs code of a user's class.
+    """True if no operation on a value can run code of a user's class.
 
     Args:
         value: the value.
-        depth: how many containers it was found in.
+        depth: number of containers around it.
     """
     kind = type(value)
     if kind in _known:
@@ -65,7 +65,7 @@ def is_known(value: Any, depth: int = 0) -> bool:
         return all(is_known(one, depth + 1) for pair in value.items() for one in pair)
     if kind.__module__ in _PYTHON or not is_of_library(kind) or issubclass(kind, _NEVER):
         return False
-    # the fields of a library's container are values like others: those of a ModelOutput, say
+    # the fields of a library's container, as of a ModelOutput, may be anything
     if issubclass(kind, dict):
         return all(is_known(one, depth + 1) for pair in dict.items(value) for one in pair)
     if issubclass(kind, tuple(_CONTAINERS)):
@@ -76,13 +76,13 @@ def is_known(value: Any, depth: int = 0) -> bool:
         dtype = getattr(value, "dtype", None)
         return dtype is not None and not dtype.hasobject
     if first == "torch" and not issubclass(kind, torch.Tensor):
-        # others run what they were given: a loader of data, an optimizer
+        # other objects call functions that they were given: a DataLoader, an optimizer
         return kind is torch.Generator or kind is torch.memory_format
     return True
 
 
 def is_computed_by_user(module: nn.Module, name: str) -> bool:
-    """True if code of a user's class runs when an attribute of a module is looked up."""
+    """True if looking up an attribute of a module runs code of a user's class."""
     kind = type(module)
     if not _is_of_library(kind, "__getattribute__"):
         return True
@@ -95,7 +95,7 @@ def is_computed_by_user(module: nn.Module, name: str) -> bool:
 
 
 def stored(module: nn.Module, name: str) -> Any:
-    """Return an attribute that a module itself has, `NOT_THERE` where it has none."""
+    """Return an attribute stored on a module itself, `NOT_THERE` if there is none."""
     for own in (module.__dict__, module._parameters, module._buffers):
         if isinstance(own, dict) and name in own:
             return own[name]
@@ -103,7 +103,7 @@ def stored(module: nn.Module, name: str) -> Any:
 
 
 def class_attribute(kind: type, name: str) -> Any:
-    """Return what a class or one of its bases defines under a name, without binding it."""
+    """Return an attribute of a class or its bases, unbound; `NOT_THERE` if there is none."""
     for cls in kind.__mro__:
         if name in cls.__dict__:
             return cls.__dict__[name]
@@ -111,7 +111,7 @@ def class_attribute(kind: type, name: str) -> Any:
 
 
 def _is_of_library(kind: type, name: str) -> bool:
-    """True if a library's class is the first that defines a name, or none does."""
+    """True if the first class in the MRO that defines a name is a library's, or none does."""
     for cls in kind.__mro__:
         if name in cls.__dict__:
             return is_of_library(cls)
@@ -121,6 +121,6 @@ def _is_of_library(kind: type, name: str) -> bool:
 NOT_THERE: Any = object()
 
 _PYTHON = frozenset({"builtins", "collections", "typing", "abc"})
-"""Modules whose other classes run what they are given: `map`, `defaultdict`."""
+"""Modules whose other classes call functions that they are given: `map`, `defaultdict`."""
 
 _NEVER = (nn.Module, Place, type, types.ModuleType)

@@ -1,4 +1,4 @@
-"""A value while it is on offer: after its tap has it, and before the model goes on with it."""
+"""An offer: a value between the tap that received it and the model's use of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .rows import Cut
 
 
 class Offered(Protocol):
-    """A tap, as far as what it offers needs it.
+    """The members of a tap that an offer uses.
 
     Attributes:
         place: the place of its module.
-        skips: replacements of the output of the visit that begins.
+        skips: replacements for the output of the visit that begins.
     """
 
     place: Place
@@ -24,17 +24,17 @@ class Offered(Protocol):
 
 
 class Offer:
-    """A value that is being offered, and may be replaced while it is.
+    """A value on offer, which machines may replace.
 
-    The driver makes one and sets its attributes: an `__init__` would cost as much as the rest.
+    The driver sets the attributes directly: an `__init__` would cost as much as the rest.
 
     Attributes:
-        tap: where.
+        tap: the tap that offers it.
         phase: `"inputs"` before a call, `"output"` after it.
-        index: which occurrence.
+        index: occurrence of the visit, None if no request can mean it.
         value: `(args, kwargs)` or the output.
-        is_whole: whether every invoke sees all of it, as in a call that a block makes itself.
-        handed: containers that were made for some rows: cut, port, container and its leaves.
+        is_whole: True in a call that a block makes itself: every invoke then sees all rows.
+        handed: containers narrowed to some rows: cut, port, container and its leaves.
     """
 
     __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")

@@ -1,8 +1,8 @@
-"""Offers: a value while machines can see it, and what they do to it.
+"""Reading and writing offered values.
 
-A machine sees its own rows of the value, and what it writes is spliced back. A replaced tensor is
-remembered: an edit of it by another machine, through a view handed out before, would have no
-effect, and is an error.
+A machine sees its own rows of a value, and its writes are spliced back. A replaced tensor is
+watched: an edit of it by another machine, through a view handed out before, would have no effect,
+and is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .views import OfferCut, separated
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A value that takes the place of a module's output, and where that was asked for."""
+    """A value that replaces a module's output, and the line that asked for the skip."""
 
     value: Any
     rows: Rows | None
@@ -41,8 +41,8 @@ class Skippable(Protocol):
     """A tap whose module can be skipped.
 
     Attributes:
-        skips: replacements of the output of the visit that begins, with the rows they are for.
-        skipped_by: line of the last of them, None where the module is called after all.
+        skips: replacements for the output of the visit that begins, each for some rows.
+        skipped_by: line of the last skip, None if the module is called after all.
     """
 
     skips: Sequence[Skip]
@@ -61,7 +61,7 @@ class Suspect:
 
 
 def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> Any:
-    """Return what a machine sees of an offer; without a cut, all of it."""
+    """Return a machine's part of an offer; without a cut, all of it."""
     if cut is None:
         return port_value(offer.value, port)
     offer.value = separated(offer.value, cut)
@@ -75,7 +75,7 @@ def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> 
 
 
 def take_edits(offer: Offer) -> None:
-    """Put into the batch what blocks have set in containers that were made for their rows."""
+    """Write back items that blocks have set in containers narrowed to their rows."""
     handed = [*offer.handed]
     for number, (cut, port, container, before) in enumerate(handed):
         leaves = leaves_of(container)
@@ -92,10 +92,10 @@ def take_edits(offer: Offer) -> None:
 def skipped_output(
     tap: Skippable, call: Callable[..., Any], module: Any, args: Any, kwargs: Any, factor: int
 ) -> Any:
-    """Return the output of a module that some or all machines have asked to skip."""
+    """Return the output of a module that some or all machines skip."""
     skips, tap.skips = tap.skips, ()
     tap.skipped_by = skips[-1].line
-    # as with writes, the last word on a row holds
+    # as with writes, the last skip of a row wins
     whole = [number for number, skip in enumerate(skips) if skip.rows is None]
     if whole:
         output, skips = skips[whole[-1]].value, skips[whole[-1] + 1 :]
@@ -105,7 +105,7 @@ def skipped_output(
         rows = [skip.rows for skip in last if skip.rows is not None]
         if sum(one.count for one in rows) == rows[0].total:
             return pytree.tree_map(_joined, *[skip.value for skip in last])
-        # the others need the module, and its caches need all rows: run it, then replace
+        # other rows need the module, and a KV cache needs all rows: run it, then replace
         tap.skipped_by = None
         output = call(module, *args, **kwargs)
     for skip in skips:
@@ -123,7 +123,7 @@ def _joined(*parts: Any) -> Any:
 
 
 class _Watched:
-    """A tensor that a block was handed, and whose edit in place would go wrong."""
+    """A tensor handed to a block that must not be edited in place."""
 
     def __init__(self, tensor: torch.Tensor, location: str, order: int) -> None:
         self._tensor = TensorWeakRef(tensor)
@@ -132,7 +132,7 @@ class _Watched:
         self._order = order
 
     def begin(self) -> bool:
-        """Take note of the edits that the model has made; return whether there can be others."""
+        """Disregard the model's edits so far; return whether to go on watching."""
         tensor = self._tensor()
         if tensor is None:
             return False
@@ -140,7 +140,7 @@ class _Watched:
         return True
 
     def look(self, machine: Machine) -> bool:
-        """Look whether a machine has edited it; return whether that is to be looked at again."""
+        """Check whether a machine has edited it; return whether to go on watching."""
         before = self._version
         if not self.begin():
             return False
@@ -153,7 +153,7 @@ class _Watched:
 
 
 class _Replaced(_Watched):
-    """A tensor in whose place an invoke has written another one."""
+    """A tensor that an invoke has replaced by another one."""
 
     def _edited_by(self, machine: Machine) -> None:
         if machine.order != self._order:
@@ -165,17 +165,17 @@ class _Replaced(_Watched):
 
 
 class _Whole(_Watched):
-    """A tensor without rows, until the invoke that was handed it stops to wait.
+    """A tensor without rows, watched until the invoke that holds it is parked.
 
     After that the model itself may edit it.
     """
 
     def begin(self) -> bool:
-        """Return that nothing more is to be looked at, since the model has run meanwhile."""
+        """Stop watching: the model has run meanwhile."""
         return False
 
     def look(self, machine: Machine) -> bool:
-        """Look whether the machine has edited it."""
+        """Check whether the machine has edited it."""
         tensor = self._tensor()
         if tensor is None or machine.order != self._order:
             return tensor is not None
@@ -189,11 +189,11 @@ class _Whole(_Watched):
 
 
 class Writes:
-    """What the machines of a run have written.
+    """The writes of a run's machines.
 
     Attributes:
-        suspects: writes that changed the form of a value.
-        watched: tensors that a block may still have, and must not edit in place.
+        suspects: writes that changed a value's structure, shape, dtype or device.
+        watched: tensors that a block may still hold, and must not edit in place.
     """
 
     suspects: Sequence[Suspect] = ()
@@ -208,7 +208,7 @@ class Writes:
         new: Any,
         cut: OfferCut | None,
     ) -> None:
-        """Put a value in the place of the one that a machine sees."""
+        """Replace the value that a machine sees."""
         port = location[1]
         if cut is None:
             difference = misfit(seen, new) if new is not seen else None
@@ -224,7 +224,7 @@ class Writes:
         else:
             return
         offer.value = with_port_value(offer.value, port, new)
-        # containers of what stood here before are nobody's from now on
+        # edits of containers narrowed from the previous value are no longer taken
         offer.handed = ()
 
     def _suspect(self, machine: Machine, location: str, difference: str) -> None:
@@ -237,20 +237,20 @@ class Writes:
             self.watched = [*self.watched, _Replaced(tensor, location, machine.order)]
 
     def watch_whole(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
-        """Look whether a machine edits a tensor that has no rows, until it stops to wait."""
+        """Watch a tensor without rows for edits by a machine, until the machine is parked."""
         if not tensor.is_inference():
             self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
 
     def begin(self) -> None:
-        """Take note of the edits that the model has made while no block ran."""
+        """Disregard edits that the model has made while no block ran."""
         self.watched = [entry for entry in self.watched if entry.begin()]
 
     def check(self, machine: Machine) -> None:
-        """Look for edits in place by the machine that has just stopped.
+        """Check for edits in place by the machine that has just run.
 
         Raises:
             StaleEditError: an edit would have no effect.
-            WriteError: an edit reaches the rows of others.
+            WriteError: an edit reaches rows of other invokes.
         """
         known, self.watched = self.watched, ()
         self.watched = [entry for entry in known if entry.look(machine)]

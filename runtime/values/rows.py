@@ -1,14 +1,14 @@
-"""Rows: what an invoke sees of a batch, and how its writes get back into it.
+"""Rows: the part of a batch that an invoke sees, and how its writes get back into the batch.
 
-Several prompts run as one batch. An invoke that owns rows 2 and 3 of 5 is handed, of every tensor
-whose first axis is the batch, a view of these rows (narrow). An edit in place therefore reaches
-the batch by itself. A replacement cannot: a new tensor is built of the other rows and the new ones
-(widen), which keeps autograd right and leaves tensors alone that somebody saved before.
+Several prompts run as one batch. An invoke that owns rows 2 and 3 of 5 is handed a view of these
+rows (narrow) of every tensor whose first dimension is the batch. An edit in place therefore
+reaches the batch directly. A replacement does not: a new tensor is concatenated from the other
+rows and the new ones (widen), which keeps autograd correct and leaves tensors saved before alone.
 
-Tensors whose first axis is something else are handed out whole. Tensors are found in the containers
-that torch knows (tuples, lists, dicts, named tuples, the outputs of transformers) and in
-dataclasses. An object of any other kind, as a key-value cache is, goes to every invoke as it is,
-with the rows of all.
+Tensors whose first dimension is not the batch are handed out whole. Tensors are found in the
+containers of torch's pytree (tuples, lists, dicts, named tuples, the outputs of transformers) and
+in dataclasses. Any other object, such as a KV cache, is passed to every invoke unchanged, with the
+rows of the whole batch.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Rows:
     number: int = 0
 
     def span_in(self, tensor: torch.Tensor, *factors: int) -> tuple[int, int] | None:
-        """Return start and length in a tensor's first axis, None if that axis is not the batch.
+        """Return start and length in a tensor's first dimension, None if that is not the batch.
 
         Args:
             tensor: the tensor.
-            *factors: how many rows of it may stand for one row of the input, other than one.
+            *factors: rows of the tensor per row of the input that are possible besides one.
         """
         if tensor.ndim == 0:
             return None
@@ -54,11 +54,11 @@ class Rows:
 
 
 class Cut:
-    """How values are cut for some rows.
+    """How values are narrowed to some rows.
 
     Attributes:
         rows: the rows.
-        factors: how many rows of a tensor may stand for one row of the input, other than one.
+        factors: rows of a tensor per row of the input that are possible besides one.
     """
 
     __slots__ = ("factors", "rows")
@@ -90,10 +90,10 @@ def narrow(value: Any, cut: Cut) -> Any:
 
 
 def parts_of(value: Any, counts: Sequence[int], total: int, module: object) -> Sequence[Any] | None:
-    """Return the rows of all inputs of a batch, as `narrow` does for each, None for most values.
+    """Narrow a value to each input of a batch in one call; None if that is not possible.
 
-    One call makes the views of a tensor, which costs 0.4 µs for each in place of 1.7. It is made
-    only where autograd is off: such views could not be edited in place where it is on.
+    The views of one `split` cost 0.4 µs each in place of 1.7. It is used only with autograd off:
+    under autograd such views cannot be edited in place.
     """
     if type(value) is not torch.Tensor or torch.is_grad_enabled() or value.requires_grad:
         return None
@@ -106,7 +106,7 @@ def parts_of(value: Any, counts: Sequence[int], total: int, module: object) -> S
 
 
 def share_memory(tensor: torch.Tensor) -> bool:
-    """Tell whether rows of a tensor may lie in the same memory; where that is hard, it says so."""
+    """Return whether rows of a tensor may overlap in memory; True where that is hard to decide."""
     if tensor.layout is not torch.strided or tensor.is_contiguous() or tensor.shape[0] < 2:
         return False
     step, extent = tensor.stride(0), 1
@@ -114,16 +114,16 @@ def share_memory(tensor: torch.Tensor) -> bool:
         if size < 2:
             continue
         if stride >= step * tensor.shape[0]:
-            # all rows lie between two steps along this axis, as in a transposed tensor
+            # all rows lie between two steps along this dimension, as in a transposed tensor
             break
         extent += stride * (size - 1)
     return bool(step < extent)
 
 
 def is_state(tensor: torch.Tensor, module: object) -> bool:
-    """Tell whether a tensor is a parameter or a buffer, or a part of one, and so has no rows.
+    """Return whether a tensor is a parameter or a buffer, or a view of one, and so has no rows.
 
-    One that is expanded over the batch has rows.
+    A view expanded over the batch has rows.
     """
     base = tensor if tensor._base is None else tensor._base
     if base is not tensor and tensor.ndim and tensor.stride(0) == 0:
@@ -149,7 +149,7 @@ def with_fields(value: Any, change: Callable[[str, Any], Any]) -> Any:
 
 
 def leaves_of(value: Any) -> list[Any]:
-    """List what a value holds, in containers and in dataclasses."""
+    """List the leaves of a value, those in containers and in dataclasses."""
     found: list[Any] = []
     for leaf in pytree.tree_leaves(value):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -165,7 +165,7 @@ def widen(whole: Any, part: Any, cut: Cut) -> Any:
 
     Raises:
         WriteError: the part has another structure, shape, dtype or device than its rows, or
-            replaces something that has no rows.
+            replaces a value without rows.
     """
     leaves, structure = pytree.tree_flatten(whole)
     parts, part_structure = pytree.tree_flatten(part)
@@ -187,7 +187,7 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
     if span is None:
         if isinstance(whole, torch.Tensor) or part != whole:
             raise WriteError(
-                "the value written has no rows of its own, and this invoke owns "
+                "the value to be replaced has no rows, and this invoke owns "
                 f"{cut.rows.count} of {cut.rows.total} rows; write it from an invoke without an "
                 "input, which sees all rows"
             )
@@ -213,7 +213,7 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
 
 def _is_same_view(part: torch.Tensor, mine: torch.Tensor) -> bool:
     if part.requires_grad or mine.requires_grad:
-        # a detached one is not the same
+        # a detached view is not the same
         is_of_same = part._base is not None and part._base is mine._base
     else:
         is_of_same = part.untyped_storage()._cdata == mine.untyped_storage()._cdata

@@ -1,23 +1,23 @@
-"""Views: the rows that invokes are handed of a tensor, and what their gradients are.
+"""Views: the rows of a tensor that invokes are handed, and their gradients.
 
     h = model.transformer.h[3].output          # in each of two invokes: its rows
     h.retain_grad()
     torch.autograd.grad(loss, h)
     h.requires_grad_(True)                     # under frozen parameters
 
-Autograd knows such a view as something that is computed from the whole tensor, and as no ancestor
-of what the model makes of it. Nor can it be made one: the model may have used the tensor before, as
-in a residual stream, and may hold it elsewhere. So a view is noted with the tensor that it is a
-part of, and its gradient is that part of the tensor's, wherever it is asked for:
+To autograd such a view is computed from the whole tensor, and is not an ancestor of the model's
+later values. It cannot be made one: the model may have used the tensor before, as in a residual
+stream, and may hold it elsewhere. So each view is noted with its whole tensor, and its gradient is
+a part of the whole tensor's, wherever it is asked for: from the first noted view on,
 `torch.autograd.grad`, `torch.autograd.backward` (which `Tensor.backward` calls), `retain_grad` and
-`register_hook` are replaced, from the first noted view on, by functions that look for it. For all
-other tensors they do what they did.
+`register_hook` are replaced by functions that handle noted views. For all other tensors they
+behave as before.
 
-Under frozen parameters there is no gradient of the tensor. Where a block asks for one of its rows,
-the tensor becomes, in place, one that is made of them.
+Under frozen parameters the tensor has no gradient. If a block asks for one of its rows, the tensor
+is rebuilt from its rows in place.
 
-Rows share no memory. A tensor of one row that is expanded over the batch, or one whose rows overlap
-in another way, is copied before an invoke is handed a part of it.
+Rows must not share memory. A tensor of one row that is expanded over the batch, or one whose rows
+overlap in another way, is copied before an invoke is handed a part of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _register_hook = torch.Tensor.register_hook
 
 
 def find_whole(view: torch.Tensor) -> tuple[torch.Tensor, int, int] | None:
-    """Return of which tensor some rows were handed to a block, and which rows."""
+    """Return the whole tensor of a noted view, and the view's start and length; None for others."""
     found: tuple[torch.Tensor, int, int] | None = _views.get(view)
     return found
 
@@ -55,7 +55,7 @@ def _note(view: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> N
 
 
 def _install() -> None:
-    """Replace the functions by which gradients are asked for."""
+    """Replace torch's functions that compute, retain and hook gradients."""
     torch.autograd.grad = grad
     torch.autograd.backward = backward
     torch.Tensor.retain_grad = retain_grad
@@ -64,7 +64,7 @@ def _install() -> None:
 
 @functools.wraps(_grad)
 def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute gradients, as before; those of noted views out of those of whole tensors."""
+    """Compute gradients as torch does; those of noted views from those of their whole tensors."""
     names = list(inputs) if isinstance(inputs, Mapping) else None
     if names is not None:
         asked = [inputs[name] for name in names]
@@ -95,7 +95,7 @@ def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
 
 @functools.wraps(_backward)
 def backward(*args: Any, **kwargs: Any) -> Any:
-    """Compute gradients, as before, and keep those of noted views that are asked for."""
+    """Compute gradients as torch does, and set those of noted views that retain them."""
     handles: list[Any] = []
     wholes: list[torch.Tensor] = []
     try:
@@ -112,7 +112,7 @@ def backward(*args: Any, **kwargs: Any) -> Any:
 
 
 def _with_wholes(inputs: Any, wholes: list[torch.Tensor], handles: list[Any]) -> Any:
-    """Return the inputs of a backward pass with whole tensors in the place of noted views."""
+    """Return the inputs of a backward pass with noted views replaced by their whole tensors."""
     asked = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     if isinstance(inputs, Mapping):
         asked = list(inputs.values())
@@ -132,7 +132,7 @@ def _with_wholes(inputs: Any, wholes: list[torch.Tensor], handles: list[Any]) ->
 
 @functools.wraps(_retain_grad)
 def retain_grad(self: torch.Tensor) -> None:
-    """Keep the gradient of a tensor, as before; of a noted view, from the next pass on."""
+    """Retain a tensor's gradient as torch does; that of a noted view, from the next pass on."""
     _retain_grad(self)
     found = find_whole(self)
     if found is not None:
@@ -141,7 +141,7 @@ def retain_grad(self: torch.Tensor) -> None:
 
 @functools.wraps(_register_hook)
 def register_hook(self: torch.Tensor, hook: Callable[[torch.Tensor], Any]) -> Any:
-    """Call a hook with the gradient of a tensor, as before, or with that of a noted view."""
+    """Register a hook as torch does; for a noted view, on its part of the whole's gradient."""
     found = find_whole(self)
     if found is None:
         return _register_hook(self, hook)
@@ -159,10 +159,10 @@ def register_hook(self: torch.Tensor, hook: Callable[[torch.Tensor], Any]) -> An
 
 
 def _put_hooks(handles: list[Any]) -> None:
-    """Let a backward pass set the gradients of noted views that are to be retained.
+    """Let a backward pass set the gradients of noted views that retain them.
 
-    The hooks are put on for the pass only: an edit in place moves a retained gradient to what the
-    tensor is after it, and a hook stays.
+    The hooks are registered for the pass only: a retained gradient follows the tensor through an
+    edit in place, and a hook does not.
     """
     if not _retained:
         return
@@ -176,7 +176,7 @@ def _keep_once(
     whole, start, length = found
     if whole.requires_grad:
         with warnings.catch_warnings():
-            # one that is not retained is warned of where it has none yet
+            # reading .grad of a non-leaf tensor warns if it has none and does not retain one
             warnings.simplefilter("ignore", UserWarning)
             before = view.grad
         keep = functools.partial(_keep, TensorWeakRef(view), before, start, length)
@@ -192,15 +192,15 @@ def _keep(
 ) -> None:
     kept = view()
     if kept is not None:
-        # autograd itself has kept what came from the view alone, as a loss of it
+        # autograd itself has kept the part that came through the view, as from a loss on it
         part = gradient.narrow(0, start, length)
         kept.grad = part.clone() if before is None else before + part
 
 
 class Frozen:
-    """Views of tensors without a gradient, of which a block may ask for one while they are offered.
+    """Views of tensors without a gradient, for which a block may ask while they are on offer.
 
-    They are views of a copy that autograd takes for another tensor, in the same memory.
+    They are views of a detached alias: another tensor to autograd, in the same memory.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class Frozen:
         return part
 
     def settle(self, offer: Offer) -> None:
-        """Make the tensors of an offer that is over of those of their rows that need a gradient."""
+        """Rebuild the tensors of a finished offer from those of their rows that need a gradient."""
         mine = [one for one in self._parts if one[0] is offer]
         self._parts = [one for one in self._parts if one[0] is not offer]
         wholes = {id(whole): whole for _, whole, _, part in mine if part.requires_grad}
@@ -231,13 +231,13 @@ class Frozen:
                 done = first + parts[first].shape[0]
             pieces.append(whole.detach().narrow(0, done, whole.shape[0] - done))
             made = torch.cat(pieces)
-            # the values are what they were, so what autograd has saved still holds
+            # the values are unchanged, so tensors saved by autograd are still valid
             with torch.autograd._unsafe_preserve_version_counter(whole):
                 whole.copy_(made)
 
 
 def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a value with other tensors in its containers, itself where none is another."""
+    """Map the tensors of a value; return the value itself if none changes."""
     if isinstance(value, torch.Tensor):
         return change(value)
     is_changed = False
@@ -255,7 +255,7 @@ def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def separated(value: Any, cut: OfferCut) -> Any:
-    """Copy the tensors whose rows share memory; return the value itself where none does."""
+    """Copy the tensors whose rows share memory; return the value itself if there are none."""
     if not cut.may_copy:
         return value
     copies: dict[int, torch.Tensor] = {}
@@ -273,11 +273,11 @@ def separated(value: Any, cut: OfferCut) -> Any:
 
 
 class OfferCut(Cut):
-    """How a value is cut while it is offered.
+    """How a value on offer is narrowed.
 
     Attributes:
-        whole: the tensors without rows that a value was found to have.
-        may_copy: whether another tensor may take the place of one in the model.
+        whole: tensors without rows that `span` has met.
+        may_copy: False while the offer is read-only: no tensor of it may be replaced by a copy.
     """
 
     __slots__ = ("_frozen", "_module", "_offer", "may_copy", "whole")
