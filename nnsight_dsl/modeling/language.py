@@ -8,48 +8,29 @@
             two = model.lm_head.output[:, -1].save()
 
 A model given by name is built on the meta device, and its weights are loaded at the first run.
-Inputs pass through these steps to one call of the model, all of them in `_batch`:
-
-1. Keywords are split into those of the tokenizer and those of the model (`options.py`).
-2. Prompts become arguments (`prompts.py`), and arguments become rows (`batching.rows_of`).
-3. Ids, masks and lengths are checked (`checks.py`).
-4. Rows are padded so that each gets the result that it gets alone (`batching.py`, `padding.py`):
-   causal models on the left, with position ids counted from the attention mask.
-
-An architecture that cannot be padded refuses prompts of unequal length with a `BatchingError`.
+The inputs of all invokes become one call of the model (`merging.py`).
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from nnsight_dsl.envoys.envoy import Envoy
-from nnsight_dsl.modeling import batching, checks, padding, positions
-from nnsight_dsl.modeling.base import OWN_OPTIONS, NNsight, module_of
-from nnsight_dsl.modeling.inputs import Rows, blaming
-from nnsight_dsl.modeling.keywords import either, forward_of, keywords_of
-from nnsight_dsl.modeling.options import Options
-from nnsight_dsl.modeling.prompts import Given, all_given
+from nnsight_dsl.modeling import batching
+from nnsight_dsl.modeling.architecture import Architecture
+from nnsight_dsl.modeling.base import NNsight, module_of
+from nnsight_dsl.modeling.merging import merge
 from nnsight_dsl.runtime.driving import messages
-from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracing.runnable import Batch, Input
 from nnsight_dsl.transforms import requests
-
-_LEARNED_ASIDE = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
-"""PEFT's kinds of learned prompts that are in the KV cache, not among the tokens.
-
-Padding on the left would separate learned tokens from the prompt, so other kinds are not padded.
-"""
 
 
 class Generation(Place):
@@ -183,7 +164,7 @@ class LanguageModel(NNsight):
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
-        return key in batching.INPUTS or (key == self._main_input() and key != "inputs")
+        return key in batching.INPUTS or (key == self._architecture.main_input and key != "inputs")
 
     def _has_prompt(self, given: Input) -> bool:
         return bool(given.args) or not batching.TOKENS.isdisjoint(given.kwargs)
@@ -260,7 +241,7 @@ class LanguageModel(NNsight):
                 "shorter prompt, or fewer new tokens"
             )
         elif isinstance(error, ValueError) and "input_ids or inputs_embeds" in text:
-            if self._has_encoder():
+            if self._architecture.has_encoder:
                 error.add_note(
                     "the decoder of this model makes no tokens out of the prompt's: give "
                     "decoder_input_ids= or labels= along with it"
@@ -271,298 +252,22 @@ class LanguageModel(NNsight):
                 "start the process again and give the ids on the CPU, which has them checked"
             )
 
-    # batching
-
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        known = self._options_of(function)
-        for_texts: dict[str, Any] = {}
-        if options:
-            for_texts, options = known.parted(options)
-        given = all_given(inputs, known, for_texts, self._main_input())
-        for_decoder = list(batching.DECODED) if self._has_encoder() else []
-        for_prompt = [key for key in batching.SEQUENCES if key not in for_decoder]
-        if any(one.get("labels") is not None for one in given) and checks.has_labels_of_rows(
-            self._inner()
-        ):
-            for_decoder = [key for key in for_decoder if key != "labels"]
-            for_prompt = [key for key in for_prompt if key != "labels"]
-            batching.make_labels_of_rows(given)
-        sequences = [_rows_in(number, one, for_prompt) for number, one in enumerate(given)]
-        decoded = [_rows_in(number, one, for_decoder) for number, one in enumerate(given)]
-        prompts = [batching.find_prompt(one) for one in sequences]
-        others = [
-            {key: one[key] for key in one if key not in for_prompt and key not in for_decoder}
-            for one in given
-        ]
-        found = [one for one in prompts if one is not None]
-        if len(found) == len(prompts):
-            counts = tuple(map(len, found))
-            checks.check(self._inner(), sequences, decoded, is_traced=function == "trace")
-            joined = batching.joined(others, counts, options)
-            if function == "trace":
-                self._drop_masks_behind_cache(given, sequences, found, {**options, **joined})
-            begins_late = any(one.may_begin_late for one in given)
-            others_known = joined.keys() | options.keys()
-            merged = self._padded(sequences, found, function, others_known, begins_late=begins_late)
-        elif found:
-            for number, (own, prompt) in enumerate(zip(others, prompts, strict=True)):
-                if prompt is None:
-                    self._counted_without_tokens(number, own, decoded[number])
-            raise BatchingError(
-                "one invoke has tokens and another one has none, and one batch has them for all "
-                "rows or for none; trace them one by one"
-            )
-        else:
-            counts = self._counts_without_tokens(others, decoded)
-            joined = batching.joined(others, counts, options)
-            merged = {
-                key: batching.stacked(key, [row for one in sequences for row in one.get(key, ())])
-                for key in dict.fromkeys(key for one in sequences for key in one)
-            }
-        if for_decoder:
-            merged |= batching.padded_for_decoder(
-                decoded,
-                self._pad_id(),
-                is_continued=function == "generate",
-                refusal=padding.refusal_of_decoded(self._inner()),
-            )
-        device = self.device
-        # the order matters: the first argument, the token ids, is the root's `.input`
-        kwargs = {
-            key: value.to(device) if isinstance(value, torch.Tensor) else value
-            for key, value in {**merged, **joined}.items()
-        }
-        kwargs.update((key, options[key]) for key in options if key not in joined)
-        if function == "generate":
-            self._check_can_generate(sum(counts))
-            self._set_padding(kwargs)
-        return Batch((), kwargs, counts)
-
-    def _options_of(self, function: str) -> Options:
-        """Return the keywords that a run accepts, cached for each function.
-
-        The cached value is valid as long as the model, both forwards and the tokenizer are the
-        same objects: users replace a forward, and accelerate does.
-        """
-        cached: dict[str, Any] = self.__dict__.setdefault("_known_options", {})
-        inner, tokenizer = self._inner(), self.__dict__["tokenizer"]
-        forward, outer = forward_of(inner), forward_of(self._module)
-        key, kept = (inner, forward, outer, type(tokenizer)), cached.get(function)
-        if kept is not None and all(one is other for one, other in zip(key, kept[0], strict=True)):
-            options: Options = kept[1]
-            if options.tokenizer is tokenizer:
-                return options
-        keywords = keywords_of(inner)
-        if inner is not self._module:
-            keywords = either(keywords, keywords_of(self._module))
-        generate = getattr(self._module, "generate", None) if function == "generate" else None
-        options = Options(inner, keywords, tokenizer, generate, OWN_OPTIONS)
-        cached[function] = key, options
-        return options
-
-    def _main_input(self) -> str:
-        return str(getattr(self._inner(), "main_input_name", "input_ids"))
-
-    def _counts_without_tokens(
-        self,
-        others: Sequence[Mapping[str, Any]],
-        decoded: Sequence[Mapping[str, Rows]],
-    ) -> tuple[int, ...]:
-        return tuple(
-            self._counted_without_tokens(number, one, own)
-            for number, (one, own) in enumerate(zip(others, decoded, strict=True))
-        )
-
-    def _counted_without_tokens(
-        self, number: int, others: Mapping[str, Any], decoded: Mapping[str, Rows]
-    ) -> int:
-        count = batching.find_count(others, self._main_input())
-        if count is None and "decoder_input_ids" in decoded:
-            count = len(decoded["decoder_input_ids"])
-        if count is not None:
-            return count
-        with blaming(number):
-            raise InputError(
-                "this input has neither token ids nor embeddings, nor an argument such as "
-                "pixel_values; give a text, input_ids= or inputs_embeds=, or wrap a model that "
-                "takes anything else in NNsight"
-            )
-
-    def _drop_masks_behind_cache(
-        self,
-        given: Sequence[Given],
-        sequences: Sequence[dict[str, Rows]],
-        prompts: Sequence[Rows],
-        arguments: Mapping[str, Any],
-    ) -> None:
-        """Drop the tokenizer's masks if a KV cache (`past_key_values`) holds earlier tokens.
-
-        A mask must cover the cached tokens, too, and the tokenizer's does not. Without a mask, the
-        model attends to all tokens.
-
-        Raises:
-            BatchingError: there is padding, which only a mask could hide.
-        """
-        if arguments.get("past_key_values") is None:
-            return
-        is_unclear = batching.is_padded(prompts)
-        for one, own in zip(given, sequences, strict=True):
-            if "attention_mask" in one.made:
-                is_unclear |= not all(bool(row.all()) for row in own["attention_mask"])
-                del own["attention_mask"]
-        if is_unclear:
-            raise BatchingError(
-                "prompts of unequal length follow the tokens of past_key_values, and nothing says "
-                "which of those are padding; give attention_mask= for the cached and the new "
-                "tokens with prompts of one length, or trace them one by one"
-            )
-
-    def _set_padding(self, kwargs: dict[str, Any]) -> None:
-        """Set the token id that fills finished rows of a generation.
-
-        It is the one that transformers would choose, with a warning.
-        """
-        config = kwargs.get("generation_config") or getattr(self._module, "generation_config", None)
-        if getattr(config, "pad_token_id", None) is not None or "pad_token_id" in kwargs:
-            return
-        end = kwargs.get("eos_token_id", getattr(config, "eos_token_id", None))
-        end = end[0] if isinstance(end, (list, tuple)) and end else end
-        kwargs["pad_token_id"] = end if isinstance(end, int) else self._pad_id()
-
-    def _padded(
-        self,
-        sequences: Sequence[dict[str, Rows]],
-        prompts: Sequence[Rows],
-        function: str,
-        others: Collection[str],
-        *,
-        begins_late: bool,
-    ) -> dict[str, torch.Tensor]:
-        is_padded = batching.is_padded(prompts)
-        if function == "generate" and (is_padded or len(sequences) > 1):
-            self._infer_masks(sequences)
-        counting = padding.counting_of(self._inner())
-        pad_id, left = counting.padding_id, False
-        if is_padded:
-            # only now: each attribute of a configuration costs 5 µs, and most runs need none
-            left = self._pads_left()
-            self._check_can_pad(function, left=left)
-            pad_id = self._pad_id() if pad_id is None else pad_id
-        merged = batching.padded(sequences, prompts, pad_id or 0, left=left, first=counting.first)
-        mask = merged.get("attention_mask")
-        # an image token has a position of several numbers: such a model computes positions itself
-        counts_itself = any(key.endswith("grid_thw") for key in others)
-        # a model that computes positions from token ids does so in a padded batch, too
-        counts_itself |= counting.padding_id is not None and "input_ids" in merged
-        if (
-            mask is not None
-            and (is_padded or begins_late)
-            and "position_ids" not in merged
-            and not counts_itself
-            and self._takes_positions(function)
-            and positions.begins_late(mask)
-        ):
-            length = max(row.shape[0] for prompt in prompts for row in prompt)
-            merged["position_ids"] = positions.counted(mask, length) + counting.first
-        return merged
-
-    def _takes_positions(self, function: str) -> bool:
-        """Return whether position ids are computed here: for a causal model, padded on the left."""
-        if not self._pads_left() or "position_ids" not in self._accepted():
-            return False
-        if function != "generate":
-            return True
-        # `generate` computes them if they are in the signature, but not if `**kwargs` takes them
-        signature = inspect.signature(forward_of(self._inner()))
-        return "position_ids" not in signature.parameters
-
-    def _infer_masks(self, sequences: Sequence[dict[str, Rows]]) -> None:
-        """Mask padding in ids without a mask, as `generate` does for a single input."""
-        config = getattr(self._module, "generation_config", None)
-        pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
-        if pad is None or pad == end or (isinstance(end, list) and pad in end):
-            return
-        for one in sequences:
-            rows = one.get("input_ids", ())
-            if "attention_mask" not in one and any(bool((row == pad).any()) for row in rows):
-                one["attention_mask"] = [row.ne(pad).long() for row in rows]
-
-    def _check_can_pad(self, function: str, *, left: bool) -> None:
-        name = type(self._module).__name__
-        reason = padding.refusal(
-            self._inner(),
-            self._options_of("trace").forward,
-            left=left,
-            generates=function == "generate",
-        )
-        if reason is not None:
-            raise BatchingError(
-                f"{name} {reason}, so prompts of unequal length would disturb each other in one "
-                "batch; trace them one by one, or give prompts of the same number of tokens"
-            )
-        adapter = getattr(self._module, "active_peft_config", None)
-        kind = getattr(adapter, "peft_type", None)
-        if getattr(adapter, "is_prompt_learning", False) and kind not in _LEARNED_ASIDE:
-            raise BatchingError(
-                f"{name} puts learned tokens before the prompt, from which padding would part it; "
-                "trace the prompts one by one, or give prompts of the same number of tokens"
-            )
-
-    def _check_can_generate(self, rows: int) -> None:
-        for one in padding.model_types(getattr(self._inner(), "config", None)):
-            if rows > 1 and one in padding.GENERATES_ALONE:
-                raise BatchingError(
-                    f"{type(self._module).__name__} {padding.GENERATES_ALONE[one]}; generate from "
-                    "the prompts one by one"
-                )
-
-    def _has_encoder(self) -> bool:
-        config = getattr(self._module, "config", None)
-        return bool(getattr(config, "is_encoder_decoder", False))
+        return merge(self._architecture, inputs, function, options, self.device)
 
     def _accepted(self) -> Collection[str]:
-        return self._options_of("trace").forward.names
+        return self._architecture.accepted
 
-    def _inner(self) -> nn.Module:
-        """Return the model of transformers, unwrapped from a wrapper of another library.
-
-        PEFT's wrapper of an adapter passes its arguments on, so its signature says nothing, and its
-        generation calls the model inside.
-        """
-        from transformers import PreTrainedModel
-
-        if not isinstance(self._module, PreTrainedModel):
-            for module in self._module.modules():
-                if isinstance(module, PreTrainedModel):
-                    return module
-        return self._module
+    @property
+    def _architecture(self) -> Architecture:
+        own = self.__dict__
+        known: dict[str, Any] = own.setdefault("_known_options", {})
+        return Architecture(self._module, own["tokenizer"], known)
 
     def _stepping(self) -> Envoy:
-        inner = self._inner()
+        inner = self._architecture.inner
         path = next(path for path, one in self._module.named_modules() if one is inner)
         return self.get(path)
-
-    def _pads_left(self) -> bool:
-        if self._has_encoder():
-            return False
-        can_generate = getattr(self._module, "can_generate", None)
-        if can_generate is not None and can_generate():
-            return True
-        return getattr(self.tokenizer, "padding_side", "right") == "left"
-
-    def _pad_id(self) -> int:
-        """Return an id for padding that has an embedding; the mask hides its value."""
-        count = checks.count_embeddings(self._inner())
-        config = getattr(self._module, "config", None)
-        text_config = getattr(config, "text_config", None)
-        for owner in (self.tokenizer, config, text_config):
-            for name in ("pad_token_id", "eos_token_id"):
-                found = getattr(owner, name, None)
-                if isinstance(found, list) and found:
-                    found = found[0]
-                if isinstance(found, int) and found >= 0 and (count is None or found < count):
-                    return found
-        return 0
 
 
 TransformersModel = LanguageModel
@@ -608,10 +313,3 @@ def _load(source: tuple[Any, str], options: Mapping[str, Any]) -> nn.Module:
     automodel, name = source
     module: nn.Module = automodel.from_pretrained(name, **options)
     return module.eval()
-
-
-def _rows_in(number: int, given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Rows]:
-    with blaming(number):
-        return {
-            key: batching.rows_of(key, given[key]) for key in keys if given.get(key) is not None
-        }

@@ -117,7 +117,7 @@ def _traced(model: LanguageModel, module: Any) -> list[torch.Tensor]:
 
 def _traced_far(model: LanguageModel, module: Any) -> float:
     """How far rows of a batch are from what they are alone."""
-    return _far_from_alone(_traced(model, module), module, left=model._pads_left())
+    return _far_from_alone(_traced(model, module), module, left=model._architecture.pads_left)
 
 
 def _far_from_alone(values: Sequence[torch.Tensor], module: Any, *, left: bool) -> float:
@@ -177,7 +177,8 @@ def test_unequal_prompts_get_what_they_get_alone_or_are_refused(
         except BatchingError as error:
             assert "one batch" in str(error)
             if "attention_mask" in keywords_of(module):
-                assert _is_wrong_or_fails(lambda: _plain_far(module, left=model._pads_left()))
+                left = model._architecture.pads_left
+                assert _is_wrong_or_fails(lambda: _plain_far(module, left=left))
             return
         assert far < NEAR
 

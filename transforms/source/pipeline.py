@@ -50,6 +50,7 @@ from ..recipes import write_recipe
 from ..spans import Origins, Span, relocate
 from . import emit
 from .accesses import states_of
+from .facts import first_items, saved_names, state_blocks
 from .passes.blocks import Blocks, ChildBlock
 from .passes.comprehensions import Comprehensions, label_of
 from .passes.frames import FrameCalls
@@ -387,7 +388,7 @@ def _built(
         code=_renamed(codes[f"{names.PREFIX}{unit.label}"], around.name),
         params=unit.params,
         bound=unit.names.bound,
-        saved_names=frozenset(mangled(name, around.class_name) for name in _saved_names(unit.body)),
+        saved_names=frozenset(mangled(name, around.class_name) for name in saved_names(unit.body)),
         states=states_of(unit.body, around.lines),
         plain=None if opens_others else plain_of(unit.body, unit.fetched, frozenset(unit.params)),
         children=children,
@@ -395,8 +396,8 @@ def _built(
         waits_for=unit.waits_for,
         unsynchronised=unit.unsynchronised,
         outer_is_global=not around.is_function,
-        state_blocks=_state_blocks(unit.body),
-        first_items=_first_items(unit.body),
+        state_blocks=state_blocks(unit.body),
+        first_items=first_items(unit.body),
         looks_outside=bool(around.rebound),
         recipe=recipe,
         number=number,
@@ -456,65 +457,3 @@ def _renamed(code: CodeType, name: str) -> CodeType:
         for const in code.co_consts
     )
     return code.replace(co_name=name, co_qualname=name, co_consts=consts)
-
-
-_STATE_CALLS = frozenset(
-    "no_grad enable_grad set_grad_enabled inference_mode autocast sdpa_kernel".split()
-)
-
-
-def _state_blocks(body: Sequence[ast.stmt]) -> tuple[tuple[int, int], ...]:
-    """Collect the line ranges of the `with` statements that set a torch mode, as `no_grad` does."""
-    return tuple(
-        (node.lineno, node.end_lineno or node.lineno)
-        for statement in body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.With)
-        and any(
-            isinstance(name, (ast.Name, ast.Attribute))
-            and (name.attr if isinstance(name, ast.Attribute) else name.id) in _STATE_CALLS
-            for item in node.items
-            for name in ast.walk(item.context_expr)
-        )
-    )
-
-
-def _first_items(body: Sequence[ast.stmt]) -> frozenset[int]:
-    """Collect the lines that contain `<anything>.output[0]`."""
-    return frozenset(
-        node.lineno
-        for statement in body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Subscript)
-        and isinstance(node.slice, ast.Constant)
-        and node.slice.value == 0
-        and isinstance(node.value, ast.Attribute)
-        and node.value.attr == "output"
-    )
-
-
-def _saved_names(body: Sequence[ast.stmt]) -> frozenset[str]:
-    """Collect the names that are assigned directly from a call named `save`."""
-    found: set[str] = set()
-    for statement in body:
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    found |= _pairs(target, node.value)
-            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
-                found |= _pairs(node.target, node.value)
-    return frozenset(found)
-
-
-def _pairs(target: ast.expr, value: ast.expr) -> set[str]:
-    if isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
-        if len(target.elts) == len(value.elts):
-            pairs = zip(target.elts, value.elts, strict=True)
-            return set().union(*(_pairs(left, right) for left, right in pairs))
-        return set()
-    if isinstance(target, ast.Name) and isinstance(value, ast.Call):
-        function = value.func
-        called = function.attr if isinstance(function, ast.Attribute) else None
-        called = function.id if isinstance(function, ast.Name) else called
-        return {target.id} if called == "save" else set()
-    return set()
