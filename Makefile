@@ -7,6 +7,9 @@
 #             tests without vLLM there; torch may bring CUDA libraries (5 GB)
 # make test-transforms PYTHON=python3.13
 #             install what transforms/ needs for another Python, then run its tests there
+# make test-gpu PYTHON=python3
+#             the tests that take a GPU, in the environment of that Python, which has torch's CUDA
+#             build and the packages of `.[test]`; fails where there is no GPU
 # make sweep-models
 #             every architecture of transformers, its inputs and its padding: about six minutes
 # make fuzz MINUTES=60
@@ -48,7 +51,7 @@ define new_environment
 $(PYTHON) -m venv $(1)
 endef
 
-.PHONY: demo test test-core test-vllm test-python test-transforms sweep-models interrupts fuzz mutants lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-python test-transforms test-gpu sweep-models interrupts fuzz mutants lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -61,6 +64,9 @@ test-core: $(VENV)/.installed-test
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/python -m pytest tests/vllm
+
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu
 
 sweep-models: $(VENV)/.installed-test
 	NNSIGHT_DSL_SWEEP=all $(BIN)/python -m pytest tests/equivalence/test_padding_sweep.py \
