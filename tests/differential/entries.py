@@ -345,6 +345,9 @@ class Plain(Side):
             is_kept = self.error is None or program.entry != "intervention"
             names = left[0][0]
             found = {"seen": names["seen"]} if is_kept and "seen" in names else {}
+            if program.entry == "intervention" and self.error is None:
+                # one that has been stopped returns None
+                found.setdefault("seen", None)
         self.ended(found, failing)
 
     def _run_group(

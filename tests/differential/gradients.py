@@ -49,8 +49,21 @@ class _Pass:
                 continue
             self.wanted = wanted
             if all(one is not tensor for one, _ in self._hooks):
-                self._hooks.append((tensor, tensor.register_hook(partial(self._come, tensor))))
+                row = _row_of(tensor)
+                if row is None:
+                    handle = tensor.register_hook(partial(self._come, tensor))
+                else:
+                    handle = tensor._base.register_hook(partial(self._come_to_row, tensor, row))
+                self._hooks.append((tensor, handle))
             return
+
+    def _come_to_row(self, tensor: torch.Tensor, row: int, grad: torch.Tensor) -> Any:
+        found = self._come(tensor, grad[row])
+        if found is None:
+            return None
+        whole = grad.clone()
+        whole[row] = found
+        return whole
 
     def _come(self, tensor: torch.Tensor, grad: torch.Tensor) -> Any:
         if self.wanted is None or self.wanted[1] is not tensor:
@@ -71,6 +84,18 @@ class _Pass:
     def end(self) -> None:
         for _, hook in self._hooks:
             hook.remove()
+
+
+def _row_of(tensor: torch.Tensor) -> int | None:
+    """Return the number of the row that a block has taken out of a layer's output, as by `[0]`.
+
+    The model goes on with the whole output, so the row is not in the graph of the loss. Its
+    gradient is the row of the whole's. Only a row has one axis here.
+    """
+    base = tensor._base
+    if tensor.dim() != 1 or base is None or base.dim() != 2:
+        return None
+    return (tensor.storage_offset() - base.storage_offset()) // base.stride(0)
 
 
 def backward(loss: Any, body: Callable[[], None]) -> None:
