@@ -18,9 +18,9 @@ class AppConfig:
         CROSS_INVOKER: let an invoke read names that another invoke of its trace binds.
         PYMOUNT: accepted for programs that set it; `.save()` needs nothing mounted here.
         REMOTE_LOGGING: accepted for programs that set it.
-        LINT: what a run does with what the linter's rules find in its block, before the model
-            runs. `"error"` raises what is certain and warns of the rest, `"warn"` warns of all,
-            `"off"` looks at nothing.
+        LINT: how a run treats the linter's findings in its block, before the model runs:
+            `"error"` raises certain ones and warns of the others, `"warn"` warns of all, `"off"`
+            checks nothing.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Every error that this package raises of its own, in one place.
+"""Every error class of this package, in one place.
 
 All derive from `InterventionError`, but for those that are met before a block runs; each derives
 from the built-in type that names its nature, too. `docs/errors/` has a page for each.

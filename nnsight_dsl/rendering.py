@@ -1,6 +1,6 @@
 """Tables and coloured text of rich as strings.
 
-In a notebook rich shows what it prints as the output of the cell and writes nothing to the
+In a notebook rich prints to the output of the cell and writes nothing to the
 console's file, so that a `__str__` made by it would be empty. A string is the same everywhere.
 """
 
@@ -18,14 +18,14 @@ def rendered(
     highlight: bool = False,
     end: str = "\n",
 ) -> str:
-    """Return what a terminal would show.
+    """Return the text that a terminal would show.
 
     Args:
-        *parts: what to render, one below the other.
+        *parts: the parts to render, one below the other.
         width: of the terminal, in characters.
         colour: whether to add the codes that colour it.
         highlight: whether to colour numbers, strings and the like in plain text.
-        end: what follows each part.
+        end: the text after each part.
     """
     text = io.StringIO()
     console = Console(

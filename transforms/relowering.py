@@ -19,7 +19,7 @@ def lower_again(recipe: str) -> tuple[Program, ...]:
     """Return the programs of a recipe: the outermost, and all inside it, by their numbers.
 
     Raises:
-        SyntaxError: the text is no Python of the version that runs here.
+        SyntaxError: the text is not valid in this version of Python.
         UnsupportedSyntaxError: it holds a construct that no program can express.
     """
     # libcst is imported where a block is lowered, and only there

@@ -40,7 +40,7 @@ def recorded_config(reference: str) -> Structure:
 
 
 def recorded_factory(reference: str) -> Structure:
-    """Call a factory, and record what it makes."""
+    """Call a factory, and record the model that it makes."""
     name, _, attribute = reference.partition(":")
     factory = getattr(importlib.import_module(name), attribute, None)
     if not callable(factory):

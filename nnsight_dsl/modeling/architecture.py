@@ -141,7 +141,7 @@ class Architecture:
         return "position_ids" not in signature.parameters
 
     def check_can_pad(self, function: str, *, left: bool) -> None:
-        """Check that padding leaves each row's result what it is alone.
+        """Check that each row of a padded batch gets the result that it gets alone.
 
         Raises:
             BatchingError: it does not, with the reason.

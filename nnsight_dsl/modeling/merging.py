@@ -33,7 +33,7 @@ from nnsight_dsl.tracing.runnable import Batch, Input
 
 @dataclass(frozen=True, slots=True)
 class _Parted:
-    """The arguments of all inputs, parted by what they have an item for.
+    """The arguments of all inputs, split into those per token and those per row.
 
     Attributes:
         given: the inputs, tokenized.
@@ -59,7 +59,7 @@ def merge(
 
     Args:
         model: the model to be called.
-        inputs: for each invoke, what the user gave.
+        inputs: for each invoke, the input that the user gave.
         function: `"trace"` or `"generate"`.
         options: keywords of the trace.
         device: where the tensors of the call are put.

@@ -85,7 +85,7 @@ class Sweep(Sequence[Any]):
 
     Attributes:
         points: the parameters of each program.
-        results: what each returned.
+        results: the return value of each.
         form: `"shared"`, `"batch"` or `"loop"`: how they ran.
         reason: why they did not share their prefix, None where they did.
     """
@@ -134,9 +134,9 @@ def sweep(
             fastest.
         model: a wrapped model.
         prompt: one input, as for `model.trace`.
-        share: False gives each program a row of its own from the start.
-        **options: further parameters of the program, the same for all; what it has no parameter
-            for goes to the trace.
+        share: False gives each program a separate row from the start.
+        **options: further parameters of the program, the same for all; any other keyword is an
+            option of the trace.
 
     Returns:
         The results, with the points they belong to.
@@ -246,7 +246,7 @@ class _Run:
         if not isinstance(driver.failure, Deviated):
             return _results(driver, machines)
         if was_known:
-            # what it writes depends on more than its parameters: look again
+            # its writes depend on more than its parameters: look again
             return self.shared()
         raise InterventionError(
             f"a program of this sweep writes otherwise than when it was looked at "
@@ -320,8 +320,8 @@ class _Run:
     def _probed(
         self, batch: Batch, run: SweepRun, turn: Turn, *, ends_programs: bool
     ) -> tuple[Probe, Any]:
-        """Run all programs on one row; return what noted their writes, and the model's result."""
-        # what is rehearsed is put back, what is run on fake tensors is to be left in no container
+        """Run all programs on one row; return the probe with their writes, and the result."""
+        # containers are copied for a dry run, so that no fake tensor is left in the user's
         machines = [run.start(one, copies=not ends_programs) for one in self.programs]
         probe = Probe(self.model, ends_programs=ends_programs)
         return probe, run.run_shared(probe, machines, batch, turn)
@@ -333,7 +333,7 @@ class _Run:
     def _together(
         self, found: _Found, batch: Batch, turn: Turn
     ) -> tuple[Forking, Sequence[Machine], Any]:
-        """Run all programs, each with a row of its own from its fork on."""
+        """Run all programs, each on a separate row from its fork on."""
         if found.reason is not None:
             raise CannotFork(found.reason)
         run = self._run()
@@ -359,7 +359,7 @@ class _Run:
             self._widen(found.forks, alone, batch, turn)
 
     def _widen(self, forks: Mapping[int, Fork], alone: Any, batch: Batch, turn: Turn) -> None:
-        """Widen the model on fake tensors; raise what comes in the way."""
+        """Widen the model on fake tensors; raise an error if it cannot be widened."""
         driver = Forking(self.model, forks, range(len(self.programs)))
         together = self._run(is_fake=True).run_shared(driver, [], batch, turn)
         _raise_interrupt(driver)
@@ -375,7 +375,7 @@ class _Run:
             raise CannotFork("the model's result does not have a row for each row of the batch")
 
     def _belongings(self) -> Belongings:
-        """Return what can be reached by the programs, and by what runs beside them."""
+        """Return the objects that the programs, and blocks beside them, can reach."""
         run = self._run()
         named = {"model": self.model, "tracer": run.tracer}
         reached: list[Any] = []
@@ -397,7 +397,7 @@ class _Run:
             known[key] = found
 
     def _key(self, batch: Batch) -> Any:
-        """Return what the forks of this sweep follow from; None if that cannot be told."""
+        """Return a key of the facts that decide the forks of this sweep; None if unknown."""
         leaves, structure = pytree.tree_flatten((batch.args, batch.kwargs))
         values, form = pytree.tree_flatten([{**one.bound} for one in self.programs])
         found = [_comparable(one) for one in (*leaves, *values)]
@@ -428,7 +428,7 @@ class _Run:
 
 
 def _raise_interrupt(driver: Driver) -> None:
-    """Raise what interrupted a run, since that says nothing of the programs or the model."""
+    """Raise the interrupt of a run, which is no error of the programs or the model."""
     failure = driver.failure
     if failure is not None and is_interrupt(failure):
         clean(failure)
@@ -448,7 +448,7 @@ def _results(driver: Driver, machines: Sequence[Machine]) -> tuple[Any, ...]:
 
 
 def _comparable(value: Any) -> Any:
-    """Return what two values have in common under which a program writes at the same places."""
+    """Return a key of a value: a program writes at the same places for values of one key."""
     if _is_tensor(value):
         return "tensor", value.shape, value.dtype
     is_plain = value is None or isinstance(value, (bool, int, float, str))

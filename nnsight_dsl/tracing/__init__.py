@@ -1,1 +1,1 @@
-"""Tracing: what a user opens on a model, and the run that comes of it."""
+"""Tracing: tracers, which a user opens on a model, and their runs."""

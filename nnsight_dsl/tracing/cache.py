@@ -187,7 +187,7 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
 
     Args:
         root: the wrapper that runs.
-        modules: envoys, modules or paths, or one of them; a list of modules stands for its items.
+        modules: envoys, modules or paths, or one of them; a list of modules means its items.
 
     Raises:
         InputError: an item is neither an envoy of this model nor a path.

@@ -1,8 +1,8 @@
-"""A plain block without invokes, on an input of its trace: the short way to its run.
+"""Fast path for the entry of a trace with one plain block and an input.
 
-What `Tracer._run`, `Family` and `Program.started` come to here stands in one function, and
-`runtime/driving/fast_path.py` goes on from there. Together they take 15 Python frames for an empty
-block in place of 36, and 4.8 µs in place of 8.5.
+`run_alone` inlines the common cases of `Tracer._run`, `Family` and `Program.started`;
+`runtime/driving/fast_path.py` is the driver of the run. Together they take 15 Python frames for an
+empty block in place of 36, and 4.8 µs in place of 8.5.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def run_alone(
     user_globals: dict[str, Any],
     names: Mapping[str, Any],
 ) -> tuple[dict[str, Any], BaseException | None] | None:
-    """Run a block as it was run before, where nothing of what that rests on has changed.
+    """Run a block as in an earlier entry, if the guards of that entry still hold.
 
     Returns:
-        The names that leave the block, and what has to be raised; None where the long way has to be
-        taken, and nothing has been run.
+        The names that leave the block, and the error to raise. None if a guard failed and nothing
+        has been run; the caller then takes the general way.
     """
     model, args = tracer._model, tracer._args
     # an attribute of an envoy costs 28 ns, since its class defines `__getattr__`, and this 12

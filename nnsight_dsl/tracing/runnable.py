@@ -1,4 +1,4 @@
-"""Wrappers that can be run: what a run asks of the wrapper that it runs.
+"""Wrappers that can be run, and the hooks that a run calls on its wrapper.
 
 `Runnable` has the hooks of a run with the answers of a plain PyTorch module. `modeling` overrides
 them for each kind of model: how inputs are batched, which call is a step, how weights are loaded.

@@ -102,7 +102,7 @@ class Tracer(Block, Place):
     # for the user
 
     def invoke(self, *args: Any, **kwargs: Any) -> Invoker:
-        """Add an input to the batch, with a block of its own that sees only that input's rows.
+        """Add an input to the batch, with a block that sees only that input's rows.
 
         Without an input, the block sees the rows of all.
 
@@ -213,9 +213,9 @@ class Tracer(Block, Place):
 
         Args:
             modules: envoys or paths, or one of them; all modules if left out. A list of modules of
-                the model, as `model.transformer.h`, stands for the modules in it.
+                the model, as `model.transformer.h`, means the modules in it.
             device: where the copies are kept; None leaves them where they are.
-            dtype: what floating-point tensors are converted to.
+            dtype: floating-point tensors are converted to it.
             detach: keep them without their graph.
             include_output: keep outputs.
             include_inputs: keep `(args, kwargs)`.
@@ -313,7 +313,7 @@ class Tracer(Block, Place):
             self._saved = own
 
     def _run_alone(self, intervention: Any) -> Any:
-        """Run the model with one intervention and no block; return what it returns."""
+        """Run the model with one intervention and no block; return its return value."""
         names = intervention.names({"model": self._model, "tracer": self})
         program, user_globals = intervention.program, intervention.user_globals
         _, failure = self._finished(program, user_globals, names)
@@ -385,7 +385,7 @@ class Tracer(Block, Place):
     def _linted(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> BaseException | None:
-        """Check a program before its first run on this wrapper; return what has to be raised."""
+        """Check a program before its first run on this wrapper; return the error to raise."""
         from nnsight_dsl.lint import at_run
 
         def value_of(name: str) -> Any:
@@ -406,7 +406,7 @@ class Tracer(Block, Place):
     def _validated(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> BaseException | None:
-        """Run on fake tensors first; return what the block raises there.
+        """Run on fake tensors first; return the error that the block raises there.
 
         Of a generation that is the first step. The containers of the enclosing function are
         copied for it, so that nothing fake is left in them.
@@ -424,7 +424,7 @@ class Tracer(Block, Place):
         except BaseException as error:
             failure = error
         if failure is not None and isinstance(failure, CANNOT_TELL):
-            # values decide what this model does next, and fake tensors have none
+            # the model branches on values, and fake tensors have none
             return None
         return failure
 
@@ -444,7 +444,7 @@ class Tracer(Block, Place):
 
     @raising_at_user
     def _run_without_block_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the model with its edits, on arguments of its own forward."""
+        """Call the model with its edits, on the arguments of its forward."""
         return self._without_block((args, kwargs))
 
     def _without_block(self, arguments: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Any:
@@ -465,7 +465,7 @@ class Tracer(Block, Place):
 
 
 class Invoker(Block):
-    """One invoke: an input of a batched run, with a block of its own."""
+    """One invoke: an input of a batched run, with its block."""
 
     def __init__(self, tracer: Tracer, given: Input) -> None:
         self._tracer = tracer
@@ -474,7 +474,7 @@ class Invoker(Block):
     def _run(
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
-        # the frame's namespace lives on, the invoke starts from what it holds now
+        # the frame's namespace may change later; the invoke starts from its present values
         self._tracer._add(program, user_globals, dict(names), self._given)
         return {}, None
 

@@ -64,10 +64,10 @@ class Driver(TappingRun):
     _is_mounted = False
 
     mount: Callable[[object], None] = staticmethod(lambda user: None)
-    """Puts up what code that was not lowered needs, as a `save` method of tensors."""
+    """Adds the methods that code which was not lowered needs, as `save` of tensors."""
 
     unmount: Callable[[object], None] = staticmethod(lambda user: None)
-    """Takes that down, if it has been put up."""
+    """Removes them, if they have been added."""
 
     def __init__(self, root: Place, stepping: Place | None = None) -> None:
         # Each access asks for these: found in the instance they cost 5 ns, on the class 35.
@@ -97,15 +97,15 @@ class Driver(TappingRun):
     # the run
 
     def run(self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """Run the model with all machines; what went wrong stands in `failure` afterwards.
+        """Run the model with all machines; an error is in `failure` afterwards.
 
         Returns:
-            What the model returned, None if it was stopped.
+            The model's return value, None if it was stopped.
         """
         result = None
         record = self.record
         depth = len(record)
-        # a run inside a block of another model: that block is not what is being advanced here
+        # a run inside a block of another model: that block's machine is not the current one here
         outer = self._outer = advanced()
         record.append((set_current, outer))
         record.append((self._restore_state, state_outside()))
@@ -126,7 +126,7 @@ class Driver(TappingRun):
             if not (self.is_stopped and self.may_stop()):
                 self.is_called = True
                 result = function(*args, **kwargs)
-                # a model may have swallowed what a machine raised: then nothing more is served
+                # a model may have caught the error of a machine: then nothing more is served
                 if self.failure is None and any(not one.is_done for one in self.machines):
                     self._finish(result)
         except RunAborted:
@@ -181,7 +181,7 @@ class Driver(TappingRun):
                     tap.put_late(self.step if self.is_stepped else None)
 
     def is_offering_inputs(self, tap: Tap) -> bool:
-        """Tell whether the arguments of a place are being offered, so that its call is to come."""
+        """Return whether the arguments of a place are on offer, so that its call follows."""
         offer = self._offer
         return offer is not None and offer.tap is tap and offer.phase == INPUTS
 
@@ -191,10 +191,10 @@ class Driver(TappingRun):
             self.drive(tap.waiting.pop(0), error=error)
 
     def _finish(self, result: Any) -> None:
-        """Serve what comes after the model's last forward, and complain of what never came."""
+        """Serve requests after the model's last forward, and raise for those that cannot be met."""
         self.has_ended = True
         if self.is_partial:
-            # the machines that still wait do so for what only the real run has
+            # the machines that still wait do so for values that only the real run has
             return
         # an invoke that goes on behind its loop may read it before the next invoke does
         self.result = (result,)
@@ -228,7 +228,7 @@ class Driver(TappingRun):
         self._close()
 
     def _close(self) -> None:
-        """Leave the modules as they were, and end the machines that still wait.
+        """Restore the modules, and close the machines that still wait.
 
         It can be called again after an interrupt, and goes on from there.
         """
@@ -242,7 +242,7 @@ class Driver(TappingRun):
         for machine in self.machines:
             if machine.is_done and not machine.is_cut:
                 continue
-            # it waits for something, or is to go on after a barrier that others have come to
+            # it waits for a value, or is ready to resume after a barrier
             try:
                 machine.close()
             except BaseException as error:
@@ -259,11 +259,11 @@ class Driver(TappingRun):
             self.each_step.clear()
         # offers that an error has cut short name their taps
         self.frozen = None
-        # taps name their driver: without them it goes as soon as nobody needs it
+        # taps refer to their driver: without them its reference count falls to zero
         self._taps.clear()
 
     def _restore_state(self, outside: StateOutside) -> None:
-        """Put torch's switches back where an interrupt may have kept a `with` from doing so."""
+        """Restore torch's modes that an interrupt may have kept a `with` from restoring."""
         restore_after_interrupt(outside, self.failure)
 
     def may_stop(self) -> bool:
@@ -272,7 +272,7 @@ class Driver(TappingRun):
     # taps call these
 
     def begin_step(self) -> None:
-        """A call of what steps begins: the next step."""
+        """Begin the next step: the module whose calls are steps is called."""
         self.step += 1
         for machine in [*self.machines]:
             request = machine.pending
@@ -314,7 +314,7 @@ class Driver(TappingRun):
     # requests
 
     def seen_result(self, machine: Machine) -> Any:
-        """Return what a machine sees of the run's result, once there is one."""
+        """Return the part of the run's result that a machine sees, once there is a result."""
         if self.result is None:
             raise InternalError("the run has no result yet")
         (result,) = self.result
@@ -332,12 +332,12 @@ class Driver(TappingRun):
         if offer.tap.place._module is not None and offer.index != machine.step:
             return None
         if offer.handed:
-            # what was set until now comes before what is asked for now
+            # edits made so far come before this request
             take_edits(offer)
         return offer
 
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Return what a machine sees of the current offer."""
+        """Return the part of the current offer that a machine sees."""
         cut = self.cut(machine, offer)
         seen = seen_by(machine, offer, port, cut)
         if cut is not None:

@@ -1,12 +1,13 @@
-"""The driver of a block that runs alone, and the short way that most of its runs take.
+"""Fast path for a trace with one plain block. The driver is reused between runs.
 
-Most blocks are one plain block on all rows, and most runs of one are like the run before. What
-`Driver.run` and `Inlined.drive` come to for them stands here in one piece, for two reasons. Between
-two runs a forward has pushed their code out of the processor's cache, so that each function that
-is entered costs 0.3 µs to fetch, and each object about as much. And such a run leaves its driver as
-it found it, so that the next one can have it.
+Most traces are one plain block on all rows, and most runs of one are like the run before. For these
+`LoneDriver` inlines `Driver.run` and `Inlined.drive`, for two reasons. Between two runs a forward
+evicts the code of the loop from the processor's cache, so that each function entered costs 0.3 µs
+to fetch, and each object about as much. And such a run leaves its driver unchanged, so that the
+next run can use it.
 
-Whatever is not as usual goes the long way from there on, by the same machine and taps.
+In any other case the run falls back to the general loop, with the same machine and taps. The
+property test in `tests/runtime/test_lone.py` compares the two.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class LoneDriver(Driver):
     """The driver of one plain machine that sees all rows, in runs with one forward.
 
     Attributes:
-        is_as_made: whether all runs so far were as usual, so that there can be another one.
+        is_as_made: True if no run so far needed the general loop, so that the driver can be used
+            again. Set to False by each method that falls back.
     """
 
     is_as_made = True
@@ -50,8 +52,8 @@ class LoneDriver(Driver):
 
         Args:
             root: place of the root module.
-            fixtures: what the machine can ask for.
-            is_known: whether it can ask for nothing else.
+            fixtures: taps of the places that the machine can ask for.
+            is_known: True if it can ask for no other place.
         """
         super().__init__(root)
         self._own = fixtures if is_known else None
@@ -68,13 +70,13 @@ class LoneDriver(Driver):
         args: Any,
         kwargs: Mapping[str, Any],
     ) -> bool:
-        """Run the model with a machine; what went wrong stands in `failure` afterwards.
+        """Run the model with a machine; an error is in `failure` afterwards.
 
         Returns:
-            Whether there can be another run with this driver.
+            Whether the driver can be used for another run.
         """
         own = self._own
-        # before the taps are there: they ask whose run it is
+        # before the taps are put: they compare the thread
         self.thread = thread
         is_short = self.is_as_made
         if is_short:
@@ -90,7 +92,7 @@ class LoneDriver(Driver):
                     result = function(*args, **kwargs)
                     if not machine.is_done:
                         self.is_as_made = False
-                        # a model may have swallowed what a machine raised
+                        # a model may have caught the error of a machine
                         if self.failure is None:
                             self._finish(result)
             except RunAborted:
@@ -111,7 +113,7 @@ class LoneDriver(Driver):
     def _run_long(
         self, machine: Machine, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        """Run the model as any driver does."""
+        """Run the model by the general loop."""
         self.is_as_made = False
         self._by_place = {}
         self._taps.clear()
@@ -132,9 +134,9 @@ class LoneDriver(Driver):
             self._put = own
         super()._close()
         if is_interrupt(self.failure) or is_interrupt(sys.exception()):
-            # which may have come in the midst of a `with torch.no_grad():`
+            # it may have come inside a `with torch.no_grad():`
             torch.set_grad_enabled(self._grad_before)
-        # taps name their driver
+        # taps refer to their driver
         self._by_place = {}
 
     def _put_tap(self, place: Place) -> Tap:
@@ -148,14 +150,14 @@ class LoneDriver(Driver):
         error: BaseException | None = None,
         request: Request | None = None,
     ) -> None:
-        """Do what `Inlined.drive` does, after something that is not as usual."""
+        """Fall back to the general loop."""
         self.is_as_made = False
         super().drive(machine, answer, error, request)
 
     def serve(
         self, machine: Machine, answer: Any, at: Tap | None, request: Request | None = None
     ) -> Any:
-        """Do what `Inlined.serve` does, in one loop where outputs are read and written in order."""
+        """Answer as `Inlined.serve` does, in one loop if outputs are read and written in order."""
         send, is_usual = machine.send, machine.is_usual and request is None
         if send is None or self._offer is not None or not is_usual:
             return super().serve(machine, answer, at, request)
@@ -191,7 +193,7 @@ class LoneDriver(Driver):
                 tap.waiting.append(machine)
                 return value
             if verb == WRITE:
-                # a tensor in the place of one like it
+                # a tensor is replaced by one of the same shape, dtype and device
                 _, new, place, port = request
                 is_here = at is not None and by_place.get(id(place)) is at and at.index == step
                 if not is_here or port != OUTPUT or not type(new) is type(value) is _Tensor:

@@ -48,7 +48,7 @@ class Inlined(RunState):
         """Offer `(args, kwargs)` before a call, or its output after it.
 
         Returns:
-            What takes the place of the value: the value itself, where nobody has replaced it.
+            The value, or its replacement if a machine has written one.
         """
         if self.writes.watched:
             self.writes.begin()
@@ -107,7 +107,7 @@ class Inlined(RunState):
             machine: the machine.
             answer: the output.
             at: the tap; None if the machine starts, and nothing is on offer.
-            request: what it waits for, to be answered first; None to answer with the output.
+            request: its pending request, to be answered first; None to answer with the output.
 
         Returns:
             The output, or its replacement.
@@ -129,7 +129,7 @@ class Inlined(RunState):
             self._offer = outer
         if own.handed:
             take_edits(own)
-            # what was handed names the offer
+            # values handed out refer to the offer
             own.handed = _NOTHING
         if self.frozen is not None:
             self.frozen.settle(own)
@@ -167,7 +167,7 @@ class Inlined(RunState):
                         if send is None:
                             request = machine.advance(answer)
                         else:
-                            # what `advance` does, without a Python frame
+                            # `advance`, without its Python frame
                             request = machine.context.run(send, answer)
                     answer = error = None
                     number = 1 if request[0] == READ else _TARGETS.get(request[0])

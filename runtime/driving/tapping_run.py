@@ -47,16 +47,16 @@ class TappingRun(Inlined, Offering):
 
     def _put_tap(self, place: Place) -> Tap:
         if not self.is_tapping_ahead:
-            # what is expected has been looked at already
+            # expected places have been refreshed already
             place._refresh()
         parent = place._parent
-        # what only holds modules is never called, so nothing passes there
+        # a container is never called, so no value passes there
         while parent is not None and is_container(parent._module):
             parent = parent._parent
         above = None
         if parent is not None:
             above = self._taps.get(id(parent._module))
-            # That the root returns is the end of a run with one forward, and needs no tap to tell.
+            # In a run with one forward, the root's return is the end, which needs no tap.
             is_needed = (
                 self.is_stepped or parent is not self.root or passes_over_parts(parent._module)
             )
@@ -88,11 +88,11 @@ class TappingRun(Inlined, Offering):
         )
 
     def expect(self, places: Iterable[tuple[Place, str]]) -> None:
-        """Say which places and ports a machine can ask for."""
+        """Expect a machine to ask for some places and ports."""
         self._expected.extend(places)
 
     def add(self, machine: Machine) -> None:
-        """Add a machine, with what is known of the places that it can ask for."""
+        """Add a machine, and expect the places that it can ask for."""
         machine.order = len(self.machines)
         self.machines.append(machine)
         needs = machine.needs
@@ -107,7 +107,7 @@ class TappingRun(Inlined, Offering):
             self._expects_anything = True
 
     def expect_anything(self) -> None:
-        """Say that a machine can ask for whatever module it likes."""
+        """Expect a machine to ask for any module."""
         self._expects_anything = True
 
     def places(self) -> Iterator[Place]:
@@ -115,15 +115,15 @@ class TappingRun(Inlined, Offering):
         return places_of(self.root)
 
     def watch_for(self, places: Sequence[Place], machine: Machine) -> None:
-        """See to it that watchers are shown what a machine has asked for, and all below the root.
+        """Put the taps that watchers need for the places that a machine has asked for.
 
         Args:
-            places: what is watched; the root alone stands for all modules.
+            places: the watched places; the root alone means all modules.
             machine: the machine that asks.
         """
         everything = any(place is self.root for place in places) and len(places) == 1
         if machine.is_builder:
-            # the run has not begun: taps stand for the length of the run only
+            # the run has not begun, and taps are there during the run only
             if everything:
                 self.expect_anything()
             self.expect((place, OUTPUT) for place in places)
@@ -134,7 +134,7 @@ class TappingRun(Inlined, Offering):
                 self.tap_for(place)
 
     def _tap_ahead(self) -> None:
-        """Put taps where machines can ask, so that what passes before they do is noticed."""
+        """Put taps where machines can ask, so that a value that passes earlier is noticed."""
         self.is_tapping_ahead = True
         is_usual = self.stepping is None and type(self)._new_tap is TappingRun._new_tap
         if self.stepping is not None:
@@ -186,5 +186,5 @@ class TappingRun(Inlined, Offering):
             put.remove()
 
     def _is_of_model(self, place: Place) -> bool:
-        """Tell whether a place belongs to the model that runs, by whichever wrapper."""
+        """Return whether a place belongs to the model that runs, by whichever wrapper."""
         return place._root is None or place._root._module is self.root._module

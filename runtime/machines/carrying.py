@@ -89,7 +89,7 @@ class Stack:
                         # from outside: the call still waits
                         raise
                     self._calls.pop()
-                    # what the call raised is raised at the user's line, where it was asked for
+                    # an error of the call is raised at the user's line that asks for the value
                     is_error, args = True, (error,)
                     continue
                 if carrier:

@@ -1,16 +1,16 @@
 """Machines: one running program in one run of a model.
 
-A machine is a generator, resumed by the driver with the answer to its last request. While it is
-resumed it is *the machine being advanced*, which `current_machine` tells; that context variable
-is the only global state there is.
+A machine is a generator, resumed by the driver with the answer to its last request. While it runs
+it is the current machine (`current_machine`), kept in a context variable, which is the only global
+state.
 
-Most code of a block is lowered, and waits by yielding. Code that was not lowered can touch a
-model value too: a helper in another file, a property of somebody's class, a callback under
-`map`. It cannot yield for the machine, so it needs a stack to wait on. Each time a machine is
-advanced it therefore runs on a fresh `greenlet`, on the same thread; if such code asks for a
-value, that greenlet stays behind as it is and is switched back to with the answer. We say that
-the call is *carried*. A machine of a plain program (see `nnsight_dsl.transforms.source.plain`)
-has nothing to carry and is resumed without one, which is a microsecond cheaper.
+Most code of a block is lowered, and waits by yielding. Code that was not lowered can access a model
+value, too: a helper in another file, a property of a user's class, a callback under `map`. It
+cannot yield for the machine, so it needs a stack to wait on. Each time a machine is advanced it
+therefore runs on a fresh `greenlet`, on the same thread. If such code asks for a value, that
+greenlet is suspended, and it is switched back to with the answer: the call is *carried*. A machine
+of a plain program (see `nnsight_dsl.transforms.source.plain`) never carries a call, and is resumed
+without a greenlet, which is a microsecond cheaper.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _current: contextvars.ContextVar[Machine | None] = contextvars.ContextVar(
 )
 
 advanced = _current.get
-"""`current_machine`, without a Python frame of its own: for what is asked at each call."""
+"""`current_machine` without a Python frame, for the checks that are made at each call."""
 
 _ENDED = contextvars.Context()
 """The context of machines that have ended."""
@@ -58,8 +58,8 @@ class Loop(Protocol):
     """A loop over steps that a machine is in (see `steps.py`).
 
     Attributes:
-        over: the exception that ends it in one of its rounds.
-        is_open: whether it has no last round.
+        over: the exception that ends it in one of its iterations.
+        is_open: whether it has no last iteration.
         is_lowered: whether it is in lowered code, which catches `over`.
         is_over: whether `over` has ended it.
     """
@@ -74,12 +74,12 @@ class Loop(Protocol):
 
 
 def current_machine() -> Machine | None:
-    """Return the machine that is being advanced here, None outside of one."""
+    """Return the machine that runs in this context, None outside of one."""
     return _current.get()
 
 
 def set_current(machine: Machine | None) -> Machine | None:
-    """Let a machine be the one being advanced here; return the one that was."""
+    """Make a machine the current one; return the previous one."""
     outer = _current.get()
     if outer is not machine:
         _current.set(machine)
@@ -90,29 +90,29 @@ class Machine:
     """One running program.
 
     Attributes:
-        program: what it runs.
+        program: the program that it runs.
         order: position among the machines of its run, in order of definition.
         send: resumes the generator of a plain machine, in its context; None for other machines.
         rows: rows of the batch that it sees, None for all.
-        pending: the request it waits with, None while it runs and when it is done.
-        phase: what the pending request is for: `"inputs"` of a call, or its `"output"`.
+        pending: the request that it waits with, None while it runs and when it is done.
+        phase: phase of the pending request: `"inputs"` of a call, or its `"output"`.
         step: step (or occurrence) that its requests are pinned to.
-        loops: the loops over steps that it is in, from the outside in.
-        names: names that may leave, once it has come to its end.
-        is_done: whether it has come to its end.
-        is_cut: whether it was ended by an error from outside of its program, which it is yet to be
-            told by `close`.
-        result: what the function that it runs has returned.
-        leaves_all: whether names leave that were not saved: to the block around it, or from a scan.
-        left_by_failed: names that were saved in runs inside of the block, which then failed: what
-            they stand for, and what they stood for before.
-        needs: the `Needs` that its driver is to know (see `tapping.kept_taps`).
-        seen_names: what the names that accesses start from stood for when the block was entered.
-        is_usual: whether it is handed values, or its rows of them, just as they are.
-        is_builder: whether it only collects invokes, before the model runs.
+        loops: the loops over steps that it is in, outermost first.
+        names: after its end, the names that may leave, with their values.
+        is_done: True when it has ended. Set by `finish`, `fail` and `close`.
+        is_cut: True if an error from outside of its program has ended it, and `close` has still to
+            raise that in the program. Set by `fail` and `close`.
+        result: return value of the function that it runs.
+        leaves_all: True if names leave that were not saved: to the block around it, or from a scan.
+        left_by_failed: names that were saved in a run inside the block which then failed, each with
+            its value and the value that it had before.
+        needs: for the driver, the `Needs` of the program (see `tapping.kept_taps`).
+        seen_names: at the entry of the block, the values of the names that accesses start from.
+        is_usual: True if it gets values, or its rows of them, unchanged. Set by the driver.
+        is_builder: True if it only collects invokes, before the model runs.
     """
 
-    # what holds for most machines stands on the class, so that making one is cheap
+    # defaults of most machines are class attributes, so that making one is cheap
     order = 0
     phase: Phase | None = None
     loops: Sequence[Loop] = ()
@@ -172,12 +172,12 @@ class Machine:
         """Make the machine of a program; nothing of the block has run yet.
 
         Args:
-            program: what it runs.
+            program: the program to run.
             user_globals: globals of the user's module.
-            names: what the names around the block stand for.
-            saved: where what the block saves is noted.
+            names: values of the names around the block.
+            saved: collects the values that the block saves.
             injected: values of the names that lowering puts into a program.
-            is_plain: whether it can do without a stack of its own.
+            is_plain: whether it needs no stack.
             function: the program's function with these globals and injected values, if it is known.
         """
         now = None if type(names) is dict else getattr(names, "now", None)
@@ -212,15 +212,15 @@ class Machine:
         return inner
 
     def seen_name(self, name: str) -> Any:
-        """Return what a name that an access starts from stood for when the block was entered."""
+        """Return the value that a name had when the block was entered, for a name of an access."""
         return self.seen_names.get(name, MISSING)
 
     def has_outer(self, name: str) -> bool:
-        """Tell whether a name of other invokes is bound outside of them, too."""
+        """Return whether a name of other invokes is bound outside of them, too."""
         return self._outer[name] is not MISSING
 
     def outer_value(self, name: str) -> Any:
-        """Return what a name of other invokes stands for outside of them.
+        """Return the value that a name of other invokes has outside of them.
 
         Raises:
             SharedNameError: the name is not bound there either.
@@ -236,7 +236,7 @@ class Machine:
 
     @property
     def outer_now(self) -> Any:
-        """Asks what names of the enclosing function stand for now, None where nobody need ask."""
+        """A function that looks up names of the enclosing function; None if none is looked up."""
         return self._injected[OUTER]
 
     @property
@@ -261,7 +261,7 @@ class Machine:
         return self._carried(False, answer)
 
     def begin_carrying(self) -> None:
-        """Give what runs from here on a stack: a value is at hand that may run a user's code.
+        """Run on a stack from here on: the program has got a value that may run a user's code.
 
         The next run of the program begins so, with taps on all modules.
         """
@@ -277,7 +277,7 @@ class Machine:
         return self._carried(True, error)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Request:
-        """Answer the pending request with what a call returns, and carry that call.
+        """Answer the pending request with the return value of a call, and carry that call.
 
         The call is the user's code (a property of theirs, say), so it may itself make requests.
         """
@@ -300,7 +300,7 @@ class Machine:
     def in_its_state(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in the state of torch that the block has set, as one of its statements.
 
-        The driver does so for what it does in the block's stead.
+        The driver uses it for the work that it does in place of the block.
         """
         if self._stack is None:
             return function(*args)
@@ -336,7 +336,7 @@ class Machine:
 
     @property
     def line(self) -> int:
-        """The line of the user's file at which the machine stands."""
+        """The current line in the user's file."""
         frame = self._running.gi_frame
         return self.program.line if frame is None else frame.f_lineno
 
@@ -365,7 +365,7 @@ class Machine:
             self.leave_context()
 
     def fail(self, raised: BaseException) -> BaseException:
-        """End where the program has raised, with what it had saved; return what it has raised."""
+        """End at an error of the program, with the values saved so far; return the error."""
         self.is_done = True
         raised = original(raised)
         self._take_names_at(raised)
@@ -411,7 +411,7 @@ class Machine:
         return self.saved.leaving(names, self.program)
 
     def keep_of_failed(self, left: Mapping[str, Any]) -> None:
-        """Keep what a run inside of the block had saved before it failed.
+        """Keep the values that a run inside the block had saved before it failed.
 
         It is not bound in the block, which may have an `except` for the failure.
         """
@@ -438,14 +438,14 @@ class Machine:
             self.leave_context()
 
     def close_if_cut(self) -> None:
-        """End a machine that an error from outside of its program has kept from its end."""
+        """Close a machine that an error from outside of its program has ended."""
         if self.is_cut:
             self.close()
 
     def leave_context(self) -> None:
-        """Part from the context, which names the machine."""
+        """Drop the context, which refers to the machine."""
         if self._stack is None:
-            # nobody else has it
+            # no other object has it
             self.context = _ENDED
         else:
             self.context.run(_current.set, None)
@@ -475,7 +475,7 @@ class Machine:
 
 
 carried_programs: set[Program] = set()
-"""Programs that looked plain and are not."""
+"""Programs that looked plain before a run, and were not."""
 
 
 def unplain(program: Program) -> None:

@@ -85,7 +85,7 @@ def tapped_class(module: nn.Module, cls: type) -> type:
     known = reference and reference()
     if not known:
         known = _remembered(_tapped_classes, cls, _tapped_class(cls))
-        # a module that compares by its contents is no key; then there is a new class for each run
+        # a module that compares by its contents cannot be a key: each run makes a new class
         with suppress(TypeError):
             _keepers.setdefault(module, []).append(known)
     return known
@@ -226,7 +226,7 @@ def _call_of(cls: type) -> Callable[..., Any]:
                 return tap.visit(call, self, args, kwargs)
             finally:
                 tap.is_entered = is_entered
-        # what `Tap.visit` does where all that is common, without Python frames of its own
+        # the common case of `Tap.visit`, without its Python frames
         index = tap.begun_step = tap.begun
         tap.begun = index + 1
         outer, tap.index = tap.index, index
@@ -243,7 +243,7 @@ def _call_of(cls: type) -> Callable[..., Any]:
                     or "_call_impl" in own
                 )
             ):
-                # What torch's call comes to where nothing is hooked. To leave out its two frames
+                # torch's call of a module without hooks. To leave out its two frames
                 # saves 0.5 µs, which is what the rest of a visit costs.
                 output = self.forward(*args, **kwargs) if kwargs else self.forward(*args)
             else:
@@ -307,7 +307,7 @@ def _call_impl_of(cls: type) -> Callable[..., Any]:
 
 
 def _tapped_class(cls: type) -> type:
-    """Make the class that stands in for a class."""
+    """Make the subclass that a tapped module has during a run."""
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         # a copy that a block or the model makes during the run is one of the original class
@@ -341,7 +341,7 @@ def _tapped_class(cls: type) -> type:
     try:
         _set_bases(tapped, (cls,))
     except TypeError:
-        # a class with slots has a layout of its own, which only a subclass made of it shares
+        # a class with slots has a separate layout, which only a subclass made of it shares
         tapped = metaclass(cls.__name__, (cls,), namespace)
     return tapped
 

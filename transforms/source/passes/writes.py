@@ -189,7 +189,7 @@ def _kept(
 ) -> tuple[Sequence[cst.SubscriptElement], cst.BaseExpression]:
     """Return an index as it stands between brackets for the read, and the key for the write.
 
-    One that may be another the second time is kept in a name of ours.
+    An index that may differ the second time is kept in a generated name.
     """
     is_same = all(is_pure(part) and not (may_rebind and has_names(part)) for part in index)
     if is_same:
