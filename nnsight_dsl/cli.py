@@ -57,7 +57,7 @@ def _explain(place: str, *, as_mermaid: bool) -> int:
     has_line = bool(colon) and number.isdigit()
     path = Path(name if has_line else place)
     if not path.is_file():
-        print(f"{path} is no file; give a Python file, and a line if you like", file=sys.stderr)
+        print(f"{path} is not a file; give a Python file, and a line if you like", file=sys.stderr)
         return 2
     programs = programs_in(path, int(number) if has_line else None)
     if not programs:

@@ -108,7 +108,7 @@ def _find_statement(frame: FrameType) -> FoundStatement:
             f"the block at line {frame.f_lineno} of {code.co_filename!r} was compiled from another "
             "text than stands there now; if the file was edited after its import, reload the "
             "module or start the program again, and if the text was made in the program, give "
-            "each text a file name of its own and register it with linecache before it runs"
+            "each text its own file name and register it with linecache before it runs"
         )
     raise BlockNotFoundError(
         f"the source of {code.co_filename!r} is nowhere to be found, so the block at line "

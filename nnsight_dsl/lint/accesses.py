@@ -122,7 +122,7 @@ class Machine:
         nodes = list(block.nodes())
         self.calls = [node for node in nodes if isinstance(node, ast.Call)]
         moves = sorted(
-            _end(call)
+            end_of(call)
             for call in self.calls
             if isinstance(call.func, ast.Attribute) and call.func.attr == "next"
         )
@@ -134,7 +134,7 @@ class Machine:
             for call in self.calls
             if isinstance(call.func, ast.Attribute) and call.func.attr == "next"
         )
-        self._stops = [(_end(node), self.conditions(node)) for node in nodes if _is_stop(node)]
+        self._stops = [(end_of(node), self.conditions(node)) for node in nodes if _is_stop(node)]
         mine = {(n.lineno, n.col_offset, n.attr): n for n in nodes if isinstance(n, ast.Attribute)}
         self.accesses = sorted(self._accesses(mine), key=lambda access: access.number)
 
@@ -152,7 +152,7 @@ class Machine:
                 ordered.append(((state.number, 0), node, state))
         # a skip is requested when its argument has been evaluated: at the end of its call
         for call in skips:
-            before = sum(_end(mine_node) <= _end(call) for _, mine_node, _ in ordered if _)
+            before = sum(end_of(mine_node) <= end_of(call) for _, mine_node, _ in ordered if _)
             if isinstance(call.func, ast.Attribute):
                 ordered.append(((before, -1), call.func, None))
         ordered.sort(key=lambda one: one[0])
@@ -247,7 +247,7 @@ class Machine:
             if is_step_loop(above):
                 loop = id(above)
                 break
-        end = _end(node)
+        end = end_of(node)
         return loop, sum(move <= end for move in self._moves)
 
     def tracer_escapes(self) -> bool:
@@ -360,11 +360,8 @@ def _is_stop(node: ast.AST) -> bool:
     )
 
 
-def _end(node: ast.AST) -> tuple[int, int]:
+def end_of(node: ast.AST) -> tuple[int, int]:
     return getattr(node, "end_lineno", 0) or 0, getattr(node, "end_col_offset", 0) or 0
-
-
-end_of = _end
 
 
 def is_below(path: Path, above: Path) -> bool:

@@ -66,7 +66,7 @@ def show_rule(code: str) -> int:
 
     text = index() if code == "all" else text_of(code)
     if text is None:
-        print(f"{code} is no rule; 'nnsight-dsl rule all' lists them", file=sys.stderr)
+        print(f"{code} is not a rule; 'nnsight-dsl rule all' lists them", file=sys.stderr)
         return UNUSABLE
     print(text, end="")
     return CLEAN

@@ -7,9 +7,9 @@ module and its example arguments.
     structure_for("gpt2").place(("lm_head",))       # "lm_head"
 
 Building and recording a model takes seconds, so the facts are cached in the user's cache folder.
-The key is a hash of the config (for a factory: of the file that defines it) and of the versions of
-the libraries. On a cache hit neither torch nor the model is loaded. A change in a file that a
-factory imports does not change the key, so the facts of a factory may be stale.
+The key is a hash of the config (for a factory: of the Python files of its package, or beside its
+module) and of the versions of the libraries. On a cache hit neither torch nor the model is loaded.
+A factory whose model depends on anything else, such as a data file, may be served stale facts.
 """
 
 from __future__ import annotations
@@ -104,13 +104,28 @@ def _config_key(reference: str) -> str:
 
 
 def _factory_key(reference: str) -> str:
-    """Hash the file that defines a factory, without importing it."""
+    """Hash the files that define a factory, without importing it.
+
+    These are all Python files of its package, since a factory calls other modules of it. For a
+    module outside of packages, they are those in its folder.
+    """
     module = reference.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise SettingsError(f"{module!r} of {reference!r} is no module that can be imported here")
-    content = Path(spec.origin).read_bytes()
-    return hashlib.sha256(_versions().encode() + reference.encode() + content).hexdigest()[:32]
+        raise SettingsError(
+            f"{module!r} of {reference!r} is not a module that can be imported here"
+        )
+    found = hashlib.sha256(_versions().encode() + reference.encode())
+    for path in _files_beside(Path(spec.origin), module):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:32]
+
+
+def _files_beside(file: Path, module: str) -> list[Path]:
+    depth = module.count(".") + (file.name == "__init__.py")
+    if depth == 0:
+        return sorted(file.parent.glob("*.py"))
+    return sorted(file.parents[depth - 1].rglob("*.py"))

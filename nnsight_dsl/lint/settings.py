@@ -112,12 +112,12 @@ def _settings(table: Any, file: Path) -> Settings:
     unknown = sorted(set(table) - known) if isinstance(table, dict) else ["tool.nnsight-dsl"]
     if unknown:
         raise SettingsError(
-            f"{file}: {unknown[0]!r} is no setting of [tool.nnsight-dsl]; it has "
+            f"{file}: {unknown[0]!r} is not a setting of [tool.nnsight-dsl]; it has "
             f"{', '.join(sorted(known))}"
         )
     per_file = table.get("per-file-ignores", {})
     if not isinstance(per_file, dict):
-        raise SettingsError(f"{file}: per-file-ignores is no table; write patterns and codes")
+        raise SettingsError(f"{file}: per-file-ignores is not a table; write patterns and codes")
     for key in ("select", "ignore"):
         known_codes(_codes(table, key, file), f"{file}: {key!r}")
     for pattern in per_file:

@@ -96,12 +96,12 @@ def _parsed(text: str) -> ast.Module:
             return ast.parse(text)
     except SyntaxError as error:
         raise UnreadableError(
-            f"this is no Python: {error.msg}", error.lineno or 1, max((error.offset or 1) - 1, 0)
+            f"this is not Python: {error.msg}", error.lineno or 1, max((error.offset or 1) - 1, 0)
         ) from None
     except (RecursionError, MemoryError):
         raise UnreadableError("this is nested too deeply for Python to parse") from None
     except ValueError as error:
-        raise UnreadableError(f"this is no Python: {error}") from None
+        raise UnreadableError(f"this is not Python: {error}") from None
 
 
 def _decoded(content: bytes) -> str:
@@ -109,9 +109,9 @@ def _decoded(content: bytes) -> str:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         text = content.decode(encoding)
     except (SyntaxError, UnicodeDecodeError, LookupError) as error:
-        raise UnreadableError(f"this is no text: {error}") from None
+        raise UnreadableError(f"this is not text: {error}") from None
     if "\0" in text:
-        raise UnreadableError("this is no text: it holds null bytes")
+        raise UnreadableError("this is not text: it holds null bytes")
     return text.removeprefix("\ufeff")
 
 
@@ -121,7 +121,7 @@ def _notebook(file: str, content: bytes) -> Source:
         cells = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
         texts = [cell["source"] for cell in cells]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UnreadableError(f"this is no notebook: {type(error).__name__}: {error}") from None
+        raise UnreadableError(f"this is not a notebook: {type(error).__name__}: {error}") from None
     source = Source(file, [], [])
     for number, text in enumerate(texts, start=1):
         whole = "".join(text) if isinstance(text, list) else str(text)

@@ -314,7 +314,7 @@ def module_of(given: Any) -> nn.Module:
         given = given._module
     if not isinstance(given, nn.Module):
         raise TypeError(
-            f"{given!r} is no torch.nn.Module; give the module itself, and a model by its name or "
-            "path to LanguageModel"
+            f"{given!r} is not a torch.nn.Module; give the module itself, and a model by its name "
+            "or path to LanguageModel"
         )
     return given

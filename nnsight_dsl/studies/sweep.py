@@ -161,7 +161,7 @@ def sweep(
         return Sweep((), (), SHARED, None)
     served = model._run_each(programs, prompt, options)
     if served is not None:
-        return Sweep(points, served, BATCH, "an engine serves each program as a request of its own")
+        return Sweep(points, served, BATCH, "an engine serves each program as a separate request")
     return _swept(_Run(model, prompt, options, programs), points, share=share)
 
 

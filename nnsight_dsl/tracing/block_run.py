@@ -241,7 +241,7 @@ class BlockRun:
             given, options = [], {**options, **self.given.kwargs}
         if given and inputs:
             raise InvokeError(
-                "this trace has an input of its own, and invokes with inputs inside; give the "
+                "this trace has its own input, and invokes with inputs inside; give the "
                 "input to an invoke instead: 'with model.trace() as tracer:'"
             )
         inputs = given or inputs

@@ -204,7 +204,7 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
             envoy = root._mirror_of(one)
         if not isinstance(envoy, (Envoy, OperationPlace)):
             raise InputError(
-                f"modules= has {type(one).__name__} {one!r:.80}, which is no module of this "
+                f"modules= has {type(one).__name__} {one!r:.80}, which is not a module of this "
                 "model; give paths ('transformer.h.0') or envoys (model.transformer.h[0])"
             )
         envoy._refresh()

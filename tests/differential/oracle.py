@@ -10,7 +10,7 @@ written into what those hooks return.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from functools import wraps
 from types import CodeType
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from greenlet import getcurrent
 from torch import nn
 from torch.utils import _pytree as pytree
+from transformers.utils import ModelOutput
 
 from nnsight_dsl.errors import (
     BarrierError,
@@ -53,8 +54,34 @@ class _Visits:
         self.done_step = -1
         self.running: list[int | None] = []
         self.skipped: list[tuple[Machine, Any]] = []
+        self.is_skipped = False
 
 
+class _Skipping:
+    """A module's `forward` that does nothing in a skipped call, until it is removed."""
+
+    def __init__(self, visits: _Visits) -> None:
+        module = self._module = visits.module
+        self._before = module.__dict__.get("forward", _MISSING)
+        forward = module.forward
+
+        @wraps(forward)
+        def skipping(*args: Any, **kwargs: Any) -> Any:
+            if visits.is_skipped:
+                visits.is_skipped = False
+                return None
+            return forward(*args, **kwargs)
+
+        module.forward = skipping
+
+    def remove(self) -> None:
+        if self._before is _MISSING:
+            del self._module.forward
+        else:
+            self._module.forward = self._before
+
+
+_MISSING = object()
 _GOES_ON = object()
 """An answer of a machine that is to go on later, in its turn."""
 
@@ -258,7 +285,7 @@ class Run:
             hook = self._unless_observed(self.before)
             before = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
             after = module.register_forward_hook(self._unless_observed(self.after))
-            self._handles += [before, after]
+            self._handles += [before, after, _Skipping(found)]
         return found
 
     def _unless_observed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,17 +317,9 @@ class Run:
         given = self._serve(_Offer(module, "inputs", index, (args, kwargs)))
         if visits.skipped:
             self._is_quiet += 1
-            if self._skips_all(visits):
-                # the call is made, and must leave nothing behind
-                args, kwargs = given
-                if "past_key_values" in kwargs:
-                    kwargs = {**kwargs, "past_key_values": deepcopy(kwargs["past_key_values"])}
-                given = args, kwargs
+            # a value for all rows: the module is not called
+            visits.is_skipped = any(machine.rows is None for machine, _ in visits.skipped)
         return given
-
-    def _skips_all(self, visits: _Visits) -> bool:
-        rows = [machine.rows for machine, _ in visits.skipped]
-        return None in rows or sum(count for _, count in rows) == self.total
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         visits = self._visits_of(module)
@@ -540,6 +559,8 @@ class Run:
             return type(value)(self._narrow(machine, one) for one in value)
         if type(value) is dict:
             return {key: self._narrow(machine, one) for key, one in value.items()}
+        if isinstance(value, ModelOutput):
+            return type(value)({key: self._narrow(machine, one) for key, one in value.items()})
         return value
 
     def _widen(self, whole: Any, part: Any, machine: Machine) -> Any:
@@ -549,6 +570,9 @@ class Run:
             span = self._span(whole, machine)
             if span is None or _form(part) != _form(whole[span]):
                 raise WriteError("this does not fit the rows")
+            if part.data_ptr() == whole[span].data_ptr() and part.stride() == whole.stride():
+                # these rows of it, edited in place
+                return whole
             return torch.cat([whole[: span.start], part, whole[span.stop :]])
         if type(part) is not type(whole):
             raise WriteError("this is of another structure")

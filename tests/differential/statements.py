@@ -8,6 +8,7 @@ these become calls.
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Mapping, Sequence
 from types import CodeType
 from typing import Any, TypeGuard
@@ -74,8 +75,8 @@ class _Rewritten(ast.NodeTransformer):
         element: ast.expr = read
         for one in path:
             element = ast.Subscript(element, one, ast.Load())
-        operator = ast.Constant(f"__i{_OPERATORS[type(node.op)]}__")
-        value = self._called("_augmented", element, operator, node.value)
+        name = ast.Constant(f"i{_OPERATORS[type(node.op)]}")
+        value = self._called("_augmented", element, name, node.value)
         call = self._called("_set_element", value, port.value, ast.Constant(port.attr), *path)
         return ast.Expr(call)
 
@@ -276,14 +277,8 @@ def names_of_block(run: Run, saved: Saved, names: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _augmented(old: Any, operator: str, value: Any) -> Any:
-    if hasattr(old, operator):
-        return getattr(old, operator)(value)
-    plain = operator.replace("__i", "__")
-    result = getattr(old, plain)(value)
-    if result is NotImplemented:
-        result = getattr(value, plain.replace("__", "__r", 1))(old)
-    return result
+def _augmented(old: Any, name: str, value: Any) -> Any:
+    return getattr(operator, name)(old, value)
 
 
 def _with_element(container: Any, path: Sequence[Any], value: Any) -> Any:

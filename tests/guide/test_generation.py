@@ -211,7 +211,7 @@ def test_a_second_promptless_invoke(model, plain):
             final_logits = model.output.save()
 
     assert_same(hidden, _by_step(plain, "transformer.h.5", count=3)[-1])
-    # an access outside of `iter` is step 0, in an invoke of its own too
+    # an access outside of `iter` is step 0, in a separate invoke too
     assert_same(final_logits.logits, _by_step(plain, "lm_head", count=3)[0])
 
 

@@ -100,7 +100,7 @@ def test_unknown_arguments_end_with_status_2(command, folder):
     ("reference", "text"),
     [
         ("no/such/folder!", "neither a folder with a config.json"),
-        ("no_such_module:make", "is no module that can be imported"),
+        ("no_such_module:make", "is not a module that can be imported"),
         ("json:loads", "cannot be built"),
         ("json:no_such", "has no function 'no_such'"),
     ],
@@ -161,7 +161,7 @@ def test_a_setting_that_does_not_exist_ends_with_status_2(command, folder):
     (folder / "pyproject.toml").write_text("[tool.nnsight-dsl]\nselct = []\n")
     status, _, err = command("lint", ".")
     assert status == 2
-    assert "'selct' is no setting" in err
+    assert "'selct' is not a setting" in err
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_rule_is_explained(command, word):
 def test_a_rule_that_does_not_exist(command):
     status, out, err = command("rule", "NNS999")
     assert (status, out) == (2, "")
-    assert "NNS999 is no rule" in err
+    assert "NNS999 is not a rule" in err
 
 
 def test_the_hook_for_pre_commit_names_a_command_that_exists():

@@ -1,5 +1,6 @@
 """What is recorded of a model under fake tensors is what the real model does."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,31 @@ def test_what_was_kept_is_read_without_torch(tmp_path):
 
 def new_nothing() -> int:
     return 3
+
+
+@pytest.mark.parametrize("folder", ["", "wrappers/deep"], ids=["modules", "package"])
+def test_a_change_in_a_module_that_a_factory_imports_is_seen(monkeypatch, tmp_path, folder):
+    place = tmp_path / folder
+    place.mkdir(parents=True, exist_ok=True)
+    if folder:
+        (tmp_path / "wrappers" / "__init__.py").touch()
+        (place / "__init__.py").touch()
+    begin = "wrappers.sizes" if folder else "sizes"
+    sizes = tmp_path / f"{begin.replace('.', '/')}.py"
+    (place / "factories.py").write_text(
+        f"from torch import nn\nfrom {begin} import N\n\ndef new():\n"
+        "    return nn.Sequential(*(nn.Linear(2, 2) for _ in range(N)))\n"
+    )
+    name = f"{folder.replace('/', '.')}.factories" if folder else "factories"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for n in (2, 3):
+        sizes.write_text(f"N = {n}\n")
+        for module in [one for one in sys.modules if one in ("sizes", "factories")]:
+            monkeypatch.delitem(sys.modules, module)
+        for module in [one for one in sys.modules if one.startswith("wrappers")]:
+            monkeypatch.delitem(sys.modules, module)
+        importlib.invalidate_caches()
+        assert len(structure_for(f"{name}:new").modules[""].children) == n
 
 
 def test_a_factory_has_to_return_a_module():

@@ -42,7 +42,7 @@ def test_truncated_files(end):
 def test_python_2():
     (found,) = lint("any.py", b'import os\nprint "Hello"\n' + WRONG.encode(), SETTINGS)
     assert (found.code, found.line) == ("NNS901", 2)
-    assert "this is no Python" in found.message
+    assert "this is not Python" in found.message
 
 
 BLOCK = 'with model.trace("x"):\n    '
@@ -70,7 +70,7 @@ def test_what_is_nested_too_deeply(text):
     found = lint("any.py", (text + "\n").encode(), SETTINGS)
     assert {one.code for one in found} <= {"NNS901"}
     for one in found:
-        assert "nested too deeply" in one.message or "this is no Python" in one.message
+        assert "nested too deeply" in one.message or "this is not Python" in one.message
 
 
 def test_a_file_of_100_000_lines():
@@ -94,7 +94,7 @@ def test_lines_end_where_python_says_so():
 def test_broken_notebooks(content):
     (found,) = lint("any.ipynb", content, SETTINGS)
     assert found.code == "NNS901"
-    assert "no notebook" in found.message
+    assert "not a notebook" in found.message
 
 
 def test_a_notebook_without_cells_is_clean():

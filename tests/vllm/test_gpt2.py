@@ -257,7 +257,7 @@ def test_a_sweep_serves_each_program_as_a_request(gpt2):
     found = sweep(
         ablated_tokens, over={"layer": range(2)}, model=gpt2, prompt=PROMPT, max_tokens=3, **GREEDY
     )
-    assert found.form == "batch" and "request of its own" in found.reason
+    assert found.form == "batch" and "separate request" in found.reason
     for layer, output in enumerate(found):
         with gpt2.trace(PROMPT, max_tokens=3, **GREEDY) as tracer:
             gpt2.transformer.h[layer].output[:] = 0

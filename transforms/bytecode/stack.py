@@ -78,7 +78,7 @@ def _effect(instruction: Instr, *, jump: bool) -> tuple[int, int]:
 
 def _label(target: object) -> Label:
     if not isinstance(target, Label):
-        raise TypeError(f"{target!r} is no label")
+        raise TypeError(f"{target!r} is not a label")
     return target
 
 

@@ -91,14 +91,14 @@ def function(
 def expression(node: object) -> cst.BaseExpression:
     """Narrow the type of a node that must be an expression."""
     if not isinstance(node, cst.BaseExpression):
-        raise TypeError(f"{type(node).__name__} is no expression")
+        raise TypeError(f"{type(node).__name__} is not an expression")
     return node
 
 
 def target(node: object) -> cst.BaseAssignTargetExpression:
     """Narrow the type of a node that must be the target of an assignment."""
     if not isinstance(node, cst.BaseAssignTargetExpression):
-        raise TypeError(f"{type(node).__name__} is no target")
+        raise TypeError(f"{type(node).__name__} is not a target")
     return node
 
 

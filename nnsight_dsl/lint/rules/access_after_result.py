@@ -43,7 +43,7 @@ def check(file: File) -> Iterator[Finding]:
                         access.node,
                         f"{access.location} is asked for after the result of the run (line "
                         f"{file.line(end.node)}), and comes before it; move this access up, or "
-                        "put it in an invoke of its own",
+                        "put it in a separate invoke",
                         raises="GenerationEndedError" if is_stepped else "OutOfOrderError",
                     )
                     break

@@ -44,7 +44,7 @@ def check(file: File) -> Iterator[Finding]:
                     second.node,
                     f"{second.location} has already passed: the model computes it before "
                     f"{first.location} of line {file.line(first.node)}; move this access up, or "
-                    "put it in an invoke of its own",
+                    "put it in a separate invoke",
                 )
 
 

@@ -41,6 +41,6 @@ def check(file: File) -> Iterator[Finding]:
                     second.node,
                     f"{second.location} can no longer come, since {first.place} has already "
                     f"returned (line {file.line(first.node)}); move this access before that line, "
-                    "or put it in an invoke of its own",
+                    "or put it in a separate invoke",
                     raises="OutOfOrderError",
                 )

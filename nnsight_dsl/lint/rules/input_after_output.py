@@ -39,6 +39,6 @@ def check(file: File) -> Iterator[Finding]:
                     second.node,
                     f"{second.location} has already passed: the output of line "
                     f"{file.line(first.node)} comes after it; move this access up, before that "
-                    "line, or put it in an invoke of its own",
+                    "line, or put it in a separate invoke",
                     raises="OutOfOrderError",
                 )

@@ -37,7 +37,7 @@ def check(file: File) -> Iterator[Finding]:
             if invoke.call is not None and invoke.call.args and conditions.always:
                 yield Finding(
                     block.call,
-                    "this trace has an input of its own, and the invoke of line "
+                    "this trace has its own input, and the invoke of line "
                     f"{file.line(invoke.node)} has one; give the input to an invoke instead: 'with "
                     "model.trace() as tracer:'",
                 )

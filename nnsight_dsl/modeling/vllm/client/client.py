@@ -102,7 +102,7 @@ class EngineTracer(Tracer):
         """
         raise BarrierError(
             "a barrier was made in a trace on an engine, whose requests do not wait for each "
-            "other; save the value in a trace of its own, before this one"
+            "other; save the value in a separate trace, before this one"
         )
 
     def _run_once(
@@ -190,14 +190,14 @@ class EngineTracer(Tracer):
         if not one:
             raise EngineError(
                 f"the invoke at line {program.line} has no prompt, and the requests of an engine "
-                "are no batch that it could see as a whole; put what it does into the invokes "
+                "are not a batch that it could see as a whole; put what it does into the invokes "
                 "that have one"
             )
         if program.fetched:
             raise SharedNameError(
                 f"the invoke at line {program.line} reads {min(program.fetched)!r} of another "
                 "invoke, and the requests of an engine do not wait for each other; save the value "
-                "in a trace of its own, before this one"
+                "in a separate trace, before this one"
             )
         self._check_served(program, user_globals, names)
         part = Part(program, user_globals, dict(names), leaves_all=self._leaves_all)

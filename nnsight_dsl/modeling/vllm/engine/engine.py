@@ -99,7 +99,6 @@ class Engine:
         self._runs: dict[str, Run] = {}
         # the same by the client's key; one leaves when the client has fetched its outcome
         self._by_key: dict[str, Run] = {}
-        self._ids: dict[str, str] = {}
         # envoys of the model, one for each set of aliases that a client uses
         self._roots: dict[str, EngineRoot] = {}
         self._taps: dict[int, EngineTap] = {}

@@ -135,7 +135,7 @@ class Run:
             if not machine.is_done and machine.pending is None:
                 driver.drive(machine, None)
 
-    def _guarded(self, call: Callable[[RequestDriver], Any]) -> Any:
+    def _guarded(self, call: Callable[[RequestDriver], object]) -> None:
         """Call a function with the driver, within the time limit.
 
         An exception ends the programs, and never reaches the engine. If the programs are over,
@@ -143,15 +143,14 @@ class Run:
         """
         driver = self.driver
         if self.is_over or driver is None:
-            return None
+            return
         outer = set_current(None)
         self.engine.serving = driver
         try:
             with self.engine.limit:
-                result = call(driver)
+                call(driver)
             if driver.is_stopped and driver.may_stop():
                 self._close()
-            return result
         except RunAborted:
             self._close()
         except (Exception, OutOfTime) as error:
@@ -160,7 +159,6 @@ class Run:
         finally:
             self.engine.serving = None
             set_current(outer)
-        return None
 
     # called by the engine's taps
 
