@@ -69,7 +69,7 @@ class _Skipping:
         def skipping(*args: Any, **kwargs: Any) -> Any:
             if visits.is_skipped:
                 visits.is_skipped = False
-                return None
+                return next(value for machine, value in visits.skipped if machine.rows is None)
             return forward(*args, **kwargs)
 
         module.forward = skipping
