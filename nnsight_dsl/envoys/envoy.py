@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from functools import wraps
+from importlib import import_module
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from nnsight_dsl.envoys.attributes import IN_INIT, keeping_attributes
 from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
 from nnsight_dsl.envoys.ports import PORTS, Ports, StepKey
 from nnsight_dsl.envoys.renaming import Renaming
@@ -40,7 +41,6 @@ _CHANGING = frozenset(
 _WALKING = frozenset("children get_submodule modules named_children named_modules".split())
 """Methods of a module that lead to other modules."""
 
-_IN_INIT = "_in_init"
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
 
@@ -68,7 +68,28 @@ class Envoy(Ports):
 
     _parent: Envoy | None
 
-    def __init__(self, module: nn.Module, key: str, parent: Envoy | None) -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a wrapper: `Envoy(module)` is `NNsight(module)`."""
+        if cls is Envoy:
+            # by its name: the wrapper is made of envoys, and its module imports this one
+            wrapper = import_module("nnsight_dsl.modeling.base").NNsight
+            return super().__new__(wrapper)
+        if args and cls.__init__ is object.__init__:
+            raise TypeError(
+                f"{cls.__name__} is a class of envoys, which a wrapper makes of its submodules; "
+                f"derive {cls.__name__} from NNsight to wrap a module"
+            )
+        return super().__new__(cls)
+
+    @staticmethod
+    def _of(module: nn.Module, key: str = "", parent: Envoy | None = None) -> Envoy:
+        """Make the mirror of a module at a place of a tree."""
+        envoy: Envoy = Ports.__new__(Envoy)
+        envoy._put_at(module, key, parent)
+        return envoy
+
+    def _put_at(self, module: nn.Module, key: str = "", parent: Envoy | None = None) -> None:
+        """Mirror a module from now on, at a place of a tree; without a parent as its root."""
         self._module = module
         self._key = key
         self._parent = parent
@@ -216,7 +237,7 @@ class Envoy(Ports):
             return None
         child = self._below.get(name)
         if child is None:
-            child = self._below[name] = Envoy(module, name, self)
+            child = self._below[name] = Envoy._of(module, name, self)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
@@ -382,7 +403,7 @@ class Envoy(Ports):
                 "another name"
             )
         if "__init__" in cls.__dict__ and not is_of_library(cls):
-            cls.__init__ = _keeping_attributes(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = keeping_attributes(cls.__init__)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__
@@ -404,7 +425,7 @@ class Envoy(Ports):
         kind, own = type(self), self.__dict__
         if is_of_library(kind):
             return False
-        if own.get(_IN_INIT) or (name in own and name not in self._below):
+        if own.get(IN_INIT) or (name in own and name not in self._below):
             return True
         for cls in kind.__mro__:
             if name in cls.__dict__:
@@ -448,23 +469,6 @@ class Envoy(Ports):
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._fresh().forward(*args, **kwargs)
-
-
-def _keeping_attributes(init: Callable[..., None]) -> Callable[..., None]:
-    """Make attributes that a subclass sets in its `__init__` belong to the wrapper."""
-
-    @wraps(init)
-    def __init__(self: Envoy, *args: Any, **kwargs: Any) -> None:
-        own = self.__dict__
-        own[_IN_INIT] = own.get(_IN_INIT, 0) + 1
-        try:
-            init(self, *args, **kwargs)
-        finally:
-            own[_IN_INIT] -= 1
-            if not own[_IN_INIT]:
-                del own[_IN_INIT]
-
-    return __init__
 
 
 def explain_shadowed(root: Envoy, error: BaseException) -> None:

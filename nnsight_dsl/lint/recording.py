@@ -95,7 +95,7 @@ class _Lines:
 
     def watch(self, module: nn.Module) -> None:
         """Trace the lines of a module's forward."""
-        function = function_inside(Envoy(module, "", None))
+        function = function_inside(Envoy._of(module))
         if function is not None:
             self._functions[module] = function
             self._codes.add(function.__code__)
@@ -231,7 +231,7 @@ def needs_input(module: nn.Module) -> bool:
 
 def _operations(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the operations in a module's forward, aliases included."""
-    function = function_inside(Envoy(module, "", None))
+    function = function_inside(Envoy._of(module))
     if function is None:
         return ()
     found = operations_of(function.__code__)

@@ -67,7 +67,7 @@ class NNsight(Runnable):
         self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
     ) -> None:
         module = module_of(module)
-        super().__init__(module, "", None)
+        self._put_at(module)
         install_backward()
         self._edits = []
         self._fits = {}
@@ -210,7 +210,7 @@ class NNsight(Runnable):
 
         `_origin` of the copy is this wrapper, which loads the weights of both.
         """
-        copy = type(self).__new__(type(self))
+        copy: NNsight = type(self).__new__(type(self))
         restore(
             copy, state_of(self), _edits=[*self._edits], _fits={}, _linted=set(),
             _family=self._family, _origin=self,
