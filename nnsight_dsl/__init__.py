@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nnsight_dsl.modeling.base import NNsight as NNsight
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
     from nnsight_dsl.modeling.transformers_model import TransformersModel as TransformersModel
+    from nnsight_dsl.modeling.vision_language import VisionLanguageModel as VisionLanguageModel
     from nnsight_dsl.studies.layers import layers_report as layers_report
     from nnsight_dsl.studies.sweep import Sweep as Sweep
     from nnsight_dsl.studies.sweep import sweep as sweep
@@ -41,6 +42,7 @@ _HOMES = {
     "LanguageModel": "nnsight_dsl.modeling.language",
     "NNsight": "nnsight_dsl.modeling.base",
     "TransformersModel": "nnsight_dsl.modeling.transformers_model",
+    "VisionLanguageModel": "nnsight_dsl.modeling.vision_language",
     "intervene": "nnsight_dsl.tracing.intervene",
     "install_import_hook": "nnsight_dsl.blocks.import_hook",
     "layers_report": "nnsight_dsl.studies.layers",

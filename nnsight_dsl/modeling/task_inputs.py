@@ -62,6 +62,9 @@ def given_to_task(
     Raises:
         InputError: the pipeline cannot preprocess it.
     """
+    if not one.args and task == "image-text-to-text" and "text" in one.kwargs:
+        rest = {**one.kwargs}
+        one = Input((rest.pop("text"),), rest)
     if not one.args or _are_arguments(one.args[0], model):
         return one
     if task == "image-text-to-text" and not _has_images(one.args[0]):

@@ -159,6 +159,8 @@ class TransformersModel(NNsight):
         self._source = None if dispatch else source
         self._load_options = options
         for key, one in parts.items():
+            if one is None and parts["processor"] is not None and key != "feature_extractor":
+                one = getattr(parts["processor"], key, None)
             setattr(self, key, one)
         self.generator = Generation()
         self.repo_id = None if source is None else source[1]
@@ -222,6 +224,9 @@ class TransformersModel(NNsight):
         if not args and kwargs.get("inputs") is not None:
             # transformers' name of the prompt
             args = (kwargs.pop("inputs"),)
+        if self.task == "image-text-to-text":
+            # the form in which the pipeline takes them
+            kwargs = {**kwargs.pop("generate_kwargs", {}), **kwargs}
         return self._opened("generate", Input(args, {}), kwargs, trace)
 
     def pipe(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -258,6 +263,8 @@ class TransformersModel(NNsight):
         return tracer._run_without_block()
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
+        if self.task == "image-text-to-text" and key in ("images", "text", "videos"):
+            return True
         return key in batching.INPUTS or (key == self._architecture.main_input and key != "inputs")
 
     def _has_prompt(self, given: Input) -> bool:
