@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from nnsight_dsl.envoys.envoy import Envoy as Envoy
     from nnsight_dsl.modeling.base import NNsight as NNsight
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
-    from nnsight_dsl.modeling.language import TransformersModel as TransformersModel
+    from nnsight_dsl.modeling.transformers_model import TransformersModel as TransformersModel
+    from nnsight_dsl.modeling.vision_language import VisionLanguageModel as VisionLanguageModel
     from nnsight_dsl.studies.layers import layers_report as layers_report
     from nnsight_dsl.studies.sweep import Sweep as Sweep
     from nnsight_dsl.studies.sweep import sweep as sweep
@@ -40,7 +41,8 @@ _HOMES = {
     "Envoy": "nnsight_dsl.envoys.envoy",
     "LanguageModel": "nnsight_dsl.modeling.language",
     "NNsight": "nnsight_dsl.modeling.base",
-    "TransformersModel": "nnsight_dsl.modeling.language",
+    "TransformersModel": "nnsight_dsl.modeling.transformers_model",
+    "VisionLanguageModel": "nnsight_dsl.modeling.vision_language",
     "intervene": "nnsight_dsl.tracing.intervene",
     "install_import_hook": "nnsight_dsl.blocks.import_hook",
     "layers_report": "nnsight_dsl.studies.layers",

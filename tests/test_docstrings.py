@@ -23,7 +23,8 @@ from nnsight_dsl.tracing.tracer import Tracer
 FUNCTIONS = ("save", "intervene", "sweep", "layers_report", "install_import_hook")
 CLASSES = (
     nnsight_dsl.NNsight, nnsight_dsl.LanguageModel, nnsight_dsl.TransformersModel,
-    nnsight_dsl.Envoy, Ports, Tracer, Session, Intervention, Sweep, VLLM,
+    nnsight_dsl.VisionLanguageModel, nnsight_dsl.Envoy, Ports, Tracer, Session, Intervention,
+    Sweep, VLLM,
 )  # fmt: skip
 """What a user is handed, and calls methods of."""
 

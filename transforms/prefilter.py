@@ -6,7 +6,7 @@ for calls written as `model.trace(...)`.
 
 from __future__ import annotations
 
-OPENING_CALLS = frozenset({"trace", "generate", "scan", "plan", "edit", "session"})
+OPENING_CALLS = frozenset({"trace", "generate", "scan", "plan", "edit", "session", "pipe"})
 """Methods that open an outermost block, as in `with model.trace(...):`."""
 
 _WORDS = tuple(f".{call}(".encode() for call in sorted(OPENING_CALLS))

@@ -50,7 +50,7 @@ class Block:
     @property
     def is_run(self) -> bool:
         """Whether the block starts a run of the model: a trace, a generation or a scan."""
-        return self.kind in ("trace", "generate", "scan")
+        return self.kind in ("trace", "generate", "scan", "pipe")
 
     @property
     def invokes(self) -> list[Block]:

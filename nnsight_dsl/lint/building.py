@@ -23,7 +23,7 @@ def recorded_config(reference: str) -> Structure:
     """Build a model of transformers from its config, and record it."""
     import transformers
 
-    from nnsight_dsl.modeling.language import _build
+    from nnsight_dsl.modeling.loading import build
 
     config = transformers.AutoConfig.from_pretrained(reference)
     named = [
@@ -35,7 +35,7 @@ def recorded_config(reference: str) -> Structure:
         with torch.device("meta"):
             module: nn.Module = named[0]._from_config(config).eval()
     else:
-        module = _build((transformers.AutoModelForCausalLM, reference), {})
+        module = build((transformers.AutoModelForCausalLM, reference), {})
     return recorded(module, *token_input(module))
 
 

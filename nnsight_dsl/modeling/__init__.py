@@ -3,7 +3,10 @@
 A kind of model subclasses `NNsight` and overrides the methods that say how inputs become one call:
 
     base.py          the wrapper of any module: traces, edits, scans, plans
-    language.py      models of transformers, with their tokenizer; prompts as text
+    transformers_model.py   models of transformers, for any task
+      language.py      for texts                       vision_language.py   for images and texts
+      tasks.py         classes and preprocessors       task_inputs.py  images and sound as arguments
+      pipe.py          whole pipelines                 loading.py    models by name
       inputs.py        the forms of a prompt           prompts.py    from prompts to arguments
       options.py       whose keyword is it             keywords.py   the keywords of a forward
       batching.py      one call of several inputs      padding.py    which models can be padded

@@ -34,10 +34,14 @@ SEQUENCES = (
     "attention_mask",
     "token_type_ids",
     "mm_token_type_ids",
+    "special_tokens_mask",
     "position_ids",
     "labels",
 )
 """Arguments with one item for each token of the prompt."""
+
+OF_ROWS = ("labels", "next_sentence_label", "start_positions", "end_positions")
+"""Labels with one item for each row; `labels` only for models that classify rows."""
 
 DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
 """Arguments with one item for each token of an encoder-decoder's decoder."""
@@ -56,6 +60,9 @@ TOKENS = frozenset(SEQUENCES + DECODED)
 INPUTS = TOKENS.union(WITHOUT_TOKENS)
 
 IDS = ("input_ids", "decoder_input_ids")
+
+_PADDING = {"labels": -100, "special_tokens_mask": 1}
+"""What padding has in a sequence, where it is not 0."""
 
 
 def rows_of(key: str, value: Any) -> Rows:
@@ -240,18 +247,22 @@ def padded_for_decoder(
     return merged
 
 
-def make_labels_of_rows(inputs: Sequence[dict[str, Any]]) -> None:
+def make_labels_of_rows(inputs: Sequence[dict[str, Any]], key: str = "labels") -> None:
     """Replace the labels of each input by a tensor with one item for each row, in place.
+
+    Args:
+        inputs: the arguments of each input.
+        key: name of the argument.
 
     Raises:
         BatchingError: only some inputs have labels.
         InputError: no tensor can be made of the labels of an input.
     """
     for number, one in enumerate(inputs):
-        value = one.get("labels")
+        value = one.get(key)
         if value is None:
             raise BatchingError(
-                "labels is given to some invokes and not to others, and a loss is one of all rows; "
+                f"{key} is given to some invokes and not to others, and a loss is one of all rows; "
                 "give it to each invoke, or trace them one by one"
             )
         with blaming(number):
@@ -259,10 +270,10 @@ def make_labels_of_rows(inputs: Sequence[dict[str, Any]]) -> None:
                 tensor = torch.as_tensor(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise InputError(
-                    f"labels is {brief(value)}, of which no tensor can be made ({error}); give a "
+                    f"{key} is {brief(value)}, of which no tensor can be made ({error}); give a "
                     "tensor, or a list with one item for each row"
                 ) from error
-        one["labels"] = tensor if tensor.ndim else tensor[None]
+        one[key] = tensor if tensor.ndim else tensor[None]
 
 
 def joined(
@@ -338,7 +349,7 @@ def _pad(key: str, row: torch.Tensor, length: int, pad_id: int, *, left: bool) -
     missing = length - row.shape[0]
     if not missing:
         return row
-    fill = pad_id if key in IDS else -100 if key == "labels" else 0
+    fill = pad_id if key in IDS else _PADDING.get(key, 0)
     if key == "labels" and left:
         # Labels are shifted by one: alone, the first token is never predicted. Behind padding, it
         # would be predicted from a padding token, so its label is masked.

@@ -24,7 +24,10 @@ from nnsight_dsl.modeling.inputs import Rows, blaming, wrong_axes
 from nnsight_dsl.runtime.errors import InputError
 
 _OF_CHOICES = ("MultipleChoice", "DoubleHeads")
-_OF_ROWS = ("SequenceClassification", "MultipleChoice", "NextSentencePrediction")
+_OF_ROWS = (
+    "SequenceClassification", "MultipleChoice", "NextSentencePrediction", "ImageClassification",
+    "AudioClassification", "VideoClassification",
+)  # fmt: skip
 """Parts of the names of transformers' classes that have a label for each row, not each token."""
 
 _MASKS = {"input_ids": "attention_mask", "inputs_embeds": "attention_mask"}

@@ -84,6 +84,7 @@ def merge(
         counts = tuple(map(len, found))
         checks.check(model.inner, parted.sequences, parted.decoded, is_traced=function == "trace")
         joined = batching.joined(parted.others, counts, options)
+        _check_labels_of_rows(parted, counts)
         merged = _merged_prompts(model, parted, found, function, {**options, **joined})
     else:
         counts = tuple(_count_without_tokens(model, parted, i) for i in range(len(prompts)))
@@ -117,6 +118,9 @@ def _parted(model: Architecture, given: Sequence[Given]) -> _Parted:
         for_decoder = [key for key in for_decoder if key != "labels"]
         for_prompt = [key for key in for_prompt if key != "labels"]
         batching.make_labels_of_rows(given)
+    for key in batching.OF_ROWS[1:]:
+        if any(one.get(key) is not None for one in given):
+            batching.make_labels_of_rows(given, key)
     return _Parted(
         given,
         [_rows_in(number, one, for_prompt) for number, one in enumerate(given)],
@@ -126,6 +130,23 @@ def _parted(model: Architecture, given: Sequence[Given]) -> _Parted:
             for one in given
         ],
     )
+
+
+def _check_labels_of_rows(parted: _Parted, counts: Sequence[int]) -> None:
+    """Refuse labels of rows that are more or fewer than the rows.
+
+    Raises:
+        InputError: an input has such labels.
+    """
+    for number, (one, count) in enumerate(zip(parted.others, counts, strict=True)):
+        for key in batching.OF_ROWS[1:]:
+            value = one.get(key)
+            if isinstance(value, torch.Tensor) and len(value) != count:
+                with blaming(number):
+                    raise InputError(
+                        f"{key} has {len(value)} items, and the input has {count} rows; give one "
+                        "for each row"
+                    )
 
 
 def _rows_in(number: int, given: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Rows]:

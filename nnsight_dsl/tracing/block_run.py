@@ -214,7 +214,7 @@ class BlockRun:
 
     def start_driver(self, turn: Turn) -> Driver:
         """Make the driver, in the turn of the run."""
-        stepping = self.model._stepping() if self.function == "generate" else None
+        stepping = self.model._stepping() if self.model._takes_steps(self.function) else None
         kind = Stopping if self.stops else Driver
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record

@@ -105,6 +105,10 @@ class Runnable(Envoy):
         module: Callable[..., Any] = self._module
         return module
 
+    def _takes_steps(self, function: str) -> bool:
+        """Return whether a function calls the model once for each token that it generates."""
+        return function == "generate"
+
     def _stepping(self) -> Envoy:
         """Return the envoy that is called once in each step of a generation."""
         return self

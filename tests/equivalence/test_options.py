@@ -161,5 +161,5 @@ def test_a_key_of_remote_execution_says_that_it_is_not_built() -> None:
 # names
 
 
-def test_transformers_model_is_language_model() -> None:
-    assert nnsight_dsl.TransformersModel is nnsight_dsl.LanguageModel
+def test_language_model_is_a_transformers_model() -> None:
+    assert issubclass(nnsight_dsl.LanguageModel, nnsight_dsl.TransformersModel)

@@ -35,7 +35,7 @@ _OPTIONS = frozenset(
     "validate".split()
 )
 """Keywords that are never an input of a model."""
-_LANGUAGE_MODELS = frozenset({"LanguageModel", "TransformersModel"})
+_LANGUAGE_MODELS = frozenset({"LanguageModel", "TransformersModel", "VisionLanguageModel"})
 _PARTS = frozenset({"lm_head", "embed_tokens", "wte", "transformer", "gpt_neox", "embed_out"})
 """Names of modules that mark a model as a language model."""
 

@@ -44,7 +44,7 @@ _KEEPING = frozenset({"save", "cache"})
 def check(file: File) -> Iterator[Finding]:
     """Find names that a run binds without saving them, and that the code after it reads."""
     for block in file.blocks:
-        if block.kind not in ("trace", "generate", "session"):
+        if block.kind not in ("trace", "generate", "pipe", "session"):
             continue
         assigned: dict[str, list[_Binding]] = {**_assigned(block)}
         for name, additions in _accumulated(block).items():
@@ -70,7 +70,7 @@ def check_at_entry(file: File, value_of: Callable[[str], Any]) -> Iterator[Findi
         value_of: returns the value of a name around the block, or `MISSING`.
     """
     for block in file.blocks:
-        if block.kind not in ("trace", "generate"):
+        if block.kind not in ("trace", "generate", "pipe"):
             continue
         assigned: dict[str, list[_Binding]] = {**_assigned(block)}
         for name, additions in _accumulated(block).items():
