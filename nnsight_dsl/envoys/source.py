@@ -23,7 +23,7 @@ from rich.text import Text
 
 from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.rendering import rendered
-from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.errors import NoSourceError, PathError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.tapping.operations import (
     OperationPlace,
@@ -107,25 +107,25 @@ class Source(Place):
         """Check that there is a function with operations.
 
         Raises:
-            PathError: the forward is not written in Python, it is that of a `torch.compile`
+            NoSourceError: the forward is not written in Python, it is that of a `torch.compile`
                 wrapper, or the operation calls a module.
         """
         place = self._parent
         if isinstance(place, SourceOperation):
             path = place._module_called()
             if path is not None:
-                raise PathError(
+                raise NoSourceError(
                     f"{place._path} calls the module {path}, which has its own source; write "
                     f"model.{path}.source"
                 )
         elif place is not None and is_compiled_around(place._module):
             path = place._path or "model"
-            raise PathError(
+            raise NoSourceError(
                 f"{path} is what torch.compile has put around a module, and its forward is not the "
                 f"module's; write {path}._orig_mod.source"
             )
         elif place is not None and function_inside(place) is None:
-            raise PathError(
+            raise NoSourceError(
                 f"the forward of {place._path or 'the model'} ({type(place._module).__name__}) is "
                 "not written in Python, so it has no operations to name; read .input and .output"
             )

@@ -125,6 +125,11 @@ class LanguageModel(NNsight):
         self.tokenizer = tokenizer
         self.generator = Generation()
 
+    @property
+    def dispatched(self) -> bool:
+        """Whether the weights are loaded."""
+        return self._source is None
+
     def dispatch(self) -> None:
         """Load the weights now, if they are not loaded yet."""
         source = self._source
