@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnsight_dsl.compat.tracers import AdaptedTracer
 from nnsight_dsl.modeling.base import NNsight
 from nnsight_dsl.modeling.language import LanguageModel
 
 
 class Adapted(NNsight):
     """A wrapper of any module, as programs written for nnsight expect it."""
+
+    _trace_class = AdaptedTracer
 
 
 class AdaptedTransformers(Adapted, LanguageModel):

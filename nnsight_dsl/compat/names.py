@@ -39,8 +39,8 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nnsight.intervention.barrier": {"Barrier": "nnsight_dsl.tracing.barrier:BarrierCall"},
     "nnsight.intervention.cache": {
-        "Cache": "nnsight_dsl.tracing.cache:Cache",
-        "CacheView": "nnsight_dsl.tracing.cache:CacheView",
+        "Cache": "nnsight_dsl.compat.caches:KeptValues",
+        "CacheView": "nnsight_dsl.compat.caches:CacheView",
         "Entry": "nnsight_dsl.tracing.cache:Entry",
     },
     "nnsight.intervention.editing": {"EditingTracer": "nnsight_dsl.tracing.edit:Edit"},

@@ -25,6 +25,7 @@ from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.rendering import rendered
 from nnsight_dsl.runtime.errors import NoSourceError, PathError
 from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tapping.operations import (
     OperationPlace,
     function_inside,
@@ -179,6 +180,19 @@ class Source(Place):
         self._check()
         place = self._parent
         function = function_inside(place) if place is not None else None
+        if (
+            function is None
+            and isinstance(place, SourceOperation)
+            and current_machine() is not None
+        ):
+            # the function is known once the run calls it: wait for that
+            place._read("inputs")
+            function = function_inside(place)
+            if function is None:
+                raise NoSourceError(
+                    f"{place._path} calls a function that is not written in Python, so it has no "
+                    "operations inside; read its .input and .output"
+                )
         if place is None or function is None:
             return f"<source of {self._path}: known once a run has called it>"
         is_operation = isinstance(place, OperationPlace)

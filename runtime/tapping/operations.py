@@ -391,6 +391,10 @@ class OperationTap(Tap):
         if not self._is_seen():
             return functools.partial(function, *args, **kwargs)
         outer, self.index = self.index, self.begin()
+        spot: Spot = self.place._module
+        if spot.function is None:
+            # before the arguments are offered: a machine may print the operations inside
+            spot.function = _heart(function)
         if self.waiting and self.wants_inputs:
             args, kwargs = self._offer(INPUTS, (args, kwargs))
         is_entered = self.inside is not None and not self.skips
@@ -398,11 +402,8 @@ class OperationTap(Tap):
         if self.skips:
             value = skipped_output(self, _called, function, args, kwargs, driver.factor)
             return functools.partial(_given, value)
-        spot: Spot = self.place._module
         if self.inside is not None:
             function = self.inside.entered(function)
-        elif spot.function is None:
-            spot.function = _heart(function)
         return functools.partial(function, *args, **kwargs)
 
     def after(self, value: Any) -> Any:
