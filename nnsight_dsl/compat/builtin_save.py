@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 from typing import Any
 
 _BUILTINS = (list, dict, tuple, set, frozenset, int, float, bool, str, bytes, slice)
+
+_OWNER = "nnsight_dsl.compat"
+"""Who has put the method on tensors, beside the runs that do."""
 
 
 def mount(dialect: str) -> None:
@@ -25,11 +29,22 @@ def mount(dialect: str) -> None:
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
 
 
+def mount_on_tensors() -> None:
+    """Give tensors their method for as long as `compat` is installed, outside of runs, too."""
+    from nnsight_dsl.tracing import tensor_save
+
+    if "save" in _namespace_of(list):
+        tensor_save.mount(_OWNER)
+
+
 def unmount() -> None:
     """Take it from them; without a `mount` this has no effect."""
     for cls in _BUILTINS:
         _namespace_of(cls).pop("save", None)
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
+    tensors = sys.modules.get("nnsight_dsl.tracing.tensor_save")
+    if tensors is not None:
+        tensors.unmount(_OWNER)
 
 
 def _saved(self: Any) -> Any:

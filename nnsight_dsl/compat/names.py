@@ -43,7 +43,7 @@ NAMES: dict[str, dict[str, str]] = {
         "CacheView": "nnsight_dsl.compat.caches:CacheView",
         "Entry": "nnsight_dsl.tracing.cache:Entry",
     },
-    "nnsight.intervention.editing": {"EditingTracer": "nnsight_dsl.tracing.edit:Edit"},
+    "nnsight.intervention.editing": {"EditingTracer": "nnsight_dsl.compat.edits:EditingTracer"},
     "nnsight.intervention.envoy": {"Envoy": "nnsight_dsl.envoys.envoy:Envoy"},
     "nnsight.intervention.interleaver": {
         "EarlyStopException": _INERT + "EarlyStopException",

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 
 from nnsight_dsl.compat.caches import CacheView, KeptValues
+from nnsight_dsl.compat.callers import line_of_user
+from nnsight_dsl.compat.deprecations import warn_of_deprecated
+from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.machines.machine import current_machine
+from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.runtime.tracebacks import towards_user
+from nnsight_dsl.studies.scan_tracers import ScanTracer
 from nnsight_dsl.tracing.cache import envoy_at, without_root
-from nnsight_dsl.tracing.runnable import Runnable
+from nnsight_dsl.tracing.runnable import Input, Runnable
 from nnsight_dsl.tracing.tracer import Tracer
 
 
@@ -19,6 +24,17 @@ class AdaptedTracer(Tracer):
     """A trace of a program written for nnsight."""
 
     _cache_class = KeptValues
+
+    def stop(self) -> None:
+        """End the run here, for all its blocks.
+
+        Raises:
+            NotRunningError: no block is running here.
+        """
+        run = self._block_run
+        if run is not None and run.driver is not None and current_machine() is not None:
+            run.driver.stops_all = True
+        super().stop()
 
     def cache(  # type: ignore[override]
         self,
@@ -62,6 +78,43 @@ class AdaptedTracer(Tracer):
         view = CacheView(kept)  # type: ignore[arg-type]
         machine.saved.add(view)
         return view
+
+
+class Tracer08(AdaptedTracer):
+    """A trace of a program written for nnsight 0.8."""
+
+    @property
+    def iter(self) -> StepKey:
+        """Steps of a generation, as in `for step in tracer.iter[1:3]:`."""
+        _warn_of_with("tracer.iter")
+        return super().iter
+
+    def all(self) -> StepSpec:
+        """All steps, as `tracer.iter[:]`.
+
+        Returns:
+            The steps, to be looped over.
+        """
+        _warn_of_with("tracer.all()")
+        return super().all()
+
+
+class Scan08(Tracer08, ScanTracer):
+    """A scan of a program written for nnsight 0.8: of its names, those that were saved leave."""
+
+    def __init__(
+        self, model: Runnable, function: str, given: Input, options: dict[str, Any]
+    ) -> None:
+        super().__init__(model, function, given, options)
+        self._leaves_all = False
+
+
+def _warn_of_with(what: str) -> None:
+    # only its text shows which form a loop has
+    if line_of_user().startswith("with "):
+        warn_of_deprecated(
+            f"'with {what}' is deprecated in nnsight 0.8; write 'for step in {what}'"
+        )
 
 
 def _with_root(root: Runnable, one: Any) -> Any:

@@ -205,7 +205,7 @@ class NNsight(Runnable):
                 f"model.edit() was given {min(options)!r}, which it does not know; it knows "
                 "'inplace'"
             )
-        return self._edit_class(self if inplace else self._copy())
+        return self._edit_class(self if inplace else self._copy(), is_inplace=inplace)
 
     def clear_edits(self) -> None:
         """Take all edits off this wrapper."""
