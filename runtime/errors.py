@@ -10,7 +10,11 @@ from nnsight_dsl.transforms.errors import InternalError as InternalError
 from nnsight_dsl.transforms.errors import InterventionError as InterventionError
 
 
-class OutOfOrderError(InterventionError, ValueError):
+class UnmetError(InterventionError, ValueError):
+    """A value was asked for that does not come: the base of the two reasons for it."""
+
+
+class OutOfOrderError(UnmetError):
     """A value was asked for after it had passed."""
 
 
@@ -18,7 +22,7 @@ class GenerationEndedError(OutOfOrderError):
     """A location inside the model was asked for after the last step of the generation."""
 
 
-class NotCalledError(InterventionError, ValueError):
+class NotCalledError(UnmetError):
     """A module was never called in this run, so that its value never came."""
 
 
@@ -82,6 +86,10 @@ class BarrierError(InterventionError, ValueError):
 
 class PathError(InterventionError, AttributeError):
     """A path does not exist in the model."""
+
+
+class NoSourceError(PathError):
+    """The operations of a place were asked for that has none, or none that are known yet."""
 
 
 class TokenizerNotFoundError(InterventionError, AttributeError):

@@ -23,8 +23,9 @@ from rich.text import Text
 
 from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.rendering import rendered
-from nnsight_dsl.runtime.errors import PathError
+from nnsight_dsl.runtime.errors import NoSourceError, PathError
 from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tapping.operations import (
     OperationPlace,
     function_inside,
@@ -107,25 +108,25 @@ class Source(Place):
         """Check that there is a function with operations.
 
         Raises:
-            PathError: the forward is not written in Python, it is that of a `torch.compile`
+            NoSourceError: the forward is not written in Python, it is that of a `torch.compile`
                 wrapper, or the operation calls a module.
         """
         place = self._parent
         if isinstance(place, SourceOperation):
             path = place._module_called()
             if path is not None:
-                raise PathError(
+                raise NoSourceError(
                     f"{place._path} calls the module {path}, which has its own source; write "
                     f"model.{path}.source"
                 )
         elif place is not None and is_compiled_around(place._module):
             path = place._path or "model"
-            raise PathError(
+            raise NoSourceError(
                 f"{path} is what torch.compile has put around a module, and its forward is not the "
                 f"module's; write {path}._orig_mod.source"
             )
         elif place is not None and function_inside(place) is None:
-            raise PathError(
+            raise NoSourceError(
                 f"the forward of {place._path or 'the model'} ({type(place._module).__name__}) is "
                 "not written in Python, so it has no operations to name; read .input and .output"
             )
@@ -179,6 +180,19 @@ class Source(Place):
         self._check()
         place = self._parent
         function = function_inside(place) if place is not None else None
+        if (
+            function is None
+            and isinstance(place, SourceOperation)
+            and current_machine() is not None
+        ):
+            # the function is known once the run calls it: wait for that
+            place._read("inputs")
+            function = function_inside(place)
+            if function is None:
+                raise NoSourceError(
+                    f"{place._path} calls a function that is not written in Python, so it has no "
+                    "operations inside; read its .input and .output"
+                )
         if place is None or function is None:
             return f"<source of {self._path}: known once a run has called it>"
         is_operation = isinstance(place, OperationPlace)

@@ -40,7 +40,8 @@ OWN_OPTIONS = (
 )  # fmt: skip
 """Keywords of `trace` that are options of the trace, not arguments of the model."""
 
-_REMOTE_OPTIONS = ("remote", "blocking", "backend")
+_REMOTE_OPTIONS = {"remote": False, "backend": None, "blocking": True}
+"""Options of remote execution with their defaults, which wrappers of programs pass on."""
 
 
 class NNsight(Runnable):
@@ -62,6 +63,11 @@ class NNsight(Runnable):
     """
 
     _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
+
+    # what opens a block of each kind; `compat` has its own for programs of another dialect
+    _trace_class: type[Tracer] = Tracer
+    _scan_class: type[ScanTracer] = ScanTracer
+    _edit_class: type[Edit] = Edit
 
     def __init__(
         self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
@@ -100,7 +106,7 @@ class NNsight(Runnable):
         """
         if kwargs or not trace:
             return self._opened("trace", Input(args, {}), kwargs, trace)
-        tracer = Tracer(self, "trace", args, kwargs)
+        tracer = self._trace_class(self, "trace", args, kwargs)
         tracer._short_way = run_alone
         return tracer
 
@@ -151,7 +157,7 @@ class NNsight(Runnable):
         """
         self._refuse_remote(kwargs)
         inputs = {key: kwargs.pop(key) for key in list(kwargs) if self._is_input(key, kwargs)}
-        return ScanTracer(self, "trace", Input(args, inputs), kwargs)
+        return self._scan_class(self, "trace", Input(args, inputs), kwargs)
 
     def plan(self, *args: Any, **kwargs: Any) -> PlanTracer:
         """Run the block below on fake tensors, to see its reads and saves before a real run.
@@ -199,7 +205,7 @@ class NNsight(Runnable):
                 f"model.edit() was given {min(options)!r}, which it does not know; it knows "
                 "'inplace'"
             )
-        return Edit(self if inplace else self._copy())
+        return self._edit_class(self if inplace else self._copy(), is_inplace=inplace)
 
     def clear_edits(self) -> None:
         """Take all edits off this wrapper."""
@@ -245,16 +251,16 @@ class NNsight(Runnable):
                     f"{function}(..., stop={stop!r}) is not known; trace(..., stop='auto') stops "
                     "the forward where the last block ends, and tracer.stop() ends a block"
                 )
-            tracer = Tracer(self, function, given, options)
+            tracer = self._trace_class(self, function, given, options)
             tracer._stops = stop is not None
         else:
-            tracer = Tracer(self, function, given, options)
+            tracer = self._trace_class(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the model: with its edits outside of a block, plainly inside of one."""
         if self._edits and current_machine() is None:
-            tracer = Tracer(self, "trace", Input((), {}), {})
+            tracer = self._trace_class(self, "trace", Input((), {}), {})
             return tracer._run_without_block_on(args, kwargs)
         return super().__call__(*args, hook=hook, **kwargs)
 
@@ -268,13 +274,17 @@ class NNsight(Runnable):
                 )
 
     def _refuse_remote(self, options: dict[str, Any]) -> None:
-        """Refuse options of remote execution, except those that are arguments of the forward."""
-        given = {
-            word: options.pop(word)
-            for word in _REMOTE_OPTIONS
-            if word in options and word not in self._accepted()
-        }
-        remote = given.pop("remote", False)
+        """Refuse options of remote execution, unless they ask for nothing.
+
+        An option is left alone if it is an argument of the forward.
+        """
+        given = {}
+        for word, default in _REMOTE_OPTIONS.items():
+            if word in options and word not in self._accepted():
+                value = options.pop(word)
+                if value is not default:
+                    given[word] = value
+        remote = given.pop("remote", None)
         if remote:
             raise NotImplementedError(
                 f"remote execution is not built; leave remote={remote!r} out to run on this machine"

@@ -6,12 +6,13 @@
     cache["model.transformer.h.0"].output
     cache.model.transformer.h[0].output
 
-The cache keeps the values that a module's caller receives, after the edits of all blocks.
+The name of the root, `model`, may be left out of a path. The cache keeps the values that a module's
+caller receives, after the edits of all blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ class Cache(Mapping[str, Entry]):
         keeps_output: bool,
         keeps_inputs: bool,
     ) -> None:
-        self._root = root
+        # None in a cache that was pickled, which leaves the model out
+        self._root: Envoy | None = root
         self._modules = modules
         self._rows = rows
         self._convert = convert
@@ -135,19 +137,36 @@ class Cache(Mapping[str, Entry]):
 
     def __getitem__(self, path: str) -> Entry:
         entry = self._entries.get(path)
-        if entry is not None:
-            return entry
-        below = path.removeprefix(_ROOT).removeprefix(".")
-        try:
-            # an alias leads to the module's original path
-            envoy = self._root.get(below)
-            found = self._by_module.get(id(envoy._module))
-            return self._entries[_key(envoy._path)] if found is None else found
-        except (KeyError, PathError):
+        for below in () if entry is not None else without_root(path):
+            entry = entry or self.entry_at(below)
+        if entry is None:
             raise KeyError(
                 f"{path!r} is not in the cache, which has {len(self._entries)} modules; "
                 f"the first are {list(self._entries)[:5]}, and modules= says which are kept"
-            ) from None
+            )
+        return entry
+
+    def entry_at(self, path: str) -> Entry | None:
+        """Return the values at a path without the root's name; None if there are none."""
+        envoy = None if self._root is None else envoy_at(self._root, path)
+        if envoy is None:
+            return self._entries.get(_key(path))
+        # an alias leads to the module's original path
+        return self._by_module.get(id(envoy._module)) or self._entries.get(_key(envoy._path))
+
+    def has_place(self, path: str) -> bool:
+        """Return whether a path, without the root's name, leads to a module of the model."""
+        if self._root is not None:
+            return envoy_at(self._root, path) is not None
+        key = _key(path)
+        return any(one == key or one.startswith(f"{key}.") for one in self._entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # without the model, and what only a run needs
+        return {"_entries": self._entries}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _root=None, _by_module={})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -156,30 +175,67 @@ class Cache(Mapping[str, Entry]):
         return len(self._entries)
 
     def __getattr__(self, name: str) -> CacheView:
-        if name != _ROOT:
+        root = None if name.startswith("__") else self.__dict__.get("_root")
+        if root is None or (name != _ROOT and not self.has_place(name)):
             raise AttributeError(
                 f"a cache has no attribute {name!r}; write cache.model.path.of.module.output"
             )
-        return CacheView(self, self._root)
+        paths = [path for path in without_root(name) if self.has_place(path)]
+        return CacheView(self, [root.get(path) for path in paths])
 
     def __repr__(self) -> str:
         return f"<cache of {len(self._entries)} modules>"
 
 
 class CacheView:
-    """A place in a cache, reached by attributes and numbers as an envoy is."""
+    """A place in a cache, reached by attributes and numbers as an envoy is.
 
-    def __init__(self, cache: Cache, envoy: Envoy) -> None:
+    With the name of the root left out, a name may mean two places: `cache.model` is the root, and
+    the submodule of that name. The names that follow decide.
+    """
+
+    def __init__(self, cache: Cache, envoys: Sequence[Envoy]) -> None:
         self._cache = cache
-        self._envoy = envoy
+        self._envoys = envoys
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         if name in ("output", "inputs", "input"):
-            return getattr(self._cache[_key(self._envoy._path)], name)
-        return CacheView(self._cache, self._envoy.get(name))
+            return getattr(self._cache[_key(self._envoys[0]._path)], name)
+        return self._below(name, lambda envoy: envoy.get(name))
 
     def __getitem__(self, item: int | str) -> CacheView:
-        return CacheView(self._cache, self._envoy[item])
+        return self._below(item, lambda envoy: envoy[item])
+
+    def _below(self, item: int | str, step: Callable[[Envoy], Any]) -> CacheView:
+        found = []
+        for envoy in self._envoys[:-1]:
+            if (path := _joined(envoy._path, item)) and self._cache.has_place(path):
+                found.append(step(envoy))
+        last = self._envoys[-1]
+        if not found or self._cache.has_place(_joined(last._path, item)):
+            # where no place has it, the error is that of the last
+            found.append(step(last))
+        return CacheView(self._cache, found)
+
+
+def _joined(path: str, item: int | str) -> str:
+    return f"{path}.{item}" if path else str(item)
+
+
+def without_root(path: str) -> tuple[str, ...]:
+    """Return the paths that a path may mean: its first name may be that of the root."""
+    first, _, rest = path.partition(".")
+    return (rest, path) if first == _ROOT else (path,)
+
+
+def envoy_at(root: Envoy, path: str) -> Envoy | None:
+    """Return the envoy at a path without the root's name, None if there is none."""
+    try:
+        return root.get(path)
+    except PathError:
+        return None
 
 
 def places_of(root: Runnable, modules: Any) -> list[Place]:
@@ -199,7 +255,7 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
     given: list[Any] = [modules] if is_one else list(modules)
     found: list[Place] = []
     for one in given:
-        envoy: Any = root.get(one) if isinstance(one, str) else one
+        envoy: Any = _named(root, one) if isinstance(one, str) else one
         if isinstance(one, nn.Module):
             envoy = root._mirror_of(one)
         if not isinstance(envoy, (Envoy, OperationPlace)):
@@ -210,6 +266,20 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
         envoy._refresh()
         found.append(envoy)
     return found
+
+
+def _named(root: Runnable, path: str) -> Envoy:
+    """Return the envoy at a path with or without the root's name.
+
+    Raises:
+        PathError: there is none.
+    """
+    found = envoy_at(root, path)
+    if found is None and path.partition(".")[0] == _ROOT:
+        below = without_root(path)[0]
+        # where the model has no such module, the name is the root's, and the error that of the rest
+        found = root.get(below) if envoy_at(root, _ROOT) is None else envoy_at(root, below)
+    return root.get(path) if found is None else found
 
 
 def _one_or_all(visits: list[Any], what: str, option: str) -> Any:

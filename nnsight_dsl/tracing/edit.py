@@ -48,7 +48,7 @@ class KeptEdit:
             name: copy.deepcopy(value, memo) if isinstance(value, Place) else value
             for name, value in self.names.items()
         }
-        return KeptEdit(self.program, self.user_globals, names)
+        return type(self)(self.program, self.user_globals, names)
 
     @property
     def is_for_each_step(self) -> bool:
@@ -64,8 +64,11 @@ class KeptEdit:
 class Edit(Block):
     """The block of an edit. Made by `model.edit()`."""
 
-    def __init__(self, model: Any) -> None:
+    _kept_class: type[KeptEdit] = KeptEdit
+
+    def __init__(self, model: Any, *, is_inplace: bool) -> None:
         self._model = model
+        self._is_inplace = is_inplace
 
     def _bound_value(self) -> Any:
         return self._model
@@ -74,7 +77,7 @@ class Edit(Block):
         self, program: Program, user_globals: dict[str, Any], names: Mapping[str, Any]
     ) -> tuple[dict[str, Any], BaseException | None]:
         kept = {name: names[name] for name in _needed(program) if name in names}
-        self._model._edits.append(KeptEdit(program, user_globals, kept))
+        self._model._edits.append(self._kept_class(program, user_globals, kept))
         return {}, None
 
     def _run_inside(

@@ -48,6 +48,8 @@ class Tracer(Block, Place):
     _path = "tracer"
     _parent = None
 
+    _cache_class: type[Cache] = Cache
+
     # defaults for most traces are on the class, so that making a tracer is cheap
     _block_run: BlockRun | None = None
     """The run under way, set by `_done` and `_without_block`; None in the fast path."""
@@ -240,7 +242,7 @@ class Tracer(Block, Place):
         envoys = None if modules is None else places_of(self._model, modules)
         found = None if envoys is None else {id(envoy._module) for envoy in envoys}
         self._driver.watch_for([self._model] if envoys is None else envoys, machine)
-        cache = Cache(
+        cache = self._cache_class(
             self._model,
             found,
             machine.rows,

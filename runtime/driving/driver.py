@@ -267,7 +267,9 @@ class Driver(TappingRun):
         restore_after_interrupt(outside, self.failure)
 
     def may_stop(self) -> bool:
-        return self.is_stopped and all(machine.is_done for machine in self.machines)
+        return self.is_stopped and (
+            self.stops_all or all(machine.is_done for machine in self.machines)
+        )
 
     # taps call these
 

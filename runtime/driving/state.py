@@ -45,6 +45,7 @@ class RunState(Loop):
         is_partial: True in a dry run of the first step of a generation.
         is_session: True for a block of several runs, which runs no model itself.
         is_stopped: True once a block has called `tracer.stop()`.
+        stops_all: True if that ends the run for all blocks; `nnsight_dsl.compat` sets it.
         stops_itself: True in a run that may end early without that (see `early_stop`).
         is_common: True if no visit does more than offer its output: there are no steps, no loops
             over visits and no backward passes. A generation, the first such loop and the first
@@ -77,6 +78,7 @@ class RunState(Loop):
     is_partial = False
     is_session = False
     is_stopped = False
+    stops_all = False
     stops_itself = False
     is_common: bool
     is_direct = True

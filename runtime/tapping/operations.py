@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from nnsight_dsl.runtime.errors import InternalError, OutOfOrderError, PathError
+from nnsight_dsl.runtime.errors import InternalError, NoSourceError, OutOfOrderError, PathError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
 from nnsight_dsl.runtime.machines.machine import Machine, advanced
@@ -286,7 +286,7 @@ def tapped_copy(
     return copy
 
 
-def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
+def _no_inside(place: Place, function: Any, driver: Offering) -> NoSourceError:
     if isinstance(function, nn.Module):
         path = next(
             (
@@ -297,13 +297,13 @@ def _no_inside(place: Place, function: Any, driver: Offering) -> PathError:
             None,
         )
         spelled = f"model.{path}.source" if path else "the .source of that module"
-        return PathError(
+        return NoSourceError(
             f"{place._path} calls the module {type(function).__name__}, which has its own source; "
             f"write {spelled}"
         )
     name = getattr(function, "__qualname__", None) or repr(function)
     kind = "a C function" if isinstance(function, BuiltinFunctionType) else "not a Python function"
-    return PathError(
+    return NoSourceError(
         f"{place._path} calls {name}, which is {kind} and has no operations inside; read its "
         ".input and .output"
     )
@@ -391,6 +391,10 @@ class OperationTap(Tap):
         if not self._is_seen():
             return functools.partial(function, *args, **kwargs)
         outer, self.index = self.index, self.begin()
+        spot: Spot = self.place._module
+        if spot.function is None:
+            # before the arguments are offered: a machine may print the operations inside
+            spot.function = _heart(function)
         if self.waiting and self.wants_inputs:
             args, kwargs = self._offer(INPUTS, (args, kwargs))
         is_entered = self.inside is not None and not self.skips
@@ -398,11 +402,8 @@ class OperationTap(Tap):
         if self.skips:
             value = skipped_output(self, _called, function, args, kwargs, driver.factor)
             return functools.partial(_given, value)
-        spot: Spot = self.place._module
         if self.inside is not None:
             function = self.inside.entered(function)
-        elif spot.function is None:
-            spot.function = _heart(function)
         return functools.partial(function, *args, **kwargs)
 
     def after(self, value: Any) -> Any:

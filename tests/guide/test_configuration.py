@@ -141,12 +141,12 @@ def test_wrapping_again():
 # guide notes
 @pytest.mark.parametrize("name", ["list", "dict", "apply", "cond", "local", "trace"])
 def test_deprecated_names(name):
-    # Issue 4: under compat only, with a DeprecationWarning.
+    # Issue 4: under compat for 0.6 only, with a DeprecationWarning; 0.8 has removed them.
     import nnsight_dsl
     from nnsight_dsl import compat
 
     assert not hasattr(nnsight_dsl, name)
-    compat.install()
+    compat.install("0.6")
     try:
         import nnsight
 

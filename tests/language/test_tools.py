@@ -447,8 +447,9 @@ def test_a_program_for_nnsight_imports_this_package(x: torch.Tensor) -> None:
     filename = "<a program for nnsight>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     exec(compile(text, filename, "exec"), names)
-    assert names["LanguageModel"] is names["again"] is nnsight_dsl.LanguageModel
-    assert names["CONFIG"] is nnsight_dsl.CONFIG
+    assert names["LanguageModel"] is names["again"]
+    assert issubclass(names["LanguageModel"], nnsight_dsl.LanguageModel)
+    assert names["CONFIG"].APP.PYMOUNT is nnsight_dsl.CONFIG.APP.PYMOUNT
     assert names["Envoy"] is nnsight_dsl.Envoy
     assert_same(names["h"], layer_output(0))
     assert_same(names["found"], [layer_output(1)])
@@ -456,6 +457,7 @@ def test_a_program_for_nnsight_imports_this_package(x: torch.Tensor) -> None:
 
 @pytest.mark.usefixtures("as_nnsight")
 def test_names_that_nnsight_has_deprecated_warn_at_the_users_line() -> None:
+    compat.install("0.6")
     import nnsight  # type: ignore[import-not-found]
 
     with pytest.warns(DeprecationWarning, match=r"nnsight\.list is deprecated") as caught:

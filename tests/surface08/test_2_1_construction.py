@@ -99,7 +99,7 @@ def test_copies_of_an_envoy(net):
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(TypeError, match=r"'gpt2' is no torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"'gpt2' is not a torch\.nn\.Module"):
         Envoy("gpt2")
 
 

@@ -1,0 +1,30 @@
+"""The names of nnsight 0.6 that behave otherwise than the native ones."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from nnsight_dsl.compat import models
+from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
+from nnsight_dsl.runtime.machines.machine import advanced
+from nnsight_dsl.tracing import saving
+
+__all__ = ["LanguageModel", "NNsight", "OutOfOrderError", "TransformersModel", "save"]
+
+_Value = TypeVar("_Value")
+
+
+class NNsight(models.Adapted):
+    """A model for programs written for nnsight 0.6: see `nnsight_dsl.NNsight`."""
+
+
+class LanguageModel(models.AdaptedTransformers, NNsight):
+    """A language model for programs written for nnsight 0.6: see `nnsight_dsl.LanguageModel`."""
+
+
+TransformersModel = LanguageModel
+
+
+def save(value: _Value) -> _Value:
+    """Keep a value after the block, and return it; out of a run, only return it."""
+    return value if advanced() is None else saving.save(value)

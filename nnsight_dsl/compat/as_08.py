@@ -1,0 +1,94 @@
+"""The names of nnsight 0.8 that behave otherwise than the native ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnsight_dsl.compat import builtin_save, models
+from nnsight_dsl.compat.callers import opens_block
+from nnsight_dsl.compat.deprecations import warn_of_deprecated
+from nnsight_dsl.compat.edits import Edit08
+from nnsight_dsl.compat.tracers import Scan08, Tracer08
+from nnsight_dsl.envoys.envoy import Envoy
+from nnsight_dsl.envoys.ports import StepKey
+from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
+from nnsight_dsl.runtime.machines.steps import StepSpec
+from nnsight_dsl.tracing.saving import save as save
+
+__all__ = ["LanguageModel", "NNsight", "OutOfOrderError", "TransformersModel", "save"]
+
+
+class NNsight(models.Adapted):
+    """A model for programs written for nnsight 0.8: see `nnsight_dsl.NNsight`."""
+
+    _trace_class = Tracer08
+    _scan_class = Scan08
+    _edit_class = Edit08
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # so that saving out of a run says what is wrong, for tensors, too
+        builtin_save.mount_on_tensors()
+
+    @property
+    def iter(self) -> StepKey:
+        """Steps of a generation: the deprecated spelling of `tracer.iter`."""
+        warn_of_deprecated("model.iter is deprecated in nnsight 0.8; write tracer.iter")
+        return super().iter
+
+    def all(self) -> StepSpec:
+        """All steps: the deprecated spelling of `tracer.all()`.
+
+        Returns:
+            The steps, to be looped over.
+        """
+        warn_of_deprecated("model.all() is deprecated in nnsight 0.8; write tracer.all()")
+        return super().all()
+
+    def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
+        """Call the model, without its edits: those are for runs."""
+        return Envoy.__call__(self, *args, hook=hook, **kwargs)
+
+
+class TransformersModel(models.AdaptedTransformers, NNsight):
+    """A model of transformers for programs written for nnsight 0.8.
+
+    Args:
+        model: as for `nnsight_dsl.LanguageModel`, with its keywords.
+        task: the task of the model; `"text-generation"` is the one that is known.
+
+    Raises:
+        NotImplementedError: another task is given.
+    """
+
+    def __init__(self, model: Any, *, task: str | None = None, **kwargs: Any) -> None:
+        if task not in (None, "text-generation"):
+            raise NotImplementedError(
+                f"task={task!r} is not known, 'text-generation' is; give the class of transformers "
+                "that loads the model as automodel=, and write NNsight(module) for any module"
+            )
+        super().__init__(model, **kwargs)
+
+    def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
+        """Generate text, with the block below, or at once if there is none.
+
+        Args:
+            *args: the prompt, or several.
+            trace: False generates without a block.
+            **kwargs: as for `nnsight_dsl.LanguageModel.generate`.
+
+        Returns:
+            The tracer of the block; without one, the token ids.
+        """
+        return super().generate(*args, trace=trace and opens_block(), **kwargs)
+
+
+class LanguageModel(TransformersModel):
+    """The deprecated name of `TransformersModel` with the task `"text-generation"`."""
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        warn_of_deprecated(
+            "LanguageModel is deprecated in nnsight 0.8; write "
+            "TransformersModel(..., task='text-generation')"
+        )
+        super().__init__(model, **kwargs)

@@ -1,0 +1,1 @@
+"""A folder for PYTHONPATH; see `nnsight_dsl.compat.switching`."""
