@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import TypeVar
 
 from nnsight_dsl.compat import models
+from nnsight_dsl.modeling import language, vision_language
 from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import advanced
 from nnsight_dsl.tracing import saving
 
-__all__ = ["LanguageModel", "NNsight", "OutOfOrderError", "TransformersModel", "save"]
+__all__ = [
+    "LanguageModel",
+    "NNsight",
+    "OutOfOrderError",
+    "TransformersModel",
+    "VisionLanguageModel",
+    "save",
+]
 
 _Value = TypeVar("_Value")
 
@@ -18,11 +26,15 @@ class NNsight(models.Adapted):
     """A model for programs written for nnsight 0.6: see `nnsight_dsl.NNsight`."""
 
 
-class LanguageModel(models.AdaptedTransformers, NNsight):
+class LanguageModel(models.AdaptedTransformers, NNsight, language.LanguageModel):
     """A language model for programs written for nnsight 0.6: see `nnsight_dsl.LanguageModel`."""
 
 
 TransformersModel = LanguageModel
+
+
+class VisionLanguageModel(models.AdaptedTransformers, NNsight, vision_language.VisionLanguageModel):
+    """A model of images and texts for programs written for nnsight 0.6."""
 
 
 def save(value: _Value) -> _Value:

@@ -11,11 +11,19 @@ from nnsight_dsl.compat.edits import Edit08
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
+from nnsight_dsl.modeling import language, vision_language
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
 
-__all__ = ["LanguageModel", "NNsight", "OutOfOrderError", "TransformersModel", "save"]
+__all__ = [
+    "LanguageModel",
+    "NNsight",
+    "OutOfOrderError",
+    "TransformersModel",
+    "VisionLanguageModel",
+    "save",
+]
 
 
 class NNsight(models.Adapted):
@@ -54,20 +62,9 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
     """A model of transformers for programs written for nnsight 0.8.
 
     Args:
-        model: as for `nnsight_dsl.LanguageModel`, with its keywords.
-        task: the task of the model; `"text-generation"` is the one that is known.
-
-    Raises:
-        NotImplementedError: another task is given.
+        model: as for `nnsight_dsl.TransformersModel`.
+        **kwargs: likewise, `task=` among them.
     """
-
-    def __init__(self, model: Any, *, task: str | None = None, **kwargs: Any) -> None:
-        if task not in (None, "text-generation"):
-            raise NotImplementedError(
-                f"task={task!r} is not known, 'text-generation' is; give the class of transformers "
-                "that loads the model as automodel=, and write NNsight(module) for any module"
-            )
-        super().__init__(model, **kwargs)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below, or at once if there is none.
@@ -83,12 +80,23 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
         return super().generate(*args, trace=trace and opens_block(), **kwargs)
 
 
-class LanguageModel(TransformersModel):
+class LanguageModel(TransformersModel, language.LanguageModel):
     """The deprecated name of `TransformersModel` with the task `"text-generation"`."""
 
     def __init__(self, model: Any, **kwargs: Any) -> None:
         warn_of_deprecated(
             "LanguageModel is deprecated in nnsight 0.8; write "
             "TransformersModel(..., task='text-generation')"
+        )
+        super().__init__(model, **kwargs)
+
+
+class VisionLanguageModel(TransformersModel, vision_language.VisionLanguageModel):
+    """The deprecated name of `TransformersModel` with the task `"image-text-to-text"`."""
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        warn_of_deprecated(
+            "VisionLanguageModel is deprecated in nnsight 0.8; write "
+            "TransformersModel(..., task='image-text-to-text')"
         )
         super().__init__(model, **kwargs)

@@ -40,11 +40,6 @@ def _without_answer(name: str) -> Callable[..., Any]:
 DiffusionModel = _cannot_be_made(
     "DiffusionModel", "pipelines of diffusers are not wrapped; write NNsight(pipeline.unet)"
 )
-VisionLanguageModel = _cannot_be_made(
-    "VisionLanguageModel",
-    "write LanguageModel(name, automodel='AutoModelForImageTextToText'), and give its traces what "
-    "the model's processor returns",
-)
 
 # remote execution
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nnsight_dsl.compat.tracers import AdaptedTracer
 from nnsight_dsl.modeling.base import NNsight
-from nnsight_dsl.modeling.language import LanguageModel
+from nnsight_dsl.modeling.transformers_model import TransformersModel
 
 
 class Adapted(NNsight):
@@ -15,10 +15,10 @@ class Adapted(NNsight):
     _trace_class = AdaptedTracer
 
 
-class AdaptedTransformers(Adapted, LanguageModel):
+class AdaptedTransformers(Adapted, TransformersModel):
     """A wrapper of a model of transformers, as programs written for nnsight expect it."""
 
-    _own = LanguageModel._own | frozenset({"_given"})
+    _own = TransformersModel._own | frozenset({"_given"})
 
     def __init__(self, model: Any, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)

@@ -28,7 +28,7 @@ NAMES: dict[str, dict[str, str]] = {
         "NNsightDeprecationWarning": "nnsight_dsl.compat.deprecations:NNsightDeprecationWarning",
         "Object": _INERT + "Object",
         "TransformersModel": "{}:TransformersModel",
-        "VisionLanguageModel": _INERT + "VisionLanguageModel",
+        "VisionLanguageModel": "{}:VisionLanguageModel",
         "save": "{}:save",
         **_REMOTE,
     },
@@ -79,7 +79,7 @@ NAMES: dict[str, dict[str, str]] = {
         "WrapperModule": "nnsight_dsl.compat.modules:WrapperModule",
     },
     "nnsight.modeling.vllm": {"VLLM": "nnsight_dsl.modeling.vllm:VLLM"},
-    "nnsight.modeling.vlm": {"VisionLanguageModel": _INERT + "VisionLanguageModel"},
+    "nnsight.modeling.vlm": {"VisionLanguageModel": "{}:VisionLanguageModel"},
     "nnsight.ndif": {
         **_REMOTE,
         **{

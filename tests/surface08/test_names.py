@@ -116,12 +116,12 @@ def test_a_module_that_is_missing_on_purpose_says_so(as_08: None) -> None:
 
 
 def test_an_inert_class_says_what_it_is_when_it_is_made(as_08: None) -> None:
-    from nnsight import VisionLanguageModel
+    from nnsight import DiffusionModel
     from nnsight.intervention.backends.remote import RemoteBackend
 
-    assert not isinstance(1, VisionLanguageModel)
-    with pytest.raises(NotImplementedError, match="automodel"):
-        VisionLanguageModel("repository")
+    assert not isinstance(1, DiffusionModel)
+    with pytest.raises(NotImplementedError, match="NNsight"):
+        DiffusionModel("repository")
     with pytest.raises(NotImplementedError, match="remote execution is not built"):
         RemoteBackend("key")
 
@@ -174,7 +174,7 @@ def test_row_attributes_of_a_model(tmp_path) -> None:
         assert model.dispatched is True
         assert model.depth == 4
         assert model._model is model._module
-        with pytest.raises(NotImplementedError, match="automodel"):
+        with pytest.raises(ValueError, match="the task 'fill-mask' was given"):
             TransformersModel(str(tmp_path), task="fill-mask")
     finally:
         compat.uninstall()

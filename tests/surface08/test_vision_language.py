@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from nnsight_dsl import VisionLanguageModel
+from nnsight_dsl import TransformersModel, VisionLanguageModel, compat
 from tests.architectures import IMAGE, IMAGE_END, IMAGE_START, new_llava
 from tests.models import assert_near, assert_same, tokenizer
 
@@ -133,3 +133,30 @@ def test_the_records_are_those_of_the_plain_pipeline(model: VisionLanguageModel,
         model.model.language_model.layers[1].output[:] = 0
         records = tracer.result.save()
     assert records[0].keys() == right[0].keys()
+
+
+@pytest.mark.parametrize("version", ["0.8", "0.6"])
+def test_programs_for_nnsight_name_it(path: str, version: str) -> None:
+    compat.install(version)
+    try:
+        import nnsight
+        from nnsight.modeling.vlm import VisionLanguageModel as named
+
+        if version == "0.8":
+            with pytest.warns(nnsight.NNsightDeprecationWarning, match="image-text-to-text"):
+                found = named(path, dispatch=True)
+        else:
+            found = named(path, dispatch=True)
+        assert nnsight.VisionLanguageModel is named
+        assert isinstance(found, VisionLanguageModel)
+        with found.trace(TEXT, images=[image(1)]):
+            logits = found.lm_head.output.save()
+        assert_same(logits.detach(), expected(found, TEXT, 1))
+        if version == "0.8":
+            same = nnsight.TransformersModel(path, task="image-text-to-text", dispatch=True)
+            assert isinstance(same, TransformersModel)
+            with same.trace(TEXT, images=[image(1)]):
+                logits = same.lm_head.output.save()
+            assert_same(logits.detach(), expected(found, TEXT, 1))
+    finally:
+        compat.uninstall()
