@@ -52,6 +52,11 @@ class Renaming:
     ) -> None:
         self._aliases: list[_Alias] = []
         for key, names in rename.items():
+            if not isinstance(key, str) or "*" in key:
+                raise ValueError(
+                    f"rename= has the key {key!r}, and a key is the name of a module or its path; "
+                    "write one entry for each path"
+                )
             path = tuple(key.removeprefix(".").split("."))
             for name in [names] if isinstance(names, str) else names:
                 if not name.isidentifier():

@@ -194,6 +194,8 @@ def test_an_alias_with_a_leading_dot_leads_from_the_root_only() -> None:
         ({"transformer": "trace"}, "something that every module has here"),
         ({"mlp": "a.b"}, "not a single name"),
         ({"mlp": "2nd"}, "not a single name"),
+        ({"transformer.h.*": "layer"}, "a key is the name of a module or its path"),
+        ({torch.nn.Embedding: "table"}, "a key is the name of a module or its path"),
         ({"mlp": "part", "attn": "part"}, "stands for 'mlp' and for 'attn' in transformer.h.0"),
     ],
     ids=str,
