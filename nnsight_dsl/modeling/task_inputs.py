@@ -95,6 +95,13 @@ def given_to_task(
     return Input((), {**_joined(rows), **own})
 
 
+def is_text_or_tensor(value: Any) -> bool:
+    """Return whether an input is a text, token ids or a tensor, alone or in lists."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return isinstance(value, (str, int, torch.Tensor)) or hasattr(value, "keys")
+
+
 def _is_used(options: Options, key: str) -> bool:
     """Return whether a run accepts an argument; a forward may swallow others in `**kwargs`."""
     try:

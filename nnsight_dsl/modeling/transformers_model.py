@@ -28,7 +28,7 @@ from nnsight_dsl.modeling.architecture import Architecture
 from nnsight_dsl.modeling.base import NNsight, module_of
 from nnsight_dsl.modeling.inputs import blaming
 from nnsight_dsl.modeling.merging import merge
-from nnsight_dsl.modeling.task_inputs import given_to_task
+from nnsight_dsl.modeling.task_inputs import given_to_task, is_text_or_tensor
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.errors import InputError
 from nnsight_dsl.runtime.locations import Place
@@ -367,8 +367,13 @@ class TransformersModel(NNsight):
         task = self.task
         if task is None or tasks.takes_texts(task):
             return inputs
+        has_parts = any(self.__dict__[part] is not None for part in tasks.PARTS[1:])
         made = []
         for number, one in enumerate(inputs):
+            if not has_parts and one.args and is_text_or_tensor(one.args[0]):
+                # nothing preprocesses it: it is a prompt, or the model's main argument
+                made.append(one)
+                continue
             with blaming(number):
                 made.append(
                     given_to_task(task, lambda: self.pipeline, one, self._architecture, function)

@@ -404,7 +404,7 @@ def test_edits_of_one_wrapper_are_none_of_another(model: LanguageModel) -> None:
 
 @pytest.mark.parametrize("given", [3, None, nn.Linear, {"a": nn.Linear(2, 2)}], ids=repr)
 def test_what_is_no_module_is_refused(given) -> None:
-    with pytest.raises(TypeError, match=r"no torch\.nn\.Module; give the module itself"):
+    with pytest.raises(TypeError, match=r"not a torch\.nn\.Module; give the module itself"):
         NNsight(given)
     with pytest.raises(TypeError, match=r"no torch\.nn\.Module"):
         LanguageModel(given)
