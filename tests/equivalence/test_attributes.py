@@ -406,5 +406,5 @@ def test_edits_of_one_wrapper_are_none_of_another(model: LanguageModel) -> None:
 def test_what_is_no_module_is_refused(given) -> None:
     with pytest.raises(TypeError, match=r"not a torch\.nn\.Module; give the module itself"):
         NNsight(given)
-    with pytest.raises(TypeError, match=r"no torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"not a torch\.nn\.Module"):
         LanguageModel(given)
