@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.compat import builtin_save, models
-from nnsight_dsl.compat.callers import opens_block
 from nnsight_dsl.compat.deprecations import warn_of_deprecated
 from nnsight_dsl.compat.edits import Edit08
 from nnsight_dsl.compat.tracers import Scan08, Tracer08

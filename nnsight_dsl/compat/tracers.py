@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from nnsight_dsl.blocks.callers import line_of_user
 from nnsight_dsl.compat.caches import CacheView, KeptValues
-from nnsight_dsl.compat.callers import line_of_user
 from nnsight_dsl.compat.deprecations import warn_of_deprecated
 from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.runtime.driving import messages
@@ -18,6 +18,8 @@ from nnsight_dsl.studies.scan_tracers import ScanTracer
 from nnsight_dsl.tracing.cache import envoy_at, without_root
 from nnsight_dsl.tracing.runnable import Input, Runnable
 from nnsight_dsl.tracing.tracer import Tracer
+
+_CPU = torch.device("cpu")
 
 
 class AdaptedTracer(Tracer):
@@ -39,7 +41,7 @@ class AdaptedTracer(Tracer):
     def cache(  # type: ignore[override]
         self,
         modules: Any = None,
-        device: Any = torch.device("cpu"),  # noqa: B008
+        device: Any = _CPU,
         dtype: torch.dtype | None = None,
         detach: bool = True,
         include_output: bool = True,

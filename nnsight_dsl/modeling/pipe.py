@@ -11,18 +11,13 @@ for several inputs or chunks: an access means the first call, and `tracer.iter[1
 from __future__ import annotations
 
 import inspect
-import opcode
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import Any, Protocol
 
 from nnsight_dsl.modeling import tasks
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.tracing.runnable import Batch, Input
-from nnsight_dsl.transforms.names import is_ours
 
-_CACHE = opcode.opmap["CACHE"]
-_STORES = ("STORE_NAME", "STORE_GLOBAL")
 _OF_TRACES = ("plan", "scan", "stop", "validate")
 
 
@@ -126,23 +121,3 @@ def batch_of(inputs: Sequence[Input], options: Mapping[str, Any]) -> Batch:
         )
     one = inputs[0]
     return Batch(one.args, {**options, **one.kwargs}, (1,))
-
-
-def enters_with(frame: FrameType) -> bool:
-    """Return whether the call that a frame is making is the subject of a `with` statement.
-
-    In a module of the import hook, the value of such a call is stored under a generated name.
-    """
-    code = frame.f_code
-    instructions = code.co_code
-    offset = frame.f_lasti + 2
-    while offset < len(instructions) and instructions[offset] == _CACHE:
-        offset += 2
-    if offset >= len(instructions):
-        return False
-    name, number = opcode.opname[instructions[offset]], instructions[offset + 1]
-    if name == "STORE_FAST":
-        return number < len(code.co_varnames) and is_ours(code.co_varnames[number])
-    if name in _STORES:
-        return number < len(code.co_names) and is_ours(code.co_names[number])
-    return name == "BEFORE_WITH"

@@ -96,7 +96,7 @@ def given_to_task(
 
 
 def is_text_or_tensor(value: Any) -> bool:
-    """Return whether an input is a text, token ids or a tensor, alone or in lists."""
+    """Return whether an input is a text, ids, a tensor or a mapping, alone or in lists."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return isinstance(value, (str, int, torch.Tensor)) or hasattr(value, "keys")

@@ -16,12 +16,12 @@ arguments of the model first (`task_inputs.py`).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.modeling import batching, loading, pipe, tasks
 from nnsight_dsl.modeling.architecture import Architecture
@@ -36,7 +36,6 @@ from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracing.runnable import Batch, Input
-from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms import requests
 
 
@@ -257,8 +256,8 @@ class TransformersModel(NNsight):
         """
         self._refuse_remote(kwargs)
         given = pipe.input_of(self, args, kwargs)
-        tracer = Tracer(self, "pipe", given, kwargs)
-        if trace and pipe.enters_with(sys._getframe(1)):
+        tracer = self._trace_class(self, "pipe", given, kwargs)
+        if trace and opens_block():
             return tracer
         return tracer._run_without_block()
 

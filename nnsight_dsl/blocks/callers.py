@@ -1,7 +1,7 @@
 """How the user's code makes a call: what opens a block, and what its line says.
 
-In nnsight 0.8 `model.generate(...)` runs at once unless it opens a block. Python does not tell a
-call what its value is for, so the instruction that follows it is looked at.
+`model.pipe(...)` runs at once unless it opens a block, and so does `model.generate(...)` in
+nnsight 0.8. The instruction that follows the call decides which it is.
 """
 
 from __future__ import annotations
