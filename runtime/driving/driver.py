@@ -33,8 +33,8 @@ from nnsight_dsl.runtime.tapping.taps import Tap, is_usual_call
 from nnsight_dsl.runtime.tracebacks import clean
 from nnsight_dsl.runtime.values.offer import Offer
 from nnsight_dsl.runtime.values.offers import Writes, seen_by, take_edits
-from nnsight_dsl.runtime.values.rows import Cut, narrow
-from nnsight_dsl.runtime.values.views import Frozen, OfferCut
+from nnsight_dsl.runtime.values.rows import Cut, Rows, narrow
+from nnsight_dsl.runtime.values.views import OfferCut
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import INPUTS, Request, phase_of, target_of
 
@@ -60,6 +60,7 @@ class Driver(TappingRun):
     has_grad = False
     is_usual = False
     _outer: Machine | None = None
+    _results: dict[Rows, Any]
     each_step: list[Callable[[], Machine]]
     _is_mounted = False
 
@@ -198,6 +199,7 @@ class Driver(TappingRun):
             return
         # an invoke that goes on behind its loop may read it before the next invoke does
         self.result = (result,)
+        self._results = {}
         if self.step_waiters or self.visit_waiters:
             for machine, steps in self._take_waiters():
                 if not steps.is_open:
@@ -234,6 +236,7 @@ class Driver(TappingRun):
         """
         self.has_ended = True
         self.result = None
+        self._results = {}
         if self._is_mounted:
             self.unmount(self)
             self._is_mounted = False
@@ -258,7 +261,6 @@ class Driver(TappingRun):
             # they make machines in the run that has this driver
             self.each_step.clear()
         # offers that an error has cut short name their taps
-        self.frozen = None
         # taps refer to their driver: without them its reference count falls to zero
         self._taps.clear()
 
@@ -322,7 +324,10 @@ class Driver(TappingRun):
         (result,) = self.result
         if machine.rows is None:
             return result
-        return narrow(result, Cut(machine.rows, self.factor, self.result_factor))
+        if machine.rows not in self._results:
+            cut = Cut(machine.rows, self.factor, self.result_factor)
+            self._results[machine.rows] = narrow(result, cut)
+        return self._results[machine.rows]
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
         """Return the current offer if it is the one a request is for."""
@@ -351,10 +356,9 @@ class Driver(TappingRun):
         """Return how an offer is cut for a machine, None if it sees all of it."""
         if machine.rows is None or offer.is_whole:
             return None
-        frozen, may_copy = None, not self.is_read_only
-        if may_copy and torch.is_grad_enabled():
-            frozen = self.frozen = self.frozen or Frozen()
-        return OfferCut(machine.rows, self.factor, offer, frozen, may_copy=may_copy)
+        may_copy = not self.is_read_only
+        may_alias = may_copy and torch.is_grad_enabled()
+        return OfferCut(machine.rows, self.factor, offer, may_copy=may_copy, may_alias=may_alias)
 
     def park(self, machine: Machine, request: Request, place: Place) -> Any:
         """Let a machine wait at a place, unless what it waits for cannot come any more."""

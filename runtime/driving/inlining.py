@@ -23,6 +23,7 @@ from nnsight_dsl.runtime.values.known_types import is_known
 from nnsight_dsl.runtime.values.offer import Offer
 from nnsight_dsl.runtime.values.offers import take_edits
 from nnsight_dsl.runtime.values.rows import parts_of
+from nnsight_dsl.runtime.values.views import settle
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import BEFORE_CALL, INPUTS, OUTPUT, READ, WRITE, Phase, Request
 
@@ -34,6 +35,7 @@ from .state import RunState
 _order = attrgetter("order")
 _Tensor = torch.Tensor
 _NOTHING: Sequence[Any] = ()
+_NONE: Any = None
 _TARGETS = dict.fromkeys((*ON_TARGET, requests.OPEN), 0) | {READ: 1, WRITE: 2}
 """Where a request has the place it is for; 0, which is none, where that has to be looked up."""
 
@@ -59,6 +61,7 @@ class Inlined(RunState):
         offer.value = value
         offer.is_whole = self.own_calls > 0
         offer.handed = _NOTHING
+        offer.split = offer.views = _NONE
         outer, self._offer = self._offer, offer
         due: list[Machine] = tap.waiting
         others: list[Machine] = []
@@ -75,6 +78,8 @@ class Inlined(RunState):
             is_most = 2 * len(due) > len(self.counts) > 1
             if is_most and self.factor == 1 and not offer.is_whole:
                 parts = parts_of(value, self.counts, sum(self.counts), tap.place._module)
+                if parts is not None:
+                    offer.split = value, parts
         try:
             for machine in due:
                 request = machine.pending
@@ -92,8 +97,8 @@ class Inlined(RunState):
                 if offer.handed:
                     take_edits(offer)
                     offer.handed = _NOTHING
-            if self.frozen is not None:
-                self.frozen.settle(offer)
+            if offer.views:
+                settle(offer)
         finally:
             self._offer = outer
         return offer.value
@@ -123,6 +128,7 @@ class Inlined(RunState):
         own.value = answer
         own.is_whole = self.own_calls > 0
         own.handed = _NOTHING
+        own.split = own.views = _NONE
         try:
             self.drive(machine, answer, None, request)
         finally:
@@ -131,8 +137,8 @@ class Inlined(RunState):
             take_edits(own)
             # values handed out refer to the offer
             own.handed = _NOTHING
-        if self.frozen is not None:
-            self.frozen.settle(own)
+        if own.views:
+            settle(own)
         return own.value
 
     def drive(

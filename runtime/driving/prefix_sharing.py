@@ -94,7 +94,8 @@ class _Copying(Driver):
 
     def __init__(self, root: Place) -> None:
         super().__init__(root)
-        self._handed: list[tuple[Machine, Any, list[Any], list[int]]] = []
+        self._handed: list[tuple[Machine, Any, Any, list[Any], list[int]]] = []
+        self._copies: dict[tuple[int, int], Any] = {}
         self._passed: list[tuple[weakref.ref[torch.Tensor], int]] = []
 
     def _shares(self, machine: Machine) -> bool:
@@ -110,21 +111,26 @@ class _Copying(Driver):
         raise NotImplementedError
 
     def seen(self, machine: Machine, offer: Offer, port: str) -> Any:
-        """Hand out a copy, so that the others do not see edits of it."""
+        """Hand out a copy, so that the others do not see edits of it; the same one each time."""
         value = super().seen(machine, offer, port)
         if not self._shares(machine):
             return value
-        copy = pytree.tree_map_only(torch.Tensor, torch.clone, value)
-        leaves = leaves_of(copy)
-        self._handed.append((machine, copy, leaves, [_version(one) for one in leaves]))
-        return copy
+        key = machine.order, id(value)
+        if key not in self._copies:
+            copy = self._copies[key] = pytree.tree_map_only(torch.Tensor, torch.clone, value)
+            leaves = leaves_of(copy)
+            versions = [_version(one) for one in leaves]
+            # with the value, so that its id stays its own
+            self._handed.append((machine, value, copy, leaves, versions))
+        return self._copies[key]
 
     def offer(self, tap: Tap, phase: Phase, value: Any) -> Any:
         """Offer a value, and check the copies of it for edits."""
         before = len(self._handed)
         result = super().offer(tap, phase, value)
         handed, self._handed = self._handed[before:], self._handed[:before]
-        for machine, copy, leaves, versions in handed:
+        for machine, of, copy, leaves, versions in handed:
+            del self._copies[machine.order, id(of)]
             if _is_changed(copy, leaves, versions):
                 self._edited(machine, tap, phase, value)
             tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
@@ -198,6 +204,7 @@ class Probe(_Copying):
         nowhere.tap = Tap(offer.tap.place, self, is_stepping=False)
         nowhere.phase, nowhere.index = offer.phase, offer.index
         nowhere.value, nowhere.is_whole, nowhere.handed = offer.value, offer.is_whole, ()
+        nowhere.split, nowhere.views = offer.split, offer.views
         return nowhere
 
     def _edited(self, machine: Machine, tap: Offered, phase: Phase, value: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import torch
 
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.transforms.requests import Phase
@@ -23,6 +25,40 @@ class Offered(Protocol):
     skips: Any
 
 
+class View(NamedTuple):
+    """Rows that were handed out.
+
+    Attributes:
+        whole: the tensor that they are rows of.
+        part: the rows.
+        is_alias: True if they are rows of a detached alias: see `views`.
+    """
+
+    whole: torch.Tensor
+    part: torch.Tensor
+    is_alias: bool
+
+
+class Handed(NamedTuple):
+    """A container narrowed to some rows, that was handed out.
+
+    Attributes:
+        cut: how it was narrowed.
+        port: the port that it was read from.
+        whole: the container that it was narrowed from.
+        part: the container.
+        leaves: what was in it.
+        uncut: the tensors in it that have no rows.
+    """
+
+    cut: Cut
+    port: str
+    whole: Any
+    part: Any
+    leaves: list[Any]
+    uncut: Sequence[torch.Tensor]
+
+
 class Offer:
     """A value on offer, which machines may replace.
 
@@ -34,14 +70,19 @@ class Offer:
         index: occurrence of the visit, None if no request can mean it.
         value: `(args, kwargs)` or the output.
         is_whole: True in a call that a block makes itself: every invoke then sees all rows.
-        handed: containers narrowed to some rows: cut, port, container and its leaves.
+        handed: containers narrowed to some rows.
+        split: a tensor, and its rows of each input, if they were made in one call.
+        views: rows handed out, by the id of the whole tensor and their start; a second request for
+            them is answered with the same view.
     """
 
-    __slots__ = ("handed", "index", "is_whole", "phase", "tap", "value")
+    __slots__ = ("handed", "index", "is_whole", "phase", "split", "tap", "value", "views")
 
     tap: Offered
     phase: Phase
     index: int | None
     value: Any
     is_whole: bool
-    handed: Sequence[tuple[Cut, str, Any, list[Any]]]
+    handed: Sequence[Handed]
+    split: tuple[torch.Tensor, Sequence[Any]] | None
+    views: dict[tuple[int, int], View] | None

@@ -21,7 +21,7 @@ from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tracebacks import traceback_at
 
 from .elements import misfit, port_value, with_port_value
-from .offer import Offer
+from .offer import Handed, Offer
 from .rows import Cut, Rows, leaves_of, narrow, widen
 from .views import OfferCut, separated
 
@@ -67,25 +67,32 @@ def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> 
     offer.value = separated(offer.value, cut)
     cut.whole.clear()
     value = port_value(offer.value, port)
+    if not isinstance(value, torch.Tensor):
+        for one in offer.handed:
+            if one.whole is value and one.cut.rows is cut.rows and one.port == port:
+                cut.whole.extend(one.uncut)
+                return one.part
     seen = narrow(value, cut)
     if not isinstance(seen, torch.Tensor):
-        leaves = leaves_of(seen)
-        offer.handed = [*offer.handed, (cut, port, seen, leaves)]
+        offer.handed = [
+            *offer.handed,
+            Handed(cut, port, value, seen, leaves_of(seen), [*cut.whole]),
+        ]
     return seen
 
 
 def take_edits(offer: Offer) -> None:
     """Write back items that blocks have set in containers narrowed to their rows."""
     handed = [*offer.handed]
-    for number, (cut, port, container, before) in enumerate(handed):
-        leaves = leaves_of(container)
-        same = len(leaves) == len(before)
-        if same and all(a is b for a, b in zip(leaves, before, strict=True)):
+    for number, one in enumerate(handed):
+        leaves = leaves_of(one.part)
+        same = len(leaves) == len(one.leaves)
+        if same and all(a is b for a, b in zip(leaves, one.leaves, strict=True)):
             continue
-        whole = port_value(offer.value, port)
-        new = widen(whole, container, cut)
-        offer.value = with_port_value(offer.value, port, new)
-        handed[number] = cut, port, container, leaves
+        whole = port_value(offer.value, one.port)
+        new = widen(whole, one.part, one.cut)
+        offer.value = with_port_value(offer.value, one.port, new)
+        handed[number] = one._replace(whole=new, leaves=leaves)
     offer.handed = handed
 
 

@@ -31,7 +31,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from .offer import Offer
+from .offer import Offer, View
 from .rows import Cut, Rows, is_state, share_memory, with_fields
 
 _views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -197,43 +197,29 @@ def _keep(
         kept.grad = part.clone() if before is None else before + part
 
 
-class Frozen:
-    """Views of tensors without a gradient, for which a block may ask while they are on offer.
+def settle(offer: Offer) -> None:
+    """Rebuild the tensors of a finished offer from those of their rows that need a gradient.
 
-    They are views of a detached alias: another tensor to autograd, in the same memory.
+    These are tensors without a gradient, whose rows were handed out as views of a detached alias:
+    another tensor to autograd, in the same memory.
     """
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Offer, torch.Tensor, int, torch.Tensor]] = []
-
-    def part(self, offer: Offer, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-        """Return a view of some rows."""
-        for _, whole, first, part in self._parts:
-            if whole is tensor and first == start:
-                return part
-        part = tensor.detach().narrow(0, start, length)
-        self._parts.append((offer, tensor, start, part))
-        return part
-
-    def settle(self, offer: Offer) -> None:
-        """Rebuild the tensors of a finished offer from those of their rows that need a gradient."""
-        mine = [one for one in self._parts if one[0] is offer]
-        self._parts = [one for one in self._parts if one[0] is not offer]
-        wholes = {id(whole): whole for _, whole, _, part in mine if part.requires_grad}
-        for whole in wholes.values():
-            parts = {
-                first: part for _, of, first, part in mine if of is whole and part.requires_grad
-            }
-            pieces, done = [], 0
-            for first in sorted(parts):
-                pieces.append(whole.detach().narrow(0, done, first - done))
-                pieces.append(parts[first])
-                done = first + parts[first].shape[0]
-            pieces.append(whole.detach().narrow(0, done, whole.shape[0] - done))
-            made = torch.cat(pieces)
-            # the values are unchanged, so tensors saved by autograd are still valid
-            with torch.autograd._unsafe_preserve_version_counter(whole):
-                whole.copy_(made)
+    asked = {
+        key: view
+        for key, view in (offer.views or {}).items()
+        if view.is_alias and view.part.requires_grad
+    }
+    for whole in {id(view.whole): view.whole for view in asked.values()}.values():
+        parts = {start: view.part for (of, start), view in asked.items() if of == id(whole)}
+        pieces, done = [], 0
+        for first in sorted(parts):
+            pieces.append(whole.detach().narrow(0, done, first - done))
+            pieces.append(parts[first])
+            done = first + parts[first].shape[0]
+        pieces.append(whole.detach().narrow(0, done, whole.shape[0] - done))
+        made = torch.cat(pieces)
+        # the values are unchanged, so tensors saved by autograd are still valid
+        with torch.autograd._unsafe_preserve_version_counter(whole):
+            whole.copy_(made)
 
 
 def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -278,23 +264,25 @@ class OfferCut(Cut):
     Attributes:
         whole: tensors without rows that `span` has met.
         may_copy: False while the offer is read-only: no tensor of it may be replaced by a copy.
+        may_alias: True if rows of a tensor without a gradient are those of a detached alias, which
+            a block may ask for one; `settle` then ends the offer.
     """
 
-    __slots__ = ("_frozen", "_module", "_offer", "may_copy", "whole")
+    __slots__ = ("_may_alias", "_module", "_offer", "may_copy", "whole")
 
     def __init__(
         self,
         rows: Rows,
         factor: int,
         offer: Offer,
-        frozen: Frozen | None,
         *,
         may_copy: bool,
+        may_alias: bool,
     ) -> None:
         super().__init__(rows, factor)
         self.may_copy = may_copy
+        self._may_alias = may_alias
         self._offer = offer
-        self._frozen = frozen
         self._module = offer.tap.place._module
         self.whole: list[torch.Tensor] = []
 
@@ -307,12 +295,23 @@ class OfferCut(Cut):
         return None
 
     def part(self, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-        """Return a view of rows, to be handed to a block."""
+        """Return a view of rows, to be handed to a block; the same one each time."""
+        offer = self._offer
+        if offer.split is not None and offer.split[0] is tensor:
+            return offer.split[1][self.rows.number]
+        if offer.views is None:
+            offer.views = {}
+        key = id(tensor), start
+        view = offer.views.get(key)
+        if view is None:
+            view = offer.views[key] = self._view(tensor, start, length)
+        return view.part
+
+    def _view(self, tensor: torch.Tensor, start: int, length: int) -> View:
         if tensor.requires_grad:
             part = tensor.narrow(0, start, length)
             _note(part, tensor, start, length)
-            return part
-        can_have_gradient = tensor.is_floating_point() or tensor.is_complex()
-        if self._frozen is None or not can_have_gradient:
-            return tensor.narrow(0, start, length)
-        return self._frozen.part(self._offer, tensor, start, length)
+            return View(tensor, part, is_alias=False)
+        is_alias = self._may_alias and (tensor.is_floating_point() or tensor.is_complex())
+        part = (tensor.detach() if is_alias else tensor).narrow(0, start, length)
+        return View(tensor, part, is_alias)

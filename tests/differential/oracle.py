@@ -41,6 +41,7 @@ _MOST_CLOSING_REQUESTS = 100
 class _Offer:
     def __init__(self, module: nn.Module, phase: str, index: int | None, value: Any) -> None:
         self.module, self.phase, self.index, self.value = module, phase, index, value
+        self.seen: dict[Any, Any] = {}
 
 
 class _Visits:
@@ -255,12 +256,13 @@ class Run:
     def _finish(self, result: Any) -> None:
         self.has_ended = True
         self._result = (result,)
+        self._seen: dict[Any, Any] = {}
         for machine in self.machines:
             if machine.pending is not None and machine.pending[0] == "step":
                 self.drive(machine, False)
         for machine in self.machines:
             if machine.pending is not None and machine.pending[0] == "result":
-                self.drive(machine, self._narrow(machine, result))
+                self.drive(machine, self._narrow(machine, result, self._seen))
         for machine in self.machines:
             if machine.pending is not None and not machine.is_done:
                 self.drive(machine, error=self._never_came(machine, machine.pending))
@@ -441,7 +443,7 @@ class Run:
         if verb == "result":
             if self._result is None:
                 return False, None
-            return True, self._narrow(machine, self._result[0])
+            return True, self._narrow(machine, self._result[0], self._seen)
         if verb == "step":
             number = request[1]
             if self.has_ended:
@@ -500,7 +502,7 @@ class Run:
             args, kwargs = old
             old = args[0] if args else next(iter(kwargs.values()))
         if verb == "read":
-            return self._narrow(machine, old)
+            return self._narrow(machine, old, offer.seen)
         if machine.rows is None and _form(old) != _form(value):
             self.suspect, self.suspect_by = _line_of_block(machine), machine
         new = self._widen(old, value, machine)
@@ -549,18 +551,28 @@ class Run:
         start, n = machine.rows
         return slice(start, start + n) if tensor.shape[0] == self.total else None
 
-    def _narrow(self, machine: Machine, value: Any) -> Any:
+    def _narrow(self, machine: Machine, value: Any, seen: dict[Any, Any]) -> Any:
+        # a second read gives the same object, as it does in a run of one input
         if machine.rows is None:
             return value
+        key = id(value), machine.rows
+        if key not in seen:
+            # with the value, so that its id stays its own
+            seen[key] = value, self._part(machine, value, seen)
+        return seen[key][1]
+
+    def _part(self, machine: Machine, value: Any, seen: dict[Any, Any]) -> Any:
         if isinstance(value, torch.Tensor):
             span = self._span(value, machine)
             return value if span is None else value[span]
         if type(value) in (tuple, list):
-            return type(value)(self._narrow(machine, one) for one in value)
+            return type(value)(self._narrow(machine, one, seen) for one in value)
         if type(value) is dict:
-            return {key: self._narrow(machine, one) for key, one in value.items()}
+            return {key: self._narrow(machine, one, seen) for key, one in value.items()}
         if isinstance(value, ModelOutput):
-            return type(value)({key: self._narrow(machine, one) for key, one in value.items()})
+            return type(value)(
+                {key: self._narrow(machine, one, seen) for key, one in value.items()}
+            )
         return value
 
     def _widen(self, whole: Any, part: Any, machine: Machine) -> Any:

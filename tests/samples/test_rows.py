@@ -1,5 +1,6 @@
 """Minimised failures: what an invoke sees of a batch."""
 
+import pytest
 import torch
 
 from nnsight_dsl import LanguageModel
@@ -41,3 +42,45 @@ def test_the_gradient_of_a_view_is_kept() -> None:
             pass
     assert hidden.grad is not None
     assert hidden.grad.shape == hidden.shape
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+@pytest.mark.parametrize("mode", ["gradients", "frozen", "no gradients"])
+def test_a_second_read_gives_the_same_object(mode: str, others: int) -> None:
+    module = GPT2.new()
+    module.requires_grad_(mode == "gradients")
+    model = LanguageModel(module, tokenizer=tokenizer())
+    with torch.set_grad_enabled(mode != "no gradients"), model.trace() as tracer:
+        are_same = [].save()
+        for _ in range(others):
+            with tracer.invoke("a dog"):
+                model.transformer.h[0].output
+        with tracer.invoke("the cat"):
+            layer = model.transformer.h[0]
+            are_same.append(layer.input is layer.input)
+            are_same.append(layer.inputs is layer.inputs)
+            attention = layer.attn.output
+            are_same.append(attention is layer.attn.output)
+            are_same.append(attention[0] is layer.attn.output[0])
+            hidden = layer.output
+            are_same.append(hidden is layer.output)
+            layer.output = hidden * 2
+            doubled = layer.output
+            are_same.append(doubled is layer.output and doubled is not hidden)
+            are_same.append(model.output is model.output)
+            are_same.append(tracer.result is tracer.result)
+    assert are_same == [True] * 8
+
+
+def test_a_row_of_frozen_parameters_has_a_gradient_at_each_read() -> None:
+    model = LanguageModel(GPT2.new().requires_grad_(False), tokenizer=tokenizer())
+    with model.trace() as tracer:
+        with tracer.invoke("a dog"):
+            pass
+        with tracer.invoke("the cat"):
+            model.transformer.h[0].output.requires_grad_(True)
+            hidden = model.transformer.h[0].output
+            loss = model.output.logits.sum()
+            with loss.backward():
+                gradient = hidden.grad.save()
+    assert gradient.abs().sum() > 0
