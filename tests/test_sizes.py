@@ -13,7 +13,7 @@ INLINED = {
     "nnsight_dsl/tracing/fast_path.py: run_alone",
 }
 """The hot path of a read, of a visit and of an entry, each in one Python frame on purpose: to move
-a part of one into a function makes `tests/runtime/test_frames.py` fail."""
+a part of one into a function makes `tests/runtime/driving/test_frames.py` fail."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -7,7 +7,7 @@ to fetch, and each object about as much: without `LoneDriver.serve` twelve reads
 again. And such a run leaves its driver unchanged, so that the next run can use it.
 
 In any other case the run falls back to the general loop, with the same machine and taps. The
-property test in `tests/runtime/test_lone.py` compares the two.
+property test in `tests/runtime/driving/test_fast_path.py` compares the two.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Every access goes through this loop, so the common cases are inlined: reading or writing a whole
 value that is on offer, and parking on a read. Everything else is dispatched through `ANSWERS`. A
 read takes three Python frames, with those of the tap and of the block; the general form, of
-`ANSWERS` and `Driver.park`, takes a dozen more (`tests/runtime/test_frames.py` counts them).
+`ANSWERS` and `Driver.park`, takes a dozen more (`tests/runtime/driving/test_frames.py` counts
+them).
 """
 
 from __future__ import annotations

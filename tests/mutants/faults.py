@@ -178,7 +178,7 @@ FAULTS = (
         "runtime/machines/saved.py",
         "or (name in program.bound and not isinstance(value, _SHARED_TYPES))",
         "or name in program.bound",
-        ("tests/runtime/test_names.py", "tests/guide"),
+        ("tests/runtime/machines/test_saved.py", "tests/guide"),
     ),
     Fault(
         "names saved before an error leave",
