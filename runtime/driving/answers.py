@@ -161,7 +161,7 @@ def _backward(driver: RunState, machine: Machine, request: Request) -> Any:
     finally:
         driver.is_in_backward = outer
     if backward.failure is not None:
-        machine.keep_of_failed(machine.leaving(inner.names))
+        machine.keep_of_failed(inner.names)
         raise backward.failure
     return inner.names
 
@@ -277,7 +277,7 @@ def open_run(machine: Machine, request: Request) -> Any:
     target._outer_now = machine.outer_now
     left, failure = target._run_inside(program, machine.user_globals, names, machine.saved)
     if failure is not None:
-        machine.keep_of_failed(machine.leaving(left))
+        machine.keep_of_failed(left)
         raise failure
     return left
 

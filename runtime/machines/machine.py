@@ -104,7 +104,7 @@ class Machine:
             raise that in the program. Set by `fail` and `close`.
         result: return value of the function that it runs.
         leaves_all: True if names leave that were not saved: to the block around it, or from a scan.
-        left_by_failed: names that were saved in a run inside the block which then failed, each with
+        left_by_failed: names of a run inside the block which then failed, each with
             its value and the value that it had before.
         needs: for the driver, the `Needs` of the program (see `tapping.kept_taps`).
         seen_names: at the entry of the block, the values of the names that accesses start from.
@@ -411,9 +411,10 @@ class Machine:
         return self.saved.leaving(names, self.program)
 
     def keep_of_failed(self, left: Mapping[str, Any]) -> None:
-        """Keep the values that a run inside the block had saved before it failed.
+        """Keep the names of a run inside the block as they were when it failed.
 
-        It is not bound in the block, which may have an `except` for the failure.
+        They are not bound in the block, which may have an `except` for the failure, but leave it as
+        if they were: saved ones do, and what one was before the run does not.
         """
         frame = self._running.gi_frame
         names = {} if frame is None else frame.f_locals

@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "a result is there when the model has returned",
         "runtime/driving/driver.py",
-        "        self.result = (result,)\n        if self.step_waiters",
-        "        if self.step_waiters",
+        "        self.result = (result,)\n",
+        "",
         ("tests/samples/test_failed_runs.py", "tests/guide/test_generation.py"),
     ),
     # rows

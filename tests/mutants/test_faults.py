@@ -1,4 +1,4 @@
-"""The faults of `make mutants` can still be put into the tree, which changes under them."""
+"""`make mutants` is run by hand: here only that the code its faults change is still there."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
-def test_its_text_is_there_once(fault: Fault) -> None:
+def test_a_fault_can_be_put_in(fault: Fault) -> None:
     assert (ROOT / fault.file).read_text(encoding="utf-8").count(fault.old) == 1
-    assert all((ROOT / test.split("::")[0]).exists() for test in fault.tests)
+    assert all((ROOT / test).exists() for test in fault.tests)

@@ -165,3 +165,25 @@ def test_an_invoke_behind_its_loop_has_the_result_before_another_one_fails() -> 
                     pass
                 model.transformer.h[0].output[:] = 0  # noqa: NNS105
     assert found.shape[0] == 1
+
+
+def test_a_name_that_the_failed_run_bound_anew_does_not_leave_with_its_old_value() -> None:
+    model = new_model()
+    name, kept, later = "before", None, "before"
+    with pytest.raises(ZeroDivisionError), model.session():
+        with model.trace(X):
+            name = later = model[0].output
+        with model.trace(X):
+            kept = name.save()
+            name = 1
+            1 // 0
+    assert name == "before"
+    assert kept is later
+    with pytest.raises(ZeroDivisionError), model.trace(X):
+        name = model[0].output
+        loss = model[1].output.sum()
+        with loss.backward():
+            kept = name.save()
+            name = 1
+            1 // 0
+    assert name == "before"
