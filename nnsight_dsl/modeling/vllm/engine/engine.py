@@ -74,6 +74,7 @@ class Engine:
     Attributes:
         thread: id of the thread that runs the model; set at the start of each forward.
         is_compiled: True if vLLM has compiled the model, so that no module is called.
+        has_batch: True if the model puts a batch of one before the tokens, see `Span`.
         slots: requests with programs in the forward that is running; empty between forwards.
         special: those of `slots` with tokens to keep or edits to repeat (see `Slot.is_special`).
         forward: number of forwards that have begun.
@@ -95,6 +96,7 @@ class Engine:
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
         self.is_compiled = bool(runner.compilation_config.mode)
+        self.has_batch = _is_of_transformers(runner.get_model())
         # runs in the engine, by vLLM's id of their request; one leaves when vLLM has finished it
         self._runs: dict[str, Run] = {}
         # the same by the client's key; one leaves when the client has fetched its outcome
@@ -297,8 +299,9 @@ class Engine:
                 continue
             is_piece = computed + count < self.runner.requests[request_id].num_tokens
             new = count - again
+            before = Span(begin, again, total, self.has_batch)
             slot = Slot(
-                run, computed, Span(begin, again, total), Span(begin + again, new, total), is_piece
+                run, computed, before, Span(begin + again, new, total, self.has_batch), is_piece
             )
             if is_piece:
                 # kept only without writes: a write to the first piece could depend on the last one
@@ -340,6 +343,12 @@ class Engine:
                 if leader is not None and not torch.equal(new, row):
                     leader.row(number, new)
                 row.copy_(new)
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Return whether vLLM runs a model by the code of transformers."""
+    home = "vllm.model_executor.models.transformers"
+    return any(cls.__module__.startswith(home) for cls in type(model).__mro__)
 
 
 def _tokens_in(args: Any, kwargs: Any) -> int:

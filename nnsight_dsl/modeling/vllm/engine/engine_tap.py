@@ -176,7 +176,9 @@ class EngineTap:
         # have run, one request after the other, each to the value with the edits before.
         served = []
         for (slot, one), copy in zip(waiting, copies, strict=True):
-            portion = Portion(self.module, value, slot.span, fresh, phase, copy=copy)
+            portion = Portion(
+                self.module, value, slot.span, fresh, phase, weights=self.driver.weights, copy=copy
+            )
             slot.run.serve(one, phase, portion)
             served.append((slot, one, portion))
         for slot, one, portion in served:

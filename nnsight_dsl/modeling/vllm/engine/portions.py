@@ -61,8 +61,10 @@ class Portion:
             Shared by all portions of a visit; only `_own_part` adds to it.
         phase: `"inputs"` or `"output"`.
         ranks: the other ranks that hold a part of the value; None if the model is on one device.
-        weights: for an operation, the addresses of the storages of the model's weights. Portions of
-            operations are never joined from ranks.
+        weights: addresses of the storages of the model's weights; None if they are not known, as
+            on the ranks that follow.
+        is_operation: True for the value of an operation. Portions of operations are never joined
+            from ranks.
         copy: the program's copy of an output, if `copies_of` has made it already.
 
     Attributes:
@@ -77,6 +79,7 @@ class Portion:
         "_copy",
         "_fresh",
         "_is_inputs",
+        "_is_operation",
         "_module",
         "_ranks",
         "_seen",
@@ -99,9 +102,12 @@ class Portion:
         ranks: Ranks | None = None,
         weights: frozenset[int] | None = None,
         copy: torch.Tensor | None = None,
+        *,
+        is_operation: bool = False,
     ) -> None:
         self._copy = copy
         self._weights = weights
+        self._is_operation = is_operation
         self._ranks = ranks
         self._module = module
         self._value = value
@@ -122,7 +128,8 @@ class Portion:
         value are taken first, so that both ports agree.
 
         Raises:
-            EngineError: no tensor of an operation's value has the tokens as its first axis.
+            EngineError: a tensor of the value belongs to all requests, and no part of it is this
+                one's.
         """
         if self._seen is not None and self._seen[0] == port:
             return self._seen[1]
@@ -133,7 +140,7 @@ class Portion:
             value = self._presented(self._value, form, handed)
         else:
             value = self._presented_input(handed)
-        if self._weights is not None and not any(one.write for one in handed):
+        if self._is_operation and not any(one.write for one in handed):
             raise EngineError(
                 "what this operation is given or returns does not have the tokens as its first "
                 "axis, so no part of it is this request's; read another operation, or the output "
@@ -228,12 +235,16 @@ class Portion:
 
     def _leaf(self, leaf: Any, where: Any, handed: list[_Handed]) -> Any:
         part = self._span.part(leaf)
-        if part is not None and self._weights is not None and _is_of(leaf, self._weights):
-            # a weight that happens to have as many rows as the batch has tokens
-            part = None
+        if part is not None and self._is_operation:
+            # a weight may happen to have as many rows as the batch has tokens
+            is_part = not _is_of(leaf, self._weights) and self._span.is_clear(leaf)
+            part = part if is_part else None
         if part is None:
-            # shared by all requests: shown as a copy, and an edit of it is an error
-            leaf = private(leaf) if isinstance(leaf, torch.Tensor) else leaf
+            if isinstance(leaf, torch.Tensor):
+                if not _is_of(leaf, self._weights):
+                    raise _not_split(leaf, self._span.total, is_operation=self._is_operation)
+                # shown as a copy: an edit of it is an error
+                leaf = private(leaf)
             handed.append(_Handed(leaf, None))
             return leaf
         if self._ranks is not None:
@@ -443,11 +454,11 @@ def copies_of(module: Any, output: Any, spans: Sequence[Span]) -> list[torch.Ten
     """
     form = output_form(module, output)
     leaves = output if form == SUM else (output[0] if form == FIRST else output,)
-    total = spans[0].total
-    if not all(isinstance(one, torch.Tensor) and one.shape[:1] == (total,) for one in leaves):
+    flat = [spans[0].flat(one) for one in leaves]
+    if any(one is None for one in flat):
         return None
     with torch.inference_mode(False), torch.no_grad():
-        first, *others = (one.detach().unsqueeze(0) for one in leaves)
+        first, *others = (one.detach().unsqueeze(0) for one in flat if one is not None)
         if not others:
             return [first.narrow(1, one.start, one.count).clone() for one in spans]
         (rest,) = others
@@ -463,8 +474,20 @@ def private(part: torch.Tensor) -> torch.Tensor:
         return part.detach().clone()
 
 
-def _is_of(leaf: torch.Tensor, weights: frozenset[int]) -> bool:
-    return leaf.untyped_storage().data_ptr() in weights
+def _is_of(leaf: torch.Tensor, weights: frozenset[int] | None) -> bool:
+    return weights is not None and leaf.untyped_storage().data_ptr() in weights
+
+
+def _not_split(leaf: torch.Tensor, total: int, *, is_operation: bool) -> EngineError:
+    what = "what this operation is given or returns" if is_operation else "this value"
+    instead = "another operation, or the output or the input of a module"
+    if not is_operation:
+        instead = "another location"
+    return EngineError(
+        f"{what} has a tensor of shape {tuple(leaf.shape)} in which no axis is that of the "
+        f"{total} tokens that the engine runs at once, so it may be computed from those of other "
+        f"requests, and no part of it is this request's; read {instead}"
+    )
 
 
 def _at(value: Any, where: Any) -> Any:

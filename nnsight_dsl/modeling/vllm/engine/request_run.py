@@ -200,7 +200,10 @@ class Run:
             kept = tap.pieces.setdefault(port, [])
             if len(kept) < self.pieces:
                 # the first visit of the module in this forward; later ones are not offered
-                kept.append(Portion(tap.place._module, value, span, set(), phase).seen(port))
+                portion = Portion(
+                    tap.place._module, value, span, set(), phase, weights=self.engine.weights
+                )
+                self._guarded(partial(_keep_seen, kept, portion, port))
 
     def forget_pieces(self) -> None:
         """Drop the kept pieces, after the whole prompt has been offered."""
@@ -229,11 +232,14 @@ class Run:
             return value
         leader = self.engine.leader
         ranks = None if leader is None else leader.visit(tap.place, phase, slot.span)
-        weights = self.engine.weights if isinstance(tap.place, OperationPlace) else None
-        portion = Portion(tap.place._module, value, slot.span, fresh, phase, ranks, weights)
+        is_operation = isinstance(tap.place, OperationPlace)
+        portion = Portion(
+            tap.place._module, value, slot.span, fresh, phase, ranks, self.engine.weights,
+            is_operation=is_operation,
+        )  # fmt: skip
         self.serve(tap, phase, portion)
         value = self.taken(tap, visit, value, slot, portion)
-        if portion.is_edited and (ranks is not None or weights is not None):
+        if portion.is_edited and (ranks is not None or is_operation):
             self.cannot_repeat = True
         if portion.is_edited and ranks is not None:
             ranks.keep()
@@ -290,7 +296,10 @@ class Run:
         if phase == INPUTS and not any(getattr(one, "_keeps_inputs", True) for one in watchers):
             return (), {}
         ranks = None if leader is None else leader.visit(tap.place, phase, span)
-        return Portion(tap.place._module, value, span, set(), phase, ranks).seen(phase)
+        weights, is_operation = self.engine.weights, isinstance(tap.place, OperationPlace)
+        return Portion(
+            tap.place._module, value, span, set(), phase, ranks, weights, is_operation=is_operation
+        ).seen(phase)
 
     def addresses(self, name: str) -> bool:
         """Return whether a program may ask for the logits or the samples, by the place's name."""
@@ -375,6 +384,10 @@ class Run:
                 self.driver._close()
         finally:
             self._patches.close()
+
+
+def _keep_seen(kept: list[Any], portion: Portion, port: str, driver: RequestDriver) -> None:
+    kept.append(portion.seen(port))
 
 
 def _put_skips(tap: RequestTap, portion: Portion) -> None:

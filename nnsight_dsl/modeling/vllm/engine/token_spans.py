@@ -3,7 +3,10 @@
     tokens of the batch    a a a b c c c c
     request c              Span(start=4, count=4, total=8)
 
-A tensor has an axis of tokens if its first axis has the length of the batch, padding included.
+A tensor has an axis of tokens if its first axis has the length of the batch, padding included. A
+model that vLLM runs by the code of transformers (`model_impl="transformers"`, and architectures
+that vLLM has no code of its own for) puts a batch of one before it: there the second axis is that
+of the tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +19,39 @@ import torch
 
 @dataclass(slots=True)
 class Span:
-    """The tokens `start` to `start + count` of a flat batch of `total`."""
+    """The tokens `start` to `start + count` of a flat batch of `total`.
+
+    Attributes:
+        has_batch: True in a model that puts a batch of one before the tokens.
+    """
 
     start: int
     count: int
     total: int
+    has_batch: bool = False
 
     def part(self, leaf: Any) -> torch.Tensor | None:
         """Return a view of the request's rows; None for a value without an axis of tokens."""
-        if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == self.total:
-            return leaf.narrow(0, self.start, self.count)
-        return None
+        flat = self.flat(leaf)
+        return None if flat is None else flat.narrow(0, self.start, self.count)
+
+    def flat(self, leaf: Any) -> torch.Tensor | None:
+        """Return a tensor with the tokens first; None for a value without an axis of tokens."""
+        if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
+            return None
+        has_batch = self.has_batch and leaf.ndim > 1 and leaf.shape[0] == 1
+        # with one token in the batch, [1, 1, width] has it on both axes, and [1, width] on one
+        if has_batch and (self.total > 1 or leaf.ndim > 2):
+            return leaf[0] if leaf.shape[1] == self.total else None
+        return leaf if leaf.shape[0] == self.total else None
+
+    def is_clear(self, leaf: torch.Tensor) -> bool:
+        """Return whether only one axis of a tensor can be that of the tokens, as for a module.
+
+        Inside a forward it may be a later one: attention heads may stand before it, and be as many.
+        """
+        axes = leaf.shape[1:-1] if self.has_batch and leaf.shape[0] == 1 else leaf.shape[:-1]
+        return self.total == 1 or list(axes).count(self.total) < 2
 
 
 @dataclass(slots=True)
