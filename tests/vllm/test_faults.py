@@ -181,17 +181,6 @@ def test_a_value_that_cannot_be_sent_is_named_before_the_request_is(gpt2):
                 hidden = gpt2.transformer.h[0].output.save()
 
 
-def test_a_payload_that_does_not_load_ends_its_own_programs(gpt2):
-    from vllm import SamplingParams
-
-    bad = {"nnsight_dsl": {"key": "bad", "payload": b"no pickle"}}
-    params = SamplingParams(temperature=0.0, max_tokens=2, extra_args=bad)
-    (output,) = gpt2.engine.generate([PROMPTS[0]], params, use_tqdm=False)
-    assert len(output.outputs[0].token_ids) == 2
-    (left,) = gpt2.engine.collective_rpc("nnsight_dsl_finish", args=({"bad": None},))
-    assert b"UnpicklingError" in left["bad"]
-
-
 def test_what_an_engine_cannot_do_is_refused(gpt2):
     with pytest.raises(BatchingError, match="one prompt"):
         with gpt2.trace(["one", "two"]):

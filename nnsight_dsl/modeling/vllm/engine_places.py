@@ -89,6 +89,13 @@ class EngineValue(torch.Tensor):
         self._place.output = value
 
 
+def _has_cache(module: nn.Module) -> bool:
+    """Return whether there is a layer in a module that keeps a cache of the requests' tokens."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    return any(isinstance(one, AttentionLayerBase) for one in module.modules())
+
+
 class EngineRoot(NNsight):
     """The root envoy of a model in an engine: its modules, and the places `logits` and `samples`.
 
@@ -128,6 +135,12 @@ class EngineRoot(NNsight):
         return named
 
     def _check_use(self, envoy: Envoy, what: str) -> None:
+        if what == "a call" and _has_cache(envoy._module):
+            raise EngineError(
+                f"{envoy._path or 'the model'} was called in a block, and there is an attention in "
+                "it, which writes into the engine's cache for the tokens that the engine runs now; "
+                "call modules without one, as a norm, an MLP or the logits_processor"
+            )
         if self._is_sharded and is_sharded(envoy._module):
             raise EngineError(
                 f"{what} of {envoy._path or 'the model'} was asked for in a block, and each worker "

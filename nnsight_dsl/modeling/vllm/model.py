@@ -283,8 +283,14 @@ def _refuse(engine_args: Mapping[str, Any]) -> None:
     """Refuse engines that cannot serve a program.
 
     Raises:
-        EngineError: pipeline parallelism or speculative decoding is asked for.
+        EngineError: data or pipeline parallelism or speculative decoding is asked for.
     """
+    if engine_args.get("data_parallel_size", 1) != 1:
+        raise EngineError(
+            f"data_parallel_size={engine_args['data_parallel_size']} starts several engines, and a "
+            "request's results would have to be fetched from the one that served it; make one "
+            "VLLM for each"
+        )
     if engine_args.get("pipeline_parallel_size", 1) != 1:
         raise EngineError(
             f"pipeline_parallel_size={engine_args['pipeline_parallel_size']} lays the model over "

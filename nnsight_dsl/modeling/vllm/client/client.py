@@ -17,10 +17,13 @@ invokes without a prompt are refused here, before anything is sent.
 
 from __future__ import annotations
 
+import os
 import pickle
+import secrets
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, wraps
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +33,13 @@ from nnsight_dsl.modeling.vllm.engine.request_driver import compiled, operation
 from nnsight_dsl.modeling.vllm.engine_places import EnginePlace, EngineRoot
 from nnsight_dsl.modeling.vllm.payload import (
     KEY,
-    WHOLE,
     Outcome,
     Part,
+    SentProgram,
     add_changes,
     dump_parts,
     load_outcome,
+    sent_in,
 )
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
@@ -64,6 +68,35 @@ _FIRST_WAIT = 0.005
 _LONGEST_WAIT = 0.1
 """Seconds between two polls for programs that have ended; doubled from the first to the longest."""
 _keys = count()
+
+
+@cache
+def _client() -> str:
+    """Return the beginning of this process's keys: several may be clients of one engine."""
+    return f"nnsight_dsl-{secrets.token_hex(8)}-"
+
+
+os.register_at_fork(after_in_child=_client.cache_clear)
+
+
+def refusing_others(add_request: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an engine's `add_request` refuse programs that no trace of this process has sent.
+
+    Who calls the engine directly may put anything into `extra_args`, and nobody would ask for the
+    outcome.
+    """
+
+    @wraps(add_request)
+    def checked(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        sent = sent_in(getattr(params, "extra_args", None))
+        if sent is not None and not sent.key.startswith(_client()):
+            raise EngineError(
+                f"extra_args[{KEY!r}] of this request has the key {sent.key!r}, which no trace of "
+                "this process has made; open a trace on the model, or leave it out"
+            )
+        return add_request(request_id, prompt, params, *args, **kwargs)
+
+    return checked
 
 
 class EngineTracer(Tracer):
@@ -292,6 +325,7 @@ class Requests:
 
     def __init__(self, engine: Any, seconds: float) -> None:
         self._engine = engine
+        engine.add_request = refusing_others(engine.add_request)
         engine.collective_rpc("nnsight_dsl_install", args=(seconds,))
 
     def serve(
@@ -307,9 +341,13 @@ class Requests:
             rename: the model's aliases, which paths in the programs may use.
             limit: default of `max_tokens`; None for vLLM's.
         """
+        from vllm.sampling_params import RequestOutputKind
+
         ids = {}
         for one in sent:
             params, prompt = prepared(one, parts, rename, limit)
+            # an output for each token costs more than a program; with n > 1 each has one completion
+            params.output_kind = RequestOutputKind.FINAL_ONLY
             ids[one.key] = (params, prompt)
         # in a session, the machine of its block is current: taps would take the forwards of an
         # engine in this process for that machine's own calls, and offer nothing
@@ -390,7 +428,7 @@ def prepared(
         limit: default of `max_tokens`; None for vLLM's.
     """
     own = [*parts, *([one.part] if one.part is not None else [])]
-    one.key = f"nnsight_dsl-{next(_keys)}"
+    one.key = f"{_client()}{next(_keys)}"
     return _params_of(one, own, rename, limit)
 
 
@@ -416,13 +454,9 @@ def _params_of(
     reach = NOTHING
     for part in parts:
         reach |= part.reach
-    sent = {
-        "key": one.key,
-        "payload": dump_parts(parts, rename),
-        "reach": (reach.meets_prompt, reach.may_write),
-        WHOLE: reach.meets_prompt and reach.may_write,
-    }
-    extra = {**(options.pop("extra_args", None) or {}), KEY: sent}
+    is_whole = reach.meets_prompt and reach.may_write
+    sent = SentProgram(one.key, dump_parts(parts, rename), reach, is_whole)
+    extra = {**(options.pop("extra_args", None) or {}), KEY: sent.packed()}
     if reach.meets_prompt:
         # a cached token is not computed again, so no module would offer its values
         options["skip_reading_prefix_cache"] = True

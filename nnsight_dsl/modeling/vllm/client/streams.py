@@ -31,7 +31,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, prepared
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, prepared, refusing_others
 from nnsight_dsl.modeling.vllm.client.service import Sent, Service
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
@@ -215,6 +215,7 @@ class StreamedRequests:
 
     def __init__(self, engine: Any, seconds: float) -> None:
         self._engine = engine
+        engine.add_request = refusing_others(engine.add_request)
         self._seconds = seconds
         # the loop of the first trace; all others must be opened in the same one
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -23,11 +23,13 @@ class EngineContext(TappingEngine, Protocol):
         serving: the driver whose programs are running; set by `Run` for the length of a call into
             its programs, None at all other times.
         limit: time limit of a program between two requests for a value.
+        n_tokens: size of the vocabulary.
     """
 
     forward: int
     serving: RequestDriver | None
     limit: Limit
+    n_tokens: int
 
     @property
     def leader(self) -> Leader | None:

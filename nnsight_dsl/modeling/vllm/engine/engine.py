@@ -23,6 +23,7 @@ An exception in a program must not end the step, which serves other requests, to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from threading import get_ident
@@ -31,7 +32,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnsight_dsl.modeling.vllm.client.effects import Reach
 from nnsight_dsl.modeling.vllm.engine.engine_tap import EngineTap
 from nnsight_dsl.modeling.vllm.engine.operations import Inside
 from nnsight_dsl.modeling.vllm.engine.ranks import Leader
@@ -45,10 +45,12 @@ from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
-from nnsight_dsl.modeling.vllm.payload import KEY, opened, rename_in
+from nnsight_dsl.modeling.vllm.payload import SentProgram, opened, rename_in, sent_in
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tapping.tapped_class import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import OUTPUT
+
+_log = logging.getLogger(__name__)
 
 _SPLIT = (
     "this prompt was computed in pieces, and a block that can change what modules give needs it as "
@@ -74,6 +76,7 @@ class Engine:
     Attributes:
         thread: id of the thread that runs the model; set at the start of each forward.
         is_compiled: True if vLLM has compiled the model, so that no module is called.
+        n_tokens: size of the vocabulary.
         has_batch: True if the model puts a batch of one before the tokens, see `Span`.
         slots: requests with programs in the forward that is running; empty between forwards.
         special: those of `slots` with tokens to keep or edits to repeat (see `Slot.is_special`).
@@ -96,6 +99,7 @@ class Engine:
         self.serving: RequestDriver | None = None
         self.limit = Limit(seconds)
         self.is_compiled = bool(runner.compilation_config.mode)
+        self.n_tokens = int(runner.model_config.get_vocab_size())
         self.has_batch = _is_of_transformers(runner.get_model())
         # runs in the engine, by vLLM's id of their request; one leaves when vLLM has finished it
         self._runs: dict[str, Run] = {}
@@ -166,14 +170,23 @@ class Engine:
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
-            extra = getattr(new.sampling_params, "extra_args", None)
-            sent = extra.get(KEY) if extra else None
-            if sent is None or new.req_id in self._runs:
+            if new.req_id in self._runs:
                 continue
-            run = Run(sent["key"], self, Reach(*sent.get("reach", (True, True))))
-            self._runs[new.req_id] = self._by_key[run.key] = run
-            with torch.inference_mode():
-                run.start(sent["payload"])
+            try:
+                sent = sent_in(getattr(new.sampling_params, "extra_args", None))
+                if sent is not None:
+                    self._begin(new.req_id, sent)
+            except EngineError as error:
+                # a client of this package asks `sent_in` before it sends
+                _log.warning("request %s runs without a program: %s", new.req_id, error)
+
+    def _begin(self, request_id: str, sent: SentProgram) -> None:
+        if sent.key in self._by_key:
+            raise EngineError(f"the key {sent.key!r} is that of another request; make a new one")
+        run = Run(sent.key, self, sent.reach)
+        self._runs[request_id] = self._by_key[run.key] = run
+        with torch.inference_mode():
+            run.start(sent.payload)
 
     def finish(self, key: str, result: Any) -> Any:
         """End a request's programs; return their `Outcome`, None for an unknown key.

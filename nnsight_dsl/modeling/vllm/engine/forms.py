@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+_LINEAR = frozenset({"LinearBase", "BaseLinearLayerWithLoRA"})
+
 SUM = "sum"
 FIRST = "first"
 WHOLE = "whole"
@@ -79,7 +81,7 @@ def output_form(module: Any, output: Any) -> str:
     first, second = output
     if not isinstance(first, torch.Tensor):
         return WHOLE
-    if any(cls.__name__ == "LinearBase" for cls in type(module).__mro__):
+    if any(cls.__name__ in _LINEAR for cls in type(module).__mro__):
         return FIRST
     is_pair = isinstance(second, torch.Tensor) and second.shape == first.shape
     if not is_pair or "residual" not in _parameters(_class_of(module)):

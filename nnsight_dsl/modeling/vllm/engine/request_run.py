@@ -92,21 +92,26 @@ class Run:
     def start(self, payload: bytes) -> None:
         """Lower the programs of a payload, and run each to its first request for a value."""
         try:
-            data, root = self.engine.opened(payload)
-            self.driver = RequestDriver(root, self.engine)
-            tracer = Tracer(root, "generate", Input(()), {})
-            run = tracer._block_run = tracer._new_run()
-            run.driver = self.driver
-            parts = load_parts(data, root, tracer)
-            for part in parts:
-                self._add(part, run)
-            self._around = parts[-1].names
-            self._sizes = sizes_of(self._around)
-        except Exception as error:
+            with self.engine.limit:
+                self._load(payload)
+        except BaseException as error:
+            # what is unpickled may raise anything, SystemExit too
             clean(error)
             self.fail(error)
             return
         self._guarded(self._begin)
+
+    def _load(self, payload: bytes) -> None:
+        data, root = self.engine.opened(payload)
+        self.driver = RequestDriver(root, self.engine)
+        tracer = Tracer(root, "generate", Input(()), {})
+        run = tracer._block_run = tracer._new_run()
+        run.driver = self.driver
+        parts = load_parts(data, root, tracer)
+        for part in parts:
+            self._add(part, run)
+        self._around = parts[-1].names
+        self._sizes = sizes_of(self._around)
 
     def _add(self, part: Part, run: BlockRun) -> None:
         driver = self.driver
@@ -334,9 +339,13 @@ class Run:
         self._sampled.pop(name, None)
         tap.begin_visit()
         span = Span(0, 1, 1)
-        portion = _Row(value)
+        portion = _Row(value, self.engine.n_tokens if name == "samples" else None)
         if not self.is_over and tap.wants(OUTPUT, tap.index):
             self._guarded(lambda driver: driver.offer(tap, OUTPUT, portion))
+        try:
+            portion.check(portion.row)
+        except WriteError as error:
+            self.fail(error)
         self.end_visit(tap, (), {}, value, span)
         if self.failure is not None or driver.failure is not None:
             return value
@@ -404,9 +413,10 @@ def _put_skips(tap: RequestTap, portion: Portion) -> None:
 class _Row:
     """A request's logits or sampled token as an offer: a `Portion` without spans and forms."""
 
-    __slots__ = ("_handed", "_version", "row")
+    __slots__ = ("_handed", "_n_tokens", "_version", "row")
 
-    def __init__(self, row: torch.Tensor) -> None:
+    def __init__(self, row: torch.Tensor, n_tokens: int | None) -> None:
+        self._n_tokens = n_tokens
         with torch.inference_mode(False), torch.no_grad():
             self.row = self._handed = row.detach().clone()
         self._version = self._handed._version
@@ -423,7 +433,19 @@ class _Row:
         difference = misfit(self.row, new)
         if difference is not None:
             raise WriteError(f"the value written is {difference}; make it fit")
+        self.check(new)
         self.row = new
+
+    def check(self, row: torch.Tensor) -> None:
+        """Refuse tokens that the model has not: the next step would read beyond its embeddings."""
+        n_tokens = self._n_tokens
+        if n_tokens is None or (row is self._handed and row._version == self._version):
+            return
+        if not bool(((row >= 0) & (row < n_tokens)).all()):
+            raise WriteError(
+                f"the token written is {row.tolist()}, and the model has tokens 0 to "
+                f"{n_tokens - 1}; write one of these"
+            )
 
 
 def _machine_of(part: Part, run: BlockRun) -> Machine:

@@ -26,7 +26,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from nnsight_dsl.modeling.vllm.payload import KEY, WHOLE
+from nnsight_dsl.modeling.vllm.payload import sent_in
+from nnsight_dsl.runtime.errors import EngineError
 
 
 class _WholePrompts:
@@ -87,8 +88,11 @@ class WholePromptAsyncScheduler(_WholePrompts, AsyncScheduler):
 def is_whole(request: Any) -> bool:
     """Return whether the prompt of a vLLM request must be computed in one piece."""
     params = request.sampling_params
-    sent = (params.extra_args or {}).get(KEY) if params is not None else None
-    return isinstance(sent, dict) and bool(sent.get(WHOLE))
+    try:
+        sent = sent_in(params.extra_args) if params is not None else None
+    except EngineError:
+        return False
+    return sent is not None and sent.is_whole
 
 
 def _most_tokens(scheduler: Any) -> int:
