@@ -24,6 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     "options",
     [
         {"pipeline_parallel_size": 2},
+        {"data_parallel_size": 2},
         {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     ],
 )

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnsight_dsl.errors import EngineError, WriteError
-from nnsight_dsl.modeling.vllm.payload import KEY, WHOLE
+from nnsight_dsl.modeling.vllm.sent_programs import KEY, WHOLE
 
 from .test_batches import PROMPTS
 
@@ -184,3 +184,24 @@ def test_a_module_with_attention_cannot_be_called_in_a_block(gpt2: Any) -> None:
 def test_several_completions_without_a_program_all_come_back(gpt2: Any) -> None:
     output = gpt2.generate(PROMPTS[0], n=3, max_tokens=2, temperature=1.0, seed=1, trace=False)
     assert len(output.outputs) == 3
+
+
+def test_a_written_token_has_its_own_logprob_and_rank(gpt2: Any) -> None:
+    chosen = 7
+    with gpt2.trace(temperature=0.0, logprobs=2, max_tokens=1) as tracer:
+        with tracer.invoke(PROMPTS[0]):
+            logits = gpt2.logits.output.clone().save()
+            gpt2.samples.output[:] = chosen
+            result = tracer.result.save()
+        with tracer.invoke(PROMPTS[1]):
+            plain = gpt2.logits.output.clone().save()
+            other = tracer.result.save()
+    scores = logits[0].log_softmax(-1)
+    (found,) = result.outputs[0].logprobs
+    assert list(result.outputs[0].token_ids) == [chosen]
+    assert found[chosen].logprob == pytest.approx(scores[chosen].item(), abs=1e-4)
+    assert found[chosen].rank == int((scores >= scores[chosen]).sum())
+    (best,) = other.outputs[0].logprobs
+    (token,) = other.outputs[0].token_ids
+    assert best[token].logprob == pytest.approx(plain[0].log_softmax(-1).max().item(), abs=1e-4)
+    assert best[token].rank == 1

@@ -31,7 +31,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
-from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks, prepared, refusing_others
+from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks
+from nnsight_dsl.modeling.vllm.client.parameters import prepared, refusing_others
 from nnsight_dsl.modeling.vllm.client.service import Sent, Service
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part

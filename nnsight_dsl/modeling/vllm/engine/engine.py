@@ -23,7 +23,6 @@ An exception in a program must not end the step, which serves other requests, to
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from threading import get_ident
@@ -33,6 +32,8 @@ import torch
 from torch import nn
 
 from nnsight_dsl.modeling.vllm.engine.engine_tap import EngineTap
+from nnsight_dsl.modeling.vllm.engine.intake import new_programs
+from nnsight_dsl.modeling.vllm.engine.logprobs import Scores
 from nnsight_dsl.modeling.vllm.engine.operations import Inside
 from nnsight_dsl.modeling.vllm.engine.ranks import Leader
 from nnsight_dsl.modeling.vllm.engine.request_driver import (
@@ -45,12 +46,10 @@ from nnsight_dsl.modeling.vllm.engine.slots import Slot
 from nnsight_dsl.modeling.vllm.engine.time_limit import Limit
 from nnsight_dsl.modeling.vllm.engine.token_spans import Span
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
-from nnsight_dsl.modeling.vllm.payload import SentProgram, opened, rename_in, sent_in
+from nnsight_dsl.modeling.vllm.payload import opened, rename_in
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tapping.tapped_class import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import OUTPUT
-
-_log = logging.getLogger(__name__)
 
 _SPLIT = (
     "this prompt was computed in pieces, and a block that can change what modules give needs it as "
@@ -169,24 +168,15 @@ class Engine:
         self._sampling = []
         for request_id in scheduled.finished_req_ids:
             self._runs.pop(request_id, None)
-        for new in scheduled.scheduled_new_reqs:
-            if new.req_id in self._runs:
-                continue
-            try:
-                sent = sent_in(getattr(new.sampling_params, "extra_args", None))
-                if sent is not None:
-                    self._begin(new.req_id, sent)
-            except EngineError as error:
-                # a client of this package asks `sent_in` before it sends
-                _log.warning("request %s runs without a program: %s", new.req_id, error)
-
-    def _begin(self, request_id: str, sent: SentProgram) -> None:
-        if sent.key in self._by_key:
-            raise EngineError(f"the key {sent.key!r} is that of another request; make a new one")
-        run = Run(sent.key, self, sent.reach)
-        self._runs[request_id] = self._by_key[run.key] = run
-        with torch.inference_mode():
-            run.start(sent.payload)
+        if not scheduled.scheduled_new_reqs:
+            return
+        running = {request_id: run.key for request_id, run in self._runs.items()}
+        for request_id, sent in new_programs(scheduled, running):
+            running[request_id] = sent.key
+            run = Run(sent.key, self, sent.reach)
+            self._runs[request_id] = self._by_key[run.key] = run
+            with torch.inference_mode():
+                run.start(sent.payload)
 
     def finish(self, key: str, result: Any) -> Any:
         """End a request's programs; return their `Outcome`, None for an unknown key.
@@ -338,13 +328,28 @@ class Engine:
     def _sampled(self, sample: Callable[..., Any], logits: Any, args: Any, kwargs: Any) -> Any:
         sampling, self._sampling = self._sampling, []
         self._offer_rows("logits", sampling, logits)
+        written = [number for number, slot in sampling if slot.run.addresses("samples")]
+        metadata = self.runner.input_batch.sampling_metadata
+        scores = Scores(self.runner.sampler, metadata, logits, written)
         output = sample(logits, *args, **kwargs)
-        self._offer_rows("samples", sampling, output.sampled_token_ids)
+        changed = self._offer_rows("samples", sampling, output.sampled_token_ids)
+        for number, run, new in changed:
+            try:
+                scores.replace(output.logprobs_tensors, number, int(new))
+            except EngineError as error:
+                run.fail(error)
         return output
 
-    def _offer_rows(self, name: str, sampling: list[tuple[int, Slot[Run]]], rows: Any) -> None:
-        """Offer each request its row of the logits, or its sampled token; apply its edits."""
+    def _offer_rows(
+        self, name: str, sampling: list[tuple[int, Slot[Run]]], rows: Any
+    ) -> list[tuple[int, Run, torch.Tensor]]:
+        """Offer each request its row of the logits, or its sampled token; apply its edits.
+
+        Returns:
+            The rows that were edited: their number, request and new value.
+        """
         leader = self.leader
+        changed: list[tuple[int, Run, torch.Tensor]] = []
         with nullcontext() if leader is None else leader.stopped(name, OUTPUT):
             for number, slot in sampling if rows is not None else ():
                 if not slot.run.addresses(name):
@@ -356,6 +361,8 @@ class Engine:
                 if leader is not None and not torch.equal(new, row):
                     leader.row(number, new)
                 row.copy_(new)
+                changed.append((number, slot.run, new))
+        return changed
 
 
 def _is_of_transformers(model: nn.Module) -> bool:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnsight_dsl.modeling.vllm.engine.intake import new_programs
 from nnsight_dsl.modeling.vllm.engine.portions import Portion
 from nnsight_dsl.modeling.vllm.engine.ranks import WATCH, Stop, set_random
 from nnsight_dsl.modeling.vllm.engine.shards import Layout
-from nnsight_dsl.modeling.vllm.payload import KEY
 from nnsight_dsl.runtime.errors import EngineError
 from nnsight_dsl.runtime.tapping.tapped_class import install_tap, remove_tap
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT
@@ -81,10 +81,8 @@ class Follower:
         self._is_running = False
         for request_id in scheduled.finished_req_ids:
             self._keys.pop(request_id, None)
-        for new in scheduled.scheduled_new_reqs:
-            extra = getattr(new.sampling_params, "extra_args", None)
-            if extra and extra.get(KEY) is not None:
-                self._keys[new.req_id] = extra[KEY]["key"]
+        for request_id, sent in new_programs(scheduled, self._keys):
+            self._keys[request_id] = sent.key
         return execute(scheduled, *args, **kwargs)
 
     def forward(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from nnsight_dsl.modeling.vllm.engine.forms import FIRST, MAIN, SUM, WHOLE, argument_at, output_form
-from nnsight_dsl.modeling.vllm.engine.token_spans import Edit, Span
+from nnsight_dsl.modeling.vllm.engine.token_spans import Edit, Span, changed_rows
 from nnsight_dsl.runtime.errors import EngineError, InternalError, NotCalledError, WriteError
 from nnsight_dsl.runtime.values.elements import misfit
 
@@ -328,7 +328,7 @@ class Portion:
             )
         if self._ranks is None:
             rest = None if residual is None else self.part_at(residual)
-            self.edits.append(Edit(where, residual, *_changed(part, rows, rest), edited))
+            self.edits.append(Edit(where, residual, *changed_rows(part, rows, rest), edited))
         else:
             rows = self._ranks.written(where, rows, edited)
         self._own_part(where, edited, part).copy_(rows)
@@ -397,27 +397,6 @@ _READ_ONLY = (
     "engine did not get ready for one; write 'module.output = value' or 'module.output[...] = "
     "value' in the block itself"
 )
-
-
-_ONLY_ROW = torch.zeros(1, dtype=torch.long)
-
-
-def _changed(
-    before: torch.Tensor, after: torch.Tensor, residual: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the indices of the rows that differ, on the CPU, and copies of the new rows.
-
-    Args:
-        before: the engine's rows.
-        after: the new rows.
-        residual: the residual to add to the engine's rows; None without one.
-    """
-    if before.shape[0] == 1:
-        # the one token of a decoding step: a comparison would make the host wait for a GPU
-        return _ONLY_ROW, after.detach().clone()
-    before = before if residual is None else before + residual
-    rows = (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
-    return rows.cpu(), after[rows]
 
 
 def _put_together(pieces: Sequence[Any], handed: Sequence[_Handed]) -> Any:

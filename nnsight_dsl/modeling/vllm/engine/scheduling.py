@@ -26,7 +26,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from nnsight_dsl.modeling.vllm.payload import sent_in
+from nnsight_dsl.modeling.vllm.sent_programs import sent_in
 from nnsight_dsl.runtime.errors import EngineError
 
 

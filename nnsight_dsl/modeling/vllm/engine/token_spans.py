@@ -73,3 +73,24 @@ class Edit:
     values: torch.Tensor
     is_in_place: bool
     first: int = 0
+
+
+_ONLY_ROW = torch.zeros(1, dtype=torch.long)
+
+
+def changed_rows(
+    before: torch.Tensor, after: torch.Tensor, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the indices of the rows that differ, on the CPU, and copies of the new rows.
+
+    Args:
+        before: the engine's rows.
+        after: the new rows.
+        residual: the residual to add to the engine's rows; None without one.
+    """
+    if before.shape[0] == 1:
+        # the one token of a decoding step: a comparison would make the host wait for a GPU
+        return _ONLY_ROW, after.detach().clone()
+    before = before if residual is None else before + residual
+    rows = (before != after).reshape(before.shape[0], -1).any(1).nonzero().flatten()
+    return rows.cpu(), after[rows]
