@@ -326,8 +326,9 @@ class Plain(Side):
             if program.kind == "edit":
                 machines = machines[1:]
             left += [(machine.names, machine.saved) for machine in machines]
-            if program.kind == "session" and self.error is None:
-                # what a later trace binds is what the name stands for at the session's end
+            if program.kind == "session":
+                # what a later trace binds is what the name stands for at the session's end, also
+                # if that trace has failed
                 bound = machines[0].names
                 left = [
                     ({n: v for n, v in names.items() if n == "_own" or bound.get(n) is v}, ids)

@@ -54,7 +54,7 @@ class _Visits:
         self.begun_step = -1
         self.done_step = -1
         self.running: list[int | None] = []
-        self.skipped: list[tuple[Machine, Any]] = []
+        self.skipped: list[tuple[Machine, Any, str]] = []
         self.is_skipped = False
 
 
@@ -70,7 +70,7 @@ class _Skipping:
         def skipping(*args: Any, **kwargs: Any) -> Any:
             if visits.is_skipped:
                 visits.is_skipped = False
-                return next(value for machine, value in visits.skipped if machine.rows is None)
+                return next(value for one, value, _ in visits.skipped if one.rows is None)
             return forward(*args, **kwargs)
 
         module.forward = skipping
@@ -320,15 +320,20 @@ class Run:
         if visits.skipped:
             self._is_quiet += 1
             # a value for all rows: the module is not called
-            visits.is_skipped = any(machine.rows is None for machine, _ in visits.skipped)
+            visits.is_skipped = any(one.rows is None for one, _, _ in visits.skipped)
         return given
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         visits = self._visits_of(module)
         if visits.skipped and self._is_quiet:
             self._is_quiet -= 1
-            for machine, value in visits.skipped:
-                output = self._widen(output, value, machine)
+            for machine, value, line in visits.skipped:
+                try:
+                    output = self._widen(output, value, machine)
+                except WriteError as error:
+                    # of the line that asked for the skip
+                    error.line_of_write, self.suspect_by = line, machine  # type: ignore[attr-defined]
+                    raise
             visits.skipped = []
         if not self._is_here():
             return output
@@ -495,7 +500,7 @@ class Run:
         verb, module, port, value = request
         offer = self._offers[-1]
         if verb == "skip":
-            self._visits_of(module).skipped.append((machine, value))
+            self._visits_of(module).skipped.append((machine, value, _line_of_block(machine)))
             return None
         old = offer.value
         if port == "input":
