@@ -69,6 +69,8 @@ MODULE_PORTS: Final = (OUTPUT, INPUT, INPUTS)
 
 PORTS = frozenset({*MODULE_PORTS, RESULT, GRAD})
 """Attribute names whose loads and stores are lowered to requests."""
+MOVED = "E_"
+"""In programs for nnsight 0.8, what precedes the name of a submodule that is named as a port."""
 
 BEFORE_CALL: Final = (INPUT, INPUTS)
 """Ports whose values exist before the call of their module."""

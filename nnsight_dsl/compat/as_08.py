@@ -8,6 +8,7 @@ from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.compat import builtin_save, models
 from nnsight_dsl.compat.deprecations import warn_of_deprecated
 from nnsight_dsl.compat.edits import Edit08
+from nnsight_dsl.compat.envoys import Envoy08, Listed08, warn_of_moved
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
@@ -26,17 +27,19 @@ __all__ = [
 ]
 
 
-class NNsight(models.Adapted):
+class NNsight(Listed08, models.Adapted):
     """A model for programs written for nnsight 0.8: see `nnsight_dsl.NNsight`."""
 
     _trace_class = Tracer08
     _scan_class = Scan08
     _edit_class = Edit08
+    _child_class = Envoy08
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # so that saving out of a run says what is wrong, for tensors, too
         builtin_save.mount_on_tensors()
+        warn_of_moved(self)
 
     @property
     def iter(self) -> StepKey:

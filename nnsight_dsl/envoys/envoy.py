@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
 from nnsight_dsl.envoys.ports import PORTS, Ports, StepKey
 from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.envoys.source import Source
-from nnsight_dsl.modeling.offload import execution_device
+from nnsight_dsl.envoys.tree import Tree
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machines.machine import current_machine
@@ -44,12 +43,10 @@ _WALKING = frozenset("children get_submodule modules named_children named_module
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
 
 
-_Error = TypeVar("_Error", bound=Exception)
-
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
 
 
-class Envoy(Ports):
+class Envoy(Tree):
     """The mirror of one module.
 
     Every attribute other than a port, a submodule or an envoy's method is the module's:
@@ -66,7 +63,8 @@ class Envoy(Ports):
     belongs to the module, and a module that is set becomes a submodule.
     """
 
-    _parent: Envoy | None
+    _child_class: type[Envoy]
+    """Class of the envoys below, of a root; set below the class."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make a wrapper: `Envoy(module)` is `NNsight(module)`."""
@@ -82,11 +80,22 @@ class Envoy(Ports):
         return super().__new__(cls)
 
     @staticmethod
-    def _of(module: nn.Module, key: str = "", parent: Envoy | None = None) -> Envoy:
-        """Make the mirror of a module at a place of a tree."""
+    def _of(module: nn.Module) -> Envoy:
+        """Mirror a module that belongs to no wrapper."""
         envoy: Envoy = Ports.__new__(Envoy)
-        envoy._put_at(module, key, parent)
+        envoy._put_at(module)
         return envoy
+
+    def _made(self, module: nn.Module, key: str) -> Envoy:
+        """Make the envoy of a module below this one."""
+        path = f"{self._path}.{key}" if self._path else key
+        envoy: Envoy = Ports.__new__(self._root._class_at(path, module))
+        envoy._put_at(module, key, self)
+        return envoy
+
+    def _class_at(self, path: str, module: nn.Module) -> type[Envoy]:
+        """Return the class of the envoy at a path, where this is the root of a model."""
+        return self._child_class
 
     def _put_at(self, module: nn.Module, key: str = "", parent: Envoy | None = None) -> None:
         """Mirror a module from now on, at a place of a tree; without a parent as its root."""
@@ -177,50 +186,6 @@ class Envoy(Ports):
     def __repr__(self) -> str:
         return self._renaming.printed(self._fresh(), is_root=self._parent is None)
 
-    def get(self, path: str) -> Envoy:
-        """Return the envoy at a dotted path below this one.
-
-        Args:
-            path: names of modules, numbers of list items and aliases, joined by dots.
-
-        Returns:
-            The envoy, the same object as by attributes.
-
-        Raises:
-            PathError: the module does not exist; the message has the nearest names.
-
-        Example:
-            >>> model.get("transformer.h.0") is model.transformer.h[0]
-            True
-        """
-        found: Envoy = self
-        self._fresh()
-        for name in path.split(".") if path else ():
-            child = found._child(name) or found._aliased(name)
-            if child is None:
-                raise self._raised(found._no_such(name))
-            found = child
-        return found
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the module's first parameter or buffer.
-
-        If accelerate has offloaded the weights, which are then on the meta device between calls,
-        it is the device of the computation. For a model that is not loaded yet it is meta.
-        """
-        module = self._fresh()
-        found = next(chain(module.parameters(), module.buffers()), None)
-        if found is None:
-            return torch.device("cpu")
-        if found.is_meta:
-            for below in module.modules():
-                device = execution_device(below)
-                if device is not None:
-                    return device
-        device = found.device
-        return device
-
     def _fresh(self) -> nn.Module:
         """Return the current module at the place, which may have been replaced."""
         place: Envoy = self
@@ -231,13 +196,24 @@ class Envoy(Ports):
             place = parent
         return self._module
 
+    def _envoy_at(self, path: str) -> Envoy:
+        """Return the envoy at a dotted path below this one; a PathError if there is none."""
+        found: Envoy = self
+        self._fresh()
+        for name in path.split(".") if path else ():
+            child = found._child(name) or found._aliased(name)
+            if child is None:
+                raise self._raised(found._no_such(name))
+            found = child
+        return found
+
     def _child(self, name: str) -> Envoy | None:
         module = children_of(self._module).get(name)
         if module is None:
             return None
         child = self._below.get(name)
         if child is None:
-            child = self._below[name] = Envoy._of(module, name, self)
+            child = self._below[name] = self._made(module, name)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
@@ -264,7 +240,7 @@ class Envoy(Ports):
         """Find the envoy of a module that an attribute leads to, as `base_model` does."""
         for path, one in self._module.named_modules():
             if one is module:
-                return self.get(path)
+                return self._envoy_at(path)
         return None
 
     def _changing(self, name: str) -> Callable[..., Any]:
@@ -287,7 +263,7 @@ class Envoy(Ports):
 
         def envoy_of(module: nn.Module) -> Envoy | nn.Module:
             path = paths.get(id(module))
-            return module if path is None else self.get(path)
+            return module if path is None else self._envoy_at(path)
 
         def walk(*args: Any, **kwargs: Any) -> Iterator[Any]:
             for found in getattr(self._module, name)(*args, **kwargs):
@@ -347,13 +323,6 @@ class Envoy(Ports):
             child = self._child(name)
             if child is not None:
                 yield child
-
-    @staticmethod
-    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
-        """Prepare an error for the user's line; in a block the end of the run does that."""
-        if current_machine() is None:
-            towards_user(error, may_be_asked=may_be_asked)
-        return error
 
     def _no_such(self, name: str) -> PathError:
         known = [*children_of(self._module), *PORTS]
@@ -471,6 +440,9 @@ class Envoy(Ports):
         return self._fresh().forward(*args, **kwargs)
 
 
+Envoy._child_class = Envoy
+
+
 def explain_shadowed(root: Envoy, error: BaseException) -> None:
     """Add the fix to an error at a name that both envoys and a submodule have."""
     if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
@@ -484,7 +456,7 @@ def explain_shadowed(root: Envoy, error: BaseException) -> None:
         for name in names:
             child = children_of(module).get(name)
             if child is not None and (error.name in PORTS or hasattr(child, error.name)):
-                error.add_note(_how_to_reach(root.get(path), name))
+                error.add_note(_how_to_reach(root._envoy_at(path), name))
                 return
 
 

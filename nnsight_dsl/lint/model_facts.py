@@ -18,10 +18,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nnsight_dsl.transforms.requests import MOVED
+
 from .accesses import Path, Round
 
 PORTS = ("output", "input", "inputs")
-ENVOY_NAMES = frozenset("all get iter next skip source".split())
+ENVOY_NAMES = frozenset("all device devices get iter next parent path root skip source".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ class Structure:
             return [_join(place, name) for name in names]
         if isinstance(item, int):
             return [_join(place, names[item])] if -len(names) <= item < len(names) else None
-        return [_join(place, item)] if item in names else None
+        moved = item.removeprefix(MOVED)
+        return [_join(place, one) for one in (item, moved) if one in names][:1] or None
 
     def missing(self, path: Path) -> tuple[str, str | int] | None:
         """Return the module and the name or index at which a path ends in a missing attribute.

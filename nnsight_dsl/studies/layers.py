@@ -122,7 +122,7 @@ def layers_report(model: NNsight, *input: Any, **kwargs: Any) -> LayersReport:
     """
     model._prepare()
     for path, members in _candidates(model._module):
-        layers = [model.get(f"{path}.{name}" if path else name) for name in members]
+        layers = [model._envoy_at(f"{path}.{name}" if path else name) for name in members]
         try:
             runs = _run(model, layers, input, kwargs, is_deep=False)
         except (NotCalledError, _NoLayerError):

@@ -181,7 +181,7 @@ class Cache(Mapping[str, Entry]):
                 f"a cache has no attribute {name!r}; write cache.model.path.of.module.output"
             )
         paths = [path for path in without_root(name) if self.has_place(path)]
-        return CacheView(self, [root.get(path) for path in paths])
+        return CacheView(self, [root._envoy_at(path) for path in paths])
 
     def __repr__(self) -> str:
         return f"<cache of {len(self._entries)} modules>"
@@ -233,7 +233,7 @@ def without_root(path: str) -> tuple[str, ...]:
 def envoy_at(root: Envoy, path: str) -> Envoy | None:
     """Return the envoy at a path without the root's name, None if there is none."""
     try:
-        return root.get(path)
+        return root._envoy_at(path)
     except PathError:
         return None
 
@@ -278,8 +278,8 @@ def _named(root: Runnable, path: str) -> Envoy:
     if found is None and path.partition(".")[0] == _ROOT:
         below = without_root(path)[0]
         # where the model has no such module, the name is the root's, and the error that of the rest
-        found = root.get(below) if envoy_at(root, _ROOT) is None else envoy_at(root, below)
-    return root.get(path) if found is None else found
+        found = root._envoy_at(below) if envoy_at(root, _ROOT) is None else envoy_at(root, below)
+    return root._envoy_at(path) if found is None else found
 
 
 def _one_or_all(visits: list[Any], what: str, option: str) -> Any:

@@ -27,7 +27,7 @@ from nnsight_dsl.runtime.values.known_types import (
 )
 from nnsight_dsl.transforms.names import MISSING
 from nnsight_dsl.transforms.source.accesses import PathItem
-from nnsight_dsl.transforms.source.plain import ATTRIBUTES, Path, Plain
+from nnsight_dsl.transforms.source.plain import ATTRIBUTES, PORT_GETTER, Path, Plain
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _MOST_ITEMS = 64
@@ -128,7 +128,7 @@ def _is_plain_below(start: Place, items: Sequence[PathItem], is_called: bool) ->
         following: list[Place] = []
         for place in places:
             names = own_names(type(place))
-            if names is None or item in names:
+            if names is None or item in names or item == PORT_GETTER:
                 return False
             if not isinstance(item, str):
                 following.extend(place._places_below())

@@ -188,8 +188,11 @@ def test_a_call_outside_of_a_block_is_a_call_of_the_module(model: LanguageModel)
 
 # names that are ours and the module's
 
-OURS = "all device edit get inputs input iter next output scan session skip source trace".split()
-FREE = "path save stop tokenizer generate generator result".split()
+OURS = (
+    "all device devices edit get inputs input iter next output parent path root scan session skip "
+    "source trace"
+).split()
+FREE = "save stop tokenizer generate generator result".split()
 
 
 class Shadowing(nn.Module):
@@ -408,3 +411,26 @@ def test_what_is_no_module_is_refused(given) -> None:
         NNsight(given)
     with pytest.raises(TypeError, match=r"not a torch\.nn\.Module"):
         LanguageModel(given)
+
+
+def test_an_envoy_knows_its_place():
+    model = NNsight(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    assert (model.path, model[0].path) == ("model", "model.0")
+    assert model[0].parent is model and model.parent is None
+    assert model[1].root is model and model[1].devices == set()
+    assert model.devices == {torch.device("cpu")}
+
+
+def test_get_leads_to_parameters_and_in_a_block_to_ports():
+    model = NNsight(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
+    x, path, options = torch.ones(1, 3), "0.output", {"key": "value"}
+    assert model.get("0.weight") is model._module[0].weight
+    for _ in range(3):
+        with model.trace(x):
+            first = model.get(path).save()
+            found = options.get("key")
+            second = model.get("1.output").save()
+    assert torch.equal(first, model._module[0](x))
+    assert torch.equal(second, model._module(x))
+    with pytest.raises(PathError, match="no module or attribute 'wieght'"):
+        model.get("0.wieght")

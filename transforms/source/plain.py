@@ -56,7 +56,9 @@ _METHODS = frozenset(
     ).split()
 )
 _REQUESTING = frozenset(("skip stop next iter all barrier invoke trace generate source").split())
-ATTRIBUTES = _TENSOR_ATTRIBUTES | _METHODS
+PORT_GETTER = "get(port)"
+"""In a path, a call of `get` whose argument may be the path of a port: of an envoy it reads."""
+ATTRIBUTES = _TENSOR_ATTRIBUTES | _METHODS | {PORT_GETTER}
 """Attributes of tensors, containers and strings that are known to run no user code."""
 
 _PRINTING = frozenset({"print", "str"})
@@ -183,6 +185,12 @@ class _Found:
         if function.attr.startswith("set_"):
             # torch.set_grad_enabled(False) etc. set state that must not leak into the model
             return False
+        if function.attr == "get" and _may_be_port(node.args[0] if node.args else None):
+            found = static_path(function)
+            if found is None:
+                return _is_of_value(function.value)
+            self.paths.add((found[0], (*found[1][:-1], PORT_GETTER), True))
+            return True
         return self._is_known_attribute(function, called=True)
 
     def _is_known_attribute(self, node: ast.Attribute, *, called: bool) -> bool:
@@ -213,6 +221,13 @@ def _is_of_value(node: ast.expr) -> bool:
             node = node.func
         else:
             return isinstance(node, ast.Constant)
+
+
+def _may_be_port(path: ast.expr | None) -> bool:
+    """Return whether the argument of `get` can be the path of a port, as `"lm_head.output"`."""
+    return not isinstance(path, ast.Constant) or (
+        isinstance(path.value, str) and path.value.rpartition(".")[2] in PORTS
+    )
 
 
 def is_backward_block(node: ast.stmt) -> TypeGuard[ast.With]:

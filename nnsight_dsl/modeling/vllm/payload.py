@@ -216,9 +216,9 @@ def _here(kind: str, *rest: str) -> Any:
     """Resolve a reference of `_reference_to` at this end."""
     root, tracer = _ends.get()
     if kind == "envoy":
-        return root.get(rest[0])
+        return root._envoy_at(rest[0])
     if kind == "operation":
-        found: Any = root.get(rest[0])
+        found: Any = root._envoy_at(rest[0])
         for name in rest[1:]:
             found = found.source[name] if name else found.source
         return found
