@@ -106,13 +106,13 @@ def test_a_submodule_named_as_a_port_is_moved(as_08):
 
     module = nn.Sequential(Layer())
     with pytest.warns(UserWarning, match=r"model\.0\.E_output"):
-        net = NNsight(module)
-    assert net[0].E_output.path == "model.0.output"
-    assert net.get("0.E_output") is net[0].E_output
+        wrapped = NNsight(module)
+    assert wrapped[0].E_output.path == "model.0.output"
+    assert wrapped.get("0.E_output") is wrapped[0].E_output
     x = torch.ones(1, 3)
-    with net.trace(x):
-        inner = net[0].E_output.output.save()
-        outer = net[0].output.save()
+    with wrapped.trace(x):
+        inner = wrapped[0].E_output.output.save()
+        outer = wrapped[0].output.save()
     assert torch.equal(outer, inner + 1)
     assert torch.equal(inner, module[0].output(x))
 
