@@ -338,6 +338,8 @@ class Driver(TappingRun):
             return None
         if offer.tap.place._module is not None and offer.index != machine.step:
             return None
+        if self.apart and machine.rows in self.apart:
+            return None
         if offer.handed:
             # edits made so far come before this request
             take_edits(offer)

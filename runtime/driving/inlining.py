@@ -71,6 +71,9 @@ class Inlined(RunState):
                 others = [one for one in due if one.phase != phase or one.step != index]
                 due = [one for one in due if one.phase == phase and one.step == index]
                 break
+        if self.apart:
+            others = [*others, *(one for one in due if one.rows in self.apart)]
+            due = [one for one in due if one.rows not in self.apart]
         tap.waiting = others
         parts = None
         if len(due) > 1:

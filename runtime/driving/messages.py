@@ -144,10 +144,12 @@ def never_came(run: Run, machine: Machine, request: Request) -> Exception:
     place = request[2] if verb == requests.WRITE else request[1]
     for above in ancestors(place):
         tap = run.tap_for(above)
-        if tap.skipped_by is not None and above is not place:
+        line = tap.skipped_by if machine.rows is None else tap.skipped_for.get(machine.rows)
+        line = tap.skipped_by if line is None else line
+        if line is not None and above is not place:
             return NotCalledError(
                 f"{location} was never computed, since {above._path} was skipped (line "
-                f"{tap.skipped_by}); ask for it in a run that does not skip {above._path}"
+                f"{line}); ask for it in a run that does not skip {above._path}"
             )
     if run.is_stepped and machine.step > run.step >= 0:
         return GenerationEndedError(

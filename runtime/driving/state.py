@@ -15,6 +15,7 @@ from nnsight_dsl.runtime.machines.steps import Steps
 from nnsight_dsl.runtime.tapping.taps import Tap
 from nnsight_dsl.runtime.values.offer import Offer
 from nnsight_dsl.runtime.values.offers import Writes
+from nnsight_dsl.runtime.values.rows import Rows
 from nnsight_dsl.runtime.values.views import OfferCut
 from nnsight_dsl.transforms.requests import Port, Request
 
@@ -37,6 +38,7 @@ class RunState(Loop):
         result_factor: rows of the result per row of the input; may be fewer than the beams.
         counts: rows of each input in a batch of several.
         writes: the writes of the machines.
+        apart: rows that have skipped the call that runs, and are offered nothing inside of it.
         shared: values of names that other invokes wait for, by name and order of the binder.
         log: the values that were served, None unless the caller asked for a log.
         result: the return value of the model, in a tuple; None before there is one.
@@ -69,6 +71,7 @@ class RunState(Loop):
     result_factor = 1
     counts: Sequence[int] = ()
     writes: Writes
+    apart: Sequence[Rows] = ()
     shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
     log: Log | None = None
     result: tuple[Any] | None = None

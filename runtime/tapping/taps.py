@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.ambient import top_saved_hooks
 from nnsight_dsl.runtime.machines.machine import Machine, current_machine
 from nnsight_dsl.runtime.values.offers import Skip, skipped_output
+from nnsight_dsl.runtime.values.rows import Rows
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
 from .checkpoints import Visit, is_reentrant, offered_in_reentrant, visit_in_regions
@@ -72,6 +74,7 @@ class Tap:
         can_refuse: True if `missing` or `uncovered` may refuse a request: for an operation, or
             after `put_late`.
         skips: replacements for the output of the visit that begins, each for some rows.
+        skipped_by, skipped_for: see `Skippable`.
     """
 
     # defaults are on the class, so that making a tap is cheap
@@ -84,6 +87,7 @@ class Tap:
     in_regions: Visit | None = None
     skips: Sequence[Skip] = ()
     skipped_by: int | None = None
+    skipped_for: Mapping[Rows, int] = MappingProxyType({})
     wants_inputs = False
     is_common = True
     is_stepping = False

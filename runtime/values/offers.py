@@ -7,7 +7,7 @@ and is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,10 +43,14 @@ class Skippable(Protocol):
     Attributes:
         skips: replacements for the output of the visit that begins, each for some rows.
         skipped_by: line of the last skip, None if the module is called after all.
+        skipped_for: the lines of skips for some rows, where it was called for the others.
+        driver: of the run; its `apart` has the rows that are offered nothing inside of the call.
     """
 
     skips: Sequence[Skip]
     skipped_by: int | None
+    skipped_for: Mapping[Rows, int]
+    driver: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,13 @@ def skipped_output(
             return pytree.tree_map(_joined, *[skip.value for skip in last])
         # other rows need the module, and a KV cache needs all rows: run it, then replace
         tap.skipped_by = None
-        output = call(module, *args, **kwargs)
+        tap.skipped_for = {skip.rows: skip.line for skip in last if skip.rows is not None}
+        driver, outer = tap.driver, tap.driver.apart
+        driver.apart = (*outer, *tap.skipped_for)
+        try:
+            output = call(module, *args, **kwargs)
+        finally:
+            driver.apart = outer
     for skip in skips:
         if skip.rows is not None:
             try:

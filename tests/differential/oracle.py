@@ -98,6 +98,7 @@ class Machine:
         self.pending: Any = None
         self.is_done = False
         self.has_failed = False
+        self.skipped: list[nn.Module] = []
         self.saved: frozenset[int] | None = None
         self._had_grad = True
         self._own_grad: bool | None = None
@@ -165,6 +166,8 @@ class Run:
         self._handles: list[Any] = []
         self._ready: list[tuple[Machine, Any]] = []
         self._result: Any = None
+        # of each call that some have skipped, which
+        self._apart: list[list[Machine]] = []
         self._is_quiet = 0
 
     # blocks
@@ -274,6 +277,8 @@ class Run:
             return BarrierError("too few")
         if self.is_stepped and machine.step > self.step >= 0:
             return GenerationEndedError("over")
+        if any(above in machine.skipped for above in self._above(request[1])):
+            return NotCalledError("in what it has skipped")
         if self._visits_of(request[1]).begun:
             return OutOfOrderError("never so often")
         return NotCalledError("never came")
@@ -318,15 +323,25 @@ class Run:
         visits.running.append(index)
         given = self._serve(_Offer(module, "inputs", index, (args, kwargs)))
         if visits.skipped:
-            self._is_quiet += 1
             # a value for all rows: the module is not called
             visits.is_skipped = any(one.rows is None for one, _, _ in visits.skipped)
+            n_rows = sum(one.rows[1] for one, _, _ in visits.skipped if one.rows is not None)
+            if visits.is_skipped or n_rows == self.total:
+                self._is_quiet += 1
+            else:
+                # called for the others' rows: those that skip see nothing of it
+                self._apart.append([one for one, _, _ in visits.skipped])
+                for one in self._apart[-1]:
+                    one.skipped.append(module)
         return given
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         visits = self._visits_of(module)
-        if visits.skipped and self._is_quiet:
-            self._is_quiet -= 1
+        if visits.skipped and (self._is_quiet or self._is_apart_for(visits)):
+            if self._is_apart_for(visits):
+                self._apart.pop()
+            else:
+                self._is_quiet -= 1
             for machine, value, line in visits.skipped:
                 try:
                     output = self._widen(output, value, machine)
@@ -345,6 +360,10 @@ class Run:
         if index is not None and index > visits.done_step:
             visits.done_step = index
         return output
+
+    def _is_apart_for(self, visits: _Visits) -> bool:
+        skipping = [one for one, _, _ in visits.skipped]
+        return bool(self._apart) and self._apart[-1] == skipping
 
     def _keep(self, module: nn.Module, output: Any) -> None:
         path = next(path for path, one in self.root.named_modules() if one is module)
@@ -436,7 +455,7 @@ class Run:
         return sum(not machine.is_done for machine in self.machines)
 
     def _is_offered(self, machine: Machine, request: Any) -> bool:
-        if not self._offers:
+        if not self._offers or any(machine in each for each in self._apart):
             return False
         offer = self._offers[-1]
         _, module, port, _ = request

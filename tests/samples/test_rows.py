@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnsight_dsl import LanguageModel
+from nnsight_dsl import LanguageModel, NotCalledError
 from tests.models import GPT2, LLAMA, tokenizer
 
 
@@ -84,3 +84,30 @@ def test_a_row_of_frozen_parameters_has_a_gradient_at_each_read() -> None:
             with loss.backward():
                 gradient = hidden.grad.save()
     assert gradient.abs().sum() > 0
+
+
+def test_what_an_invoke_has_skipped_is_not_computed_for_it_whoever_else_runs_it() -> None:
+    model = LanguageModel(GPT2.new(), tokenizer=tokenizer())
+    layer = model.transformer.h[1]
+    for others in (0, 2):
+        with pytest.raises(NotCalledError, match=r"transformer\.h\.1 was skipped"):
+            with model.trace() as tracer:
+                with tracer.invoke("the cat"):
+                    layer.skip(layer.input)
+                    layer.mlp.output.save()
+                for _ in range(others):
+                    with tracer.invoke("a dog"):
+                        pass
+
+
+def test_others_are_offered_what_one_invoke_has_skipped() -> None:
+    model = LanguageModel(GPT2.new(), tokenizer=tokenizer())
+    layer = model.transformer.h[1]
+    with model.trace() as tracer:
+        with tracer.invoke("the cat"):
+            layer.skip(layer.input)
+        with tracer.invoke("a dog"):
+            inner = layer.mlp.output.save()
+    with model.trace("a dog"):
+        expected = layer.mlp.output.save()
+    torch.testing.assert_close(inner, expected)

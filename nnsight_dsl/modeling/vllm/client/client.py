@@ -196,7 +196,7 @@ class EngineTracer(Tracer):
         part = Part(program, user_globals, dict(names), leaves_all=self._leaves_all)
         part.reach = self._reach_of(part)
         options = {**self._options, **one.kwargs}
-        self._sent.append(Sent(part, prompt_of(one), options, names))
+        self._sent.append(Sent(part, prompt_of(one, self._tokenizer), options, names))
 
     def _parts(self) -> list[Part]:
         """Return the programs that run before each request's block: edits, then interventions."""
@@ -262,7 +262,11 @@ class EngineTracer(Tracer):
 
     def _plain(self) -> Sent:
         """Return the request of a trace that has no block."""
-        return Sent(None, prompt_of(self._given), {**self._options, **self._given.kwargs})
+        prompt = prompt_of(self._given, self._tokenizer)
+        return Sent(None, prompt, {**self._options, **self._given.kwargs})
+
+    def _tokenizer(self) -> Any:
+        return self._model.tokenizer
 
     def _run_without_block(self) -> Any:
         """Serve the prompt with the edits and interventions given; return its `RequestOutput`."""
@@ -305,17 +309,17 @@ class Requests:
 
         ids = {}
         for one in sent:
-            params, prompt = prepared(one, parts, rename, limit)
+            request = prepared(one, parts, rename, limit)
             # an output for each token costs more than a program; with n > 1 each has one completion
-            params.output_kind = RequestOutputKind.FINAL_ONLY
-            ids[one.key] = (params, prompt)
+            request.params.output_kind = RequestOutputKind.FINAL_ONLY
+            ids[one.key] = request
         # in a session, the machine of its block is current: taps would take the forwards of an
         # engine in this process for that machine's own calls, and offer nothing
         outer = set_current(None)
         try:
             for one in sent:
-                params, prompt = ids[one.key]
-                self._engine.add_request(one.key, prompt, params)
+                request = ids[one.key]
+                self._engine.add_request(one.key, request.prompt, request.params, **request.options)
             self._step_until_done({one.key: one for one in sent})
         except BaseException:
             self._engine.abort_request(list(ids))

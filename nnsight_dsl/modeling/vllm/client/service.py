@@ -20,7 +20,7 @@ class Sent:
 
     Attributes:
         part: the program of its block; None for a trace without a block.
-        prompt: its prompt, a text or a list of token ids.
+        prompt: its prompt, in one of the forms of vLLM's prompts.
         options: its sampling parameters, by name.
         names: the names around its block, in the client.
         key: its id in the client; the payload carries it, since the worker uses another id.

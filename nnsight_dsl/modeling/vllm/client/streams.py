@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from nnsight_dsl.modeling.vllm.client.client import EngineTracer, Looks
-from nnsight_dsl.modeling.vllm.client.parameters import prepared, refusing_others
+from nnsight_dsl.modeling.vllm.client.parameters import Prepared, prepared, refusing_others
 from nnsight_dsl.modeling.vllm.client.service import Sent, Service
 from nnsight_dsl.modeling.vllm.engine_places import EngineRoot
 from nnsight_dsl.modeling.vllm.payload import Part
@@ -242,7 +242,7 @@ class StreamedRequests:
             EngineError: no event loop is running, or another one than at the first trace.
         """
         loop = self._running_loop()
-        requests = [(one, *prepared(one, parts, rename, limit)) for one in stream.sent]
+        requests = [(one, prepared(one, parts, rename, limit)) for one in stream.sent]
         if self._ready is None:
             install = self._engine.collective_rpc("nnsight_dsl_install", args=(self._seconds,))
             self._ready = loop.create_task(install)
@@ -272,7 +272,7 @@ class StreamedRequests:
         return loop
 
     async def _serve(
-        self, stream: Stream, requests: list[tuple[Sent, Any, Any]], has_programs: bool
+        self, stream: Stream, requests: list[tuple[Sent, Prepared]], has_programs: bool
     ) -> None:
         if self._ready is not None:
             await asyncio.shield(self._ready)
@@ -291,7 +291,7 @@ class StreamedRequests:
             raise
 
     async def _serve_one(
-        self, stream: Stream, one: Sent, params: Any, prompt: Any, has_programs: bool
+        self, stream: Stream, one: Sent, request: Prepared, has_programs: bool
     ) -> None:
         result = None
         if has_programs:
@@ -299,7 +299,9 @@ class StreamedRequests:
             if self._watch is None or self._watch.done():
                 self._watch = asyncio.ensure_future(self._end_early())
         try:
-            async for output in self._engine.generate(prompt, params, one.key):
+            async for output in self._engine.generate(
+                request.prompt, request.params, one.key, **request.options
+            ):
                 one.output = output
                 output.saves = {}
                 if not output.finished:
