@@ -121,7 +121,7 @@ class CacheView:
         if isinstance(item, int) and item < 0:
             if root is None:
                 return None
-            below = root.get(path)[item]._path
+            below = root._envoy_at(path)[item]._path
         return below if self._cache.has_place(below) else None
 
     def _is_kept(self, path: str) -> bool:
@@ -131,7 +131,7 @@ class CacheView:
             return True
         root = cache.model
         # an alias leads to the module's original path
-        native = path if root is None else root.get(path)._path
+        native = path if root is None else root._envoy_at(path)._path
         return any(one.startswith(f"model.{native}.") for one in cache)
 
     def _entry(self) -> Entry:

@@ -61,7 +61,7 @@ def restore(root: Place, state: Mapping[str, Any], **others: Any) -> None:
 
 def at(root: Any, path: str) -> Any:
     """Return the envoy at a path; pickles refer to this function by name."""
-    return root.get(path)
+    return root._envoy_at(path)
 
 
 def reduced(envoy: Place) -> tuple[Any, ...]:

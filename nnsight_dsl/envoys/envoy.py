@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -17,10 +16,11 @@ from torch import nn
 
 from nnsight_dsl.envoys.attributes import IN_INIT, keeping_attributes
 from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
-from nnsight_dsl.envoys.ports import PORTS, Ports, StepKey
+from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.envoys.source import Source
-from nnsight_dsl.modeling.offload import execution_device
+from nnsight_dsl.envoys.tree import FACTS, attribute_at, device_of, how_to_reach
+from nnsight_dsl.envoys.walking import walking
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machines.machine import current_machine
@@ -64,6 +64,12 @@ class Envoy(Ports):
     A subclass may add attributes: properties, slots and other descriptors, class attributes, and
     those that its `__init__` sets. They belong to the wrapper. Any other attribute that is set
     belongs to the module, and a module that is set becomes a submodule.
+
+    Where the module has no attribute of the name, an envoy has these:
+
+    - `path`: the dotted path with the name of the root, `"model.transformer.h.0"`;
+    - `parent` and `root`: the envoy above, None for the root, and that of the whole model;
+    - `devices`: the set of devices of the parameters.
     """
 
     _parent: Envoy | None
@@ -114,12 +120,14 @@ class Envoy(Ports):
         if name in _CHANGING:
             return self._changing(name)
         if name in _WALKING and current_machine() is not None:
-            return self._walking(name)
+            return walking(self, name)
         try:
             value = getattr(self._module, name)
         except AttributeError:
             if name in ("module", "_model"):
                 return self._module
+            if name in FACTS:
+                return FACTS[name](self)
             error = self._no_such(name)
             raise self._raised(error, may_be_asked=True) from None
         if isinstance(value, nn.Parameter):
@@ -172,26 +180,46 @@ class Envoy(Ports):
 
     def __dir__(self) -> list[str]:
         aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
-        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases})
+        facts = (name for name in FACTS if not name.startswith("_"))
+        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases, *facts})
 
     def __repr__(self) -> str:
         return self._renaming.printed(self._fresh(), is_root=self._parent is None)
 
-    def get(self, path: str) -> Envoy:
-        """Return the envoy at a dotted path below this one.
+    def get(self, path: str) -> Any:
+        """Return what a dotted path below this envoy leads to.
 
         Args:
-            path: names of modules, numbers of list items and aliases, joined by dots.
+            path: names of modules, numbers of list items, aliases and attributes, joined by dots.
+                In a run it may end with a port.
 
         Returns:
-            The envoy, the same object as by attributes.
+            The envoy, the same object as by attributes; a parameter or another attribute of a
+            module; the value of a port.
 
         Raises:
-            PathError: the module does not exist; the message has the nearest names.
+            PathError: it leads nowhere; the message has the nearest names.
+            NotRunningError: it ends with a port, and no model is running.
 
         Example:
             >>> model.get("transformer.h.0") is model.transformer.h[0]
             True
+            >>> model.get("transformer.wte.weight").shape
+            torch.Size([50257, 768])
+        """
+        found: Any = self
+        self._fresh()
+        for name in path.split(".") if path else ():
+            below = found._descend(name) if isinstance(found, Place) else None
+            # what is not a place: a port, an attribute of a module or of an object in one
+            found = attribute_at(self, path, found, name) if below is None else below
+        return found
+
+    def _envoy_at(self, path: str) -> Envoy:
+        """Return the envoy at a dotted path below this one.
+
+        Raises:
+            PathError: there is no module.
         """
         found: Envoy = self
         self._fresh()
@@ -209,17 +237,7 @@ class Envoy(Ports):
         If accelerate has offloaded the weights, which are then on the meta device between calls,
         it is the device of the computation. For a model that is not loaded yet it is meta.
         """
-        module = self._fresh()
-        found = next(chain(module.parameters(), module.buffers()), None)
-        if found is None:
-            return torch.device("cpu")
-        if found.is_meta:
-            for below in module.modules():
-                device = execution_device(below)
-                if device is not None:
-                    return device
-        device = found.device
-        return device
+        return device_of(self._fresh()) or torch.device("cpu")
 
     def _fresh(self) -> nn.Module:
         """Return the current module at the place, which may have been replaced."""
@@ -264,7 +282,7 @@ class Envoy(Ports):
         """Find the envoy of a module that an attribute leads to, as `base_model` does."""
         for path, one in self._module.named_modules():
             if one is module:
-                return self.get(path)
+                return self._envoy_at(path)
         return None
 
     def _changing(self, name: str) -> Callable[..., Any]:
@@ -277,29 +295,6 @@ class Envoy(Ports):
             return self if result is self._module else result
 
         return change
-
-    def _walking(self, name: str) -> Callable[..., Any]:
-        """Return a method that iterates over envoys where the module's iterates over modules."""
-
-        paths: dict[int, str] = {}
-        for path, one in self._fresh().named_modules():
-            paths.setdefault(id(one), path)
-
-        def envoy_of(module: nn.Module) -> Envoy | nn.Module:
-            path = paths.get(id(module))
-            return module if path is None else self.get(path)
-
-        def walk(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            for found in getattr(self._module, name)(*args, **kwargs):
-                if isinstance(found, tuple):
-                    yield found[0], envoy_of(found[1])
-                else:
-                    yield envoy_of(found)
-
-        def look_up(target: str) -> Envoy | nn.Module:
-            return envoy_of(self._module.get_submodule(target))
-
-        return look_up if name == "get_submodule" else walk
 
     def _rebind(self, module: nn.Module) -> None:
         """Mirror another module from now on, as do the envoys below."""
@@ -385,7 +380,7 @@ class Envoy(Ports):
     def _outside(self, what: str, port: str) -> Exception:
         error = super()._outside(what, port)
         if port in children_of(self._module):
-            error.add_note(_how_to_reach(self, port))
+            error.add_note(how_to_reach(self, port))
         return error
 
     @property
@@ -469,28 +464,3 @@ class Envoy(Ports):
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._fresh().forward(*args, **kwargs)
-
-
-def explain_shadowed(root: Envoy, error: BaseException) -> None:
-    """Add the fix to an error at a name that both envoys and a submodule have."""
-    if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
-        return
-    names: tuple[str, ...] = PORTS
-    if isinstance(error.obj, (StepKey, torch.device)):
-        names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
-    elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):
-        names = (name,)
-    for path, module in root._module.named_modules():
-        for name in names:
-            child = children_of(module).get(name)
-            if child is not None and (error.name in PORTS or hasattr(child, error.name)):
-                error.add_note(_how_to_reach(root.get(path), name))
-                return
-
-
-def _how_to_reach(envoy: Envoy, name: str) -> str:
-    kind = "its value" if name in PORTS else "what every module has here"
-    return (
-        f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
-        f"write [{name!r}] in place of .{name} for the submodule"
-    )

@@ -397,7 +397,7 @@ class TransformersModel(NNsight):
     def _stepping(self) -> Envoy:
         inner = self._architecture.inner
         path = next(path for path, one in self._module.named_modules() if one is inner)
-        return self.get(path)
+        return self._envoy_at(path)
 
 
 def _inferred(name: str, options: Mapping[str, Any]) -> str:

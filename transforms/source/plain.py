@@ -183,6 +183,9 @@ class _Found:
         if function.attr.startswith("set_"):
             # torch.set_grad_enabled(False) etc. set state that must not leak into the model
             return False
+        if function.attr == "get" and not _is_known_key(node.args):
+            # `model.get("lm_head.output")` reads a value
+            return False
         return self._is_known_attribute(function, called=True)
 
     def _is_known_attribute(self, node: ast.Attribute, *, called: bool) -> bool:
@@ -198,6 +201,14 @@ class _Found:
         if not _is_of_value(node.value):
             self.named.add(node.attr)
         return True
+
+
+def _is_known_key(args: Sequence[ast.expr]) -> bool:
+    """True if the first argument of `get` cannot be a path to a port."""
+    key = args[0] if args else None
+    if not isinstance(key, ast.Constant):
+        return False
+    return not isinstance(key.value, str) or key.value.rpartition(".")[2] not in PORTS
 
 
 def _is_of_value(node: ast.expr) -> bool:
