@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from nnsight_dsl.compat import models
-from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.modeling import base, language, vision_language
 from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import advanced
 from nnsight_dsl.tracing import saving
@@ -24,6 +24,13 @@ _Value = TypeVar("_Value")
 
 class NNsight(models.Adapted):
     """A model for programs written for nnsight 0.6: see `nnsight_dsl.NNsight`."""
+
+
+class Part(NNsight, base.Part):
+    """A part of a model for programs written for nnsight 0.6."""
+
+
+NNsight._part_class = Part
 
 
 class LanguageModel(models.AdaptedTransformers, NNsight, language.LanguageModel):

@@ -11,7 +11,7 @@ from nnsight_dsl.compat.edits import Edit08
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
-from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.modeling import base, language, vision_language
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
@@ -56,6 +56,13 @@ class NNsight(models.Adapted):
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the model, without its edits: those are for runs."""
         return Envoy.__call__(self, *args, hook=hook, **kwargs)
+
+
+class Part(NNsight, base.Part):
+    """A part of a model for programs written for nnsight 0.8."""
+
+
+NNsight._part_class = Part
 
 
 class TransformersModel(models.AdaptedTransformers, NNsight):

@@ -41,7 +41,7 @@ _CHANGING = frozenset(
 _WALKING = frozenset("children get_submodule modules named_children named_modules".split())
 """Methods of a module that lead to other modules."""
 
-_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
+_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at", "_part"})
 
 
 _Error = TypeVar("_Error", bound=Exception)
@@ -69,7 +69,9 @@ class Envoy(Ports):
 
     - `path`: the dotted path with the name of the root, `"model.transformer.h.0"`;
     - `parent` and `root`: the envoy above, None for the root, and that of the whole model;
-    - `devices`: the set of devices of the parameters.
+    - `devices`: the set of devices of the parameters;
+    - `trace`, `scan`, `plan`, `session`, `edit` and `clear_edits`: those of a wrapper of this part
+      of the model, which they run alone: `model.lm_head.trace(hidden)`.
     """
 
     _parent: Envoy | None
@@ -367,6 +369,12 @@ class Envoy(Ports):
         )
         return PathError(
             f"{where} has no module or attribute {name!r}; {advice} (print(model) shows the tree)"
+        )
+
+    def _part_of(self, envoy: Envoy) -> Any:
+        """Return the wrapper that runs a part of this model."""
+        raise self._raised(
+            PathError(f"{envoy._path or 'this envoy'} is not part of a model that can be run")
         )
 
     def _prepare(self) -> None:

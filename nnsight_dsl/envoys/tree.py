@@ -53,6 +53,12 @@ FACTS: Mapping[str, Callable[[Any], Any]] = {
     "parent": lambda envoy: envoy._parent,
     "root": lambda envoy: envoy._root,
     "devices": lambda envoy: devices_of(envoy._fresh()),
+    "clear_edits": lambda envoy: envoy._root._part_of(envoy).clear_edits,
+    "edit": lambda envoy: envoy._root._part_of(envoy).edit,
+    "plan": lambda envoy: envoy._root._part_of(envoy).plan,
+    "scan": lambda envoy: envoy._root._part_of(envoy).scan,
+    "session": lambda envoy: envoy._root._part_of(envoy).session,
+    "trace": lambda envoy: envoy._root._part_of(envoy).trace,
     "_children": lambda envoy: list(envoy._places_below()),
 }
 """Attributes of envoys whose modules have no attribute of that name."""

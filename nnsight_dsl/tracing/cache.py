@@ -24,7 +24,6 @@ from nnsight_dsl.runtime.errors import InputError, PathError
 from nnsight_dsl.runtime.locations import ROOT, Place
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.values.rows import Cut, Rows, narrow
-from nnsight_dsl.tracing.runnable import Runnable
 
 
 class Entry:
@@ -236,7 +235,7 @@ def envoy_at(root: Envoy, path: str) -> Envoy | None:
         return None
 
 
-def places_of(root: Runnable, modules: Any) -> list[Place]:
+def places_of(root: Envoy, modules: Any) -> list[Place]:
     """Return the envoys and operations that a cache is to be kept of.
 
     Args:
@@ -266,7 +265,7 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
     return found
 
 
-def _named(root: Runnable, path: str) -> Envoy:
+def _named(root: Envoy, path: str) -> Envoy:
     """Return the envoy at a path with or without the root's name.
 
     Raises:
