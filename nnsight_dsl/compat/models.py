@@ -13,6 +13,7 @@ class Adapted(NNsight):
     """A wrapper of any module, as programs written for nnsight expect it."""
 
     _trace_class = AdaptedTracer
+    _dot_is_root = False
 
 
 class AdaptedTransformers(Adapted, TransformersModel):

@@ -148,7 +148,7 @@ class Envoy(Ports):
             except KeyError:
                 pass
         if isinstance(item, str):
-            child = self._child(item)
+            child = self._child(item) or self._aliased(item)
             if child is None:
                 raise self._raised(self._no_such(item))
             return child
@@ -181,12 +181,12 @@ class Envoy(Ports):
         return True
 
     def __dir__(self) -> list[str]:
-        aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
+        aliases = self._renaming.names_in(self._module, self._above())
         facts = (name for name in FACTS if not name.startswith("_"))
         return sorted({*super().__dir__(), *dir(self._fresh()), *aliases, *facts})
 
     def __repr__(self) -> str:
-        return self._renaming.printed(self._fresh(), is_root=self._parent is None)
+        return self._renaming.printed(self._fresh(), self._above())
 
     def get(self, path: str) -> Any:
         """Return what a dotted path below this envoy leads to.
@@ -271,8 +271,17 @@ class Envoy(Ports):
         renaming: Renaming = self._root.__dict__.get("_aliases", _NO_ALIASES)
         return renaming
 
+    def _above(self) -> tuple[tuple[nn.Module, str], ...]:
+        """Return the modules above this one, the root first, each with the next one's name."""
+        found: list[tuple[nn.Module, str]] = []
+        place: Envoy = self
+        while (parent := place._parent) is not None:
+            found.append((parent._module, place._key))
+            place = parent
+        return tuple(reversed(found))
+
     def _aliased(self, name: str) -> Envoy | None:
-        path = self._renaming.path_of(self._module, name, is_root=self._parent is None)
+        path = self._renaming.path_of(self._module, name, self._above())
         if path is None:
             return None
         found: Envoy | None = self

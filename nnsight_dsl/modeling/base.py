@@ -53,6 +53,7 @@ class NNsight(Runnable):
         module: any `torch.nn.Module`, or what one is wrapped in here.
         rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
             key is a path wherever it leads to a module, one with a leading dot from the root only.
+            `*` in it is any name. A class is a key, too, for the only child of that class.
 
     Example:
         >>> model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
@@ -70,8 +71,11 @@ class NNsight(Runnable):
     _edit_class: type[Edit] = Edit
     _part_class: type[Part]
 
+    _dot_is_root = True
+    """Whether a leading dot of a key of `rename=` means the root."""
+
     def __init__(
-        self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
+        self, module: nn.Module | Envoy, *, rename: Mapping[Any, str | Sequence[str]] | None = None
     ) -> None:
         module = module_of(module)
         self._put_at(module)
@@ -82,7 +86,7 @@ class NNsight(Runnable):
         # the wrapper that this one is a copy of; only `_copy` sets it
         self._origin = None
         hold_texts()
-        self._aliases = Renaming(rename or {}, module, type(self))
+        self._aliases = Renaming(rename or {}, module, type(self), dot_is_root=self._dot_is_root)
         self._family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
