@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nnsight_dsl.compat.envoys import Walked
 from nnsight_dsl.compat.tracers import AdaptedTracer
 from nnsight_dsl.modeling.base import NNsight
 from nnsight_dsl.modeling.transformers_model import TransformersModel
 
 
-class Adapted(NNsight):
+class Adapted(NNsight, Walked):
     """A wrapper of any module, as programs written for nnsight expect it."""
 
     _trace_class = AdaptedTracer

@@ -76,12 +76,15 @@ class Envoy(Ports):
 
     _parent: Envoy | None
 
+    _wrappers = "nnsight_dsl.modeling.base"
+    """Module with the wrapper that this class makes when it is called; it imports this one."""
+    _envoy_class: type[Envoy]
+    """Class of the envoys below a root."""
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make a wrapper: `Envoy(module)` is `NNsight(module)`."""
-        if cls is Envoy:
-            # by its name: the wrapper is made of envoys, and its module imports this one
-            wrapper = import_module("nnsight_dsl.modeling.base").NNsight
-            return super().__new__(wrapper)
+        if "_wrappers" in cls.__dict__:
+            return super().__new__(import_module(cls._wrappers).NNsight)
         if args and cls.__init__ is object.__init__:
             raise TypeError(
                 f"{cls.__name__} is a class of envoys, which a wrapper makes of its submodules; "
@@ -89,10 +92,10 @@ class Envoy(Ports):
             )
         return super().__new__(cls)
 
-    @staticmethod
-    def _of(module: nn.Module, key: str = "", parent: Envoy | None = None) -> Envoy:
+    @classmethod
+    def _of(cls, module: nn.Module, key: str = "", parent: Envoy | None = None) -> Envoy:
         """Make the mirror of a module at a place of a tree."""
-        envoy: Envoy = Ports.__new__(Envoy)
+        envoy: Envoy = Ports.__new__(cls)
         envoy._put_at(module, key, parent)
         return envoy
 
@@ -257,7 +260,7 @@ class Envoy(Ports):
             return None
         child = self._below.get(name)
         if child is None:
-            child = self._below[name] = Envoy._of(module, name, self)
+            child = self._below[name] = self._root._envoy_class._of(module, name, self)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
@@ -481,3 +484,6 @@ class Envoy(Ports):
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
         return self._fresh().forward(*args, **kwargs)
+
+
+Envoy._envoy_class = Envoy
