@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+ROOT = "model"
+"""Name of a model's root in paths that users see whole, as `model.transformer.h.0`."""
+
 
 class Place:
     """Base of everything whose ports a program can name.
@@ -57,7 +60,7 @@ def children_of(module: Any) -> Mapping[str, Any]:
 
 def name_of(place: Place, port: str) -> str:
     """Spell a location: `transformer.h.0.output`."""
-    return f"{place._path}.{port}" if place._path else f"model.{port}"
+    return f"{place._path}.{port}" if place._path else f"{ROOT}.{port}"
 
 
 def ancestors(place: Place) -> Iterator[Place]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 from nnsight_dsl.compat import models
-from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.compat.envoys import Envoy06
+from nnsight_dsl.modeling import base, language, vision_language
 from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import advanced
 from nnsight_dsl.tracing import saving
 
 __all__ = [
+    "Envoy",
     "LanguageModel",
     "NNsight",
     "OutOfOrderError",
@@ -22,8 +24,20 @@ __all__ = [
 _Value = TypeVar("_Value")
 
 
-class NNsight(models.Adapted):
+Envoy = Envoy06
+
+
+class NNsight(models.Adapted, Envoy06):
     """A model for programs written for nnsight 0.6: see `nnsight_dsl.NNsight`."""
+
+    _envoy_class = Envoy06
+
+
+class Part(NNsight, base.Part):
+    """A part of a model for programs written for nnsight 0.6."""
+
+
+NNsight._part_class = Part
 
 
 class LanguageModel(models.AdaptedTransformers, NNsight, language.LanguageModel):

@@ -8,16 +8,17 @@ from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.compat import builtin_save, models
 from nnsight_dsl.compat.deprecations import warn_of_deprecated
 from nnsight_dsl.compat.edits import Edit08
-from nnsight_dsl.compat.envoys import Envoy08, Listed08, warn_of_moved
+from nnsight_dsl.compat.envoys import Envoy08, warn_of_served_names, without_escapes
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
-from nnsight_dsl.envoys.envoy import Envoy
+from nnsight_dsl.envoys import envoy as native
 from nnsight_dsl.envoys.ports import StepKey
-from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.modeling import base, language, vision_language
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
 
 __all__ = [
+    "Envoy",
     "LanguageModel",
     "NNsight",
     "OutOfOrderError",
@@ -27,19 +28,25 @@ __all__ = [
 ]
 
 
-class NNsight(Listed08, models.Adapted):
+Envoy = Envoy08
+
+
+class NNsight(models.Adapted, Envoy08):
     """A model for programs written for nnsight 0.8: see `nnsight_dsl.NNsight`."""
 
     _trace_class = Tracer08
     _scan_class = Scan08
     _edit_class = Edit08
-    _child_class = Envoy08
+    _envoy_class = Envoy08
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("rename"):
+            kwargs["rename"] = without_escapes(kwargs["rename"])
         super().__init__(*args, **kwargs)
+        if self._whole() is self:
+            warn_of_served_names(self)
         # so that saving out of a run says what is wrong, for tensors, too
         builtin_save.mount_on_tensors()
-        warn_of_moved(self)
 
     @property
     def iter(self) -> StepKey:
@@ -58,7 +65,14 @@ class NNsight(Listed08, models.Adapted):
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the model, without its edits: those are for runs."""
-        return Envoy.__call__(self, *args, hook=hook, **kwargs)
+        return native.Envoy.__call__(self, *args, hook=hook, **kwargs)
+
+
+class Part(NNsight, base.Part):
+    """A part of a model for programs written for nnsight 0.8."""
+
+
+NNsight._part_class = Part
 
 
 class TransformersModel(models.AdaptedTransformers, NNsight):

@@ -16,11 +16,16 @@ class NNsightDeprecationWarning(FutureWarning):
 
 
 def warn_of_deprecated(message: str) -> None:
+    """Warn that the user's line has something deprecated."""
+    warn_user(message, NNsightDeprecationWarning)
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the user's line, however many frames of this package are below it."""
     level, frame = 1, sys._getframe()
     while is_ours(frame.f_code) and frame.f_back is not None:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, NNsightDeprecationWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _deprecated(name: str, instead: str, function: Callable[..., Any]) -> Callable[..., Any]:

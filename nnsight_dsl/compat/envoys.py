@@ -1,108 +1,156 @@
-"""Envoys as programs written for nnsight expect them."""
+"""Envoys as programs written for nnsight use them.
+
+    model.named_modules()          # [("model.transformer.wte", envoy), ..., ("model", model)]
+    model.modules()                # the envoys alone, those below a module before the module
+    layer.E_output                 # the submodule `output`, while layer.output is a value
+
+Where `nnsight_dsl` follows PyTorch and nnsight does not, these classes follow nnsight.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
+from nnsight_dsl.compat.deprecations import warn_user
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import PORTS
-from nnsight_dsl.runtime.locations import children_of
+from nnsight_dsl.envoys.tree import device_of, path_of
+from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.transforms.requests import MOVED
 
-_NAMES = frozenset({*PORTS, "source", "skip", "next", "iter"})
-"""Names of submodules that are reached as `E_<name>`, too."""
-
-_Include = Callable[[Envoy], bool] | None
+_SERVED = frozenset({*PORTS, "source"})
 
 
-class Listed(Envoy):
-    """An envoy that lists envoys, where the module's own methods list modules."""
+class Walked(Envoy):
+    """An envoy whose `modules()` and `named_modules()` are envoys."""
 
-    def modules(self, include_fn: _Include = None, names: bool = False) -> list[Any]:
-        """List the envoys below and this one, children before their parent.
+    def modules(
+        self, include_fn: Callable[[Envoy], bool] | None = None, names: bool = False
+    ) -> list[Any]:
+        """List the envoys below this one and itself, those below one before it.
 
         Args:
-            include_fn: takes an envoy, and returns whether it is listed.
-            names: list pairs of path and envoy.
+            include_fn: keeps an envoy if it returns True.
+            names: True for pairs of path and envoy.
 
         Returns:
-            The envoys, or pairs of path and envoy. A module at several places is listed once.
+            The envoys, this one last.
         """
-        found: dict[int, Envoy] = {}
-        self._collect(found)
-        kept = [one for one in found.values() if include_fn is None or include_fn(one)]
-        return [(one.path, one) for one in kept] if names else kept
+        found = [one for one in _below_first(self) if include_fn is None or include_fn(one)]
+        return [(path_of(one), one) for one in found] if names else found
 
-    def named_modules(self, include_fn: _Include = None) -> list[tuple[str, Envoy]]:
-        """List pairs of path and envoy, as `modules(names=True)`.
+    def named_modules(
+        self, include_fn: Callable[[Envoy], bool] | None = None
+    ) -> list[tuple[str, Envoy]]:
+        """List the envoys as `modules` does, each with its path from the name of the root.
 
         Args:
-            include_fn: takes an envoy, and returns whether it is listed.
+            include_fn: keeps an envoy if it returns True.
 
         Returns:
-            The pairs; paths begin with the root: `"model.transformer.h.0"`.
+            Pairs of path and envoy.
         """
         return self.modules(include_fn, names=True)
 
-    def _collect(self, found: dict[int, Envoy]) -> None:
-        for child in self._places_below():
-            if id(child._module) not in found:
-                child._collect(found)
-        found.setdefault(id(self._module), self)
 
-    @property
-    def _children(self) -> list[Envoy]:
-        """The envoys directly below, in order."""
-        return list(self._places_below())
+class Envoy06(Walked):
+    """An envoy for programs written for nnsight 0.6."""
+
+    _wrappers = "nnsight_dsl.compat.as_06"
 
 
-class Listed08(Listed):
-    """As `Listed`, with what 0.8 has besides."""
+class Envoy08(Walked):
+    """An envoy for programs written for nnsight 0.8.
+
+    An attribute that is set belongs to the envoy, unless the module has it or it is a module.
+    """
+
+    _wrappers = "nnsight_dsl.compat.as_08"
 
     @property
     def device(self) -> torch.device | None:
-        """Device of the first parameter, None without parameters."""
-        first = next(iter(self._fresh().parameters()), None)
-        return None if first is None else super().device
-
-    def __bool__(self) -> bool:
+        """Device of the first parameter, None without one."""
         module = self._fresh()
-        return len(module) > 0 if hasattr(type(module), "__len__") else True
+        return None if next(module.parameters(), None) is None else device_of(module)
 
     def __len__(self) -> int:
-        module = self._fresh()
-        if not hasattr(type(module), "__len__"):
-            raise TypeError(f"object of type {type(module).__name__!r} has no len()")
+        if not hasattr(type(self._fresh()), "__len__"):
+            raise TypeError(f"object of type {type(self._module).__name__!r} has no len()")
         return super().__len__()
 
+    def __bool__(self) -> bool:
+        return not hasattr(type(self._fresh()), "__len__") or super().__len__() > 0
+
+    def get(self, path: str) -> Any:
+        """Return what a path leads to; a port at its end is the value.
+
+        Args:
+            path: as for envoys of `nnsight_dsl`.
+
+        Returns:
+            The envoy, attribute or value.
+
+        Raises:
+            PathError: it leads nowhere.
+        """
+        above, _, last = path.rpartition(".")
+        place = super().get(above) if last in PORTS else None
+        return getattr(place, last) if isinstance(place, Place) else super().get(path)
+
     def _aliased(self, name: str) -> Envoy | None:
-        if name.startswith(MOVED) and name[len(MOVED) :] in _NAMES:
-            moved = self._child(name[len(MOVED) :])
-            if moved is not None:
-                return moved
-        return super()._aliased(name)
+        served = served_name(name)
+        return self._child(served) if served != name else super()._aliased(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        module = own.get("_module")
+        is_modules = isinstance(value, (Envoy, nn.Module)) or name in PORTS
+        if module is None or is_modules or hasattr(type(self), name) or hasattr(module, name):
+            super().__setattr__(name, value)
+        else:
+            own[name] = value
 
 
-def warn_of_moved(root: Envoy) -> None:
-    """Warn of submodules that have the name of a port, once for each place of a model."""
+def served_name(name: str) -> str:
+    """Return the name of the submodule behind `E_output` and its like; other names as they are."""
+    inner = name.removeprefix(MOVED)
+    return inner if inner in _SERVED else name
+
+
+def without_escapes(rename: Any) -> Any:
+    """Return `rename=` with the names that submodules have in the module."""
+    return {
+        ".".join(map(served_name, key.split("."))) if isinstance(key, str) else key: names
+        for key, names in (rename or {}).items()
+    }
+
+
+def warn_of_served_names(root: Envoy) -> None:
+    """Warn of each submodule that is named as a port, once for its path."""
     for path, module in root._module.named_modules():
-        for name in _NAMES.intersection(children_of(module)):
-            where = f"model.{path}" if path else "model"
-            warnings.warn(
-                f"{where} has a submodule {name!r}, and .{name} is the value of {where} itself; "
-                f"the submodule is {where}.{MOVED}{name}",
-                UserWarning,
-                stacklevel=3,
-            )
+        for name in children_of(module):
+            if name in _SERVED:
+                where = path_of(root._envoy_at(path))
+                warn_user(
+                    f"{where} has a submodule named {name!r}, as is a value of every module; the "
+                    f"submodule is .{MOVED}{name} here, and .{name} stays the value",
+                    UserWarning,
+                )
 
 
-class Envoy06(Listed):
-    """An envoy below a model, for programs written for nnsight 0.6."""
+def _below_first(envoy: Envoy) -> Iterator[Envoy]:
+    seen: set[int] = set()
 
+    def walk(one: Any) -> Iterator[Envoy]:
+        if id(one._module) in seen:
+            return
+        seen.add(id(one._module))
+        for below in one._places_below():
+            yield from walk(below)
+        yield one
 
-class Envoy08(Listed08):
-    """An envoy below a model, for programs written for nnsight 0.8."""
+    return walk(envoy)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnsight_dsl.compat.envoys import Envoy06, Listed
+from nnsight_dsl.compat.envoys import Walked
 from nnsight_dsl.compat.tracers import AdaptedTracer
 from nnsight_dsl.modeling.base import NNsight
 from nnsight_dsl.modeling.transformers_model import TransformersModel
 
 
-class Adapted(Listed, NNsight):
+class Adapted(NNsight, Walked):
     """A wrapper of any module, as programs written for nnsight expect it."""
 
     _trace_class = AdaptedTracer
-    _child_class = Envoy06
+    _dot_is_root = False
 
 
 class AdaptedTransformers(Adapted, TransformersModel):

@@ -22,7 +22,7 @@ NAMES: dict[str, dict[str, str]] = {
     "nnsight": {
         "CONFIG": "nnsight_dsl.compat.settings:CONFIG",
         "DiffusionModel": _INERT + "DiffusionModel",
-        "Envoy": "nnsight_dsl.envoys.envoy:Envoy",
+        "Envoy": "{}:Envoy",
         "LanguageModel": "{}:LanguageModel",
         "NNsight": "{}:NNsight",
         "NNsightDeprecationWarning": "nnsight_dsl.compat.deprecations:NNsightDeprecationWarning",
@@ -44,7 +44,7 @@ NAMES: dict[str, dict[str, str]] = {
         "Entry": "nnsight_dsl.tracing.cache:Entry",
     },
     "nnsight.intervention.editing": {"EditingTracer": "nnsight_dsl.compat.edits:EditingTracer"},
-    "nnsight.intervention.envoy": {"Envoy": "nnsight_dsl.envoys.envoy:Envoy"},
+    "nnsight.intervention.envoy": {"Envoy": "{}:Envoy"},
     "nnsight.intervention.interleaver": {
         "EarlyStopException": _INERT + "EarlyStopException",
         "Event": _INERT + "Event",

@@ -40,7 +40,7 @@ def state_of(root: Place) -> dict[str, Any]:
             state[name] = getattr(root, name)
     for name, value in state.items():
         if getattr(value, "_root", None) is root:
-            state[name] = _At(value._path)
+            state[name] = _At(_below_root(value))
     return state
 
 
@@ -68,7 +68,7 @@ def reduced(envoy: Place) -> tuple[Any, ...]:
     """Return the `__reduce_ex__` value of an envoy, for `copy` and `pickle`."""
     root = envoy._root
     if envoy is not root:
-        return at, (root, envoy._path)
+        return at, (root, _below_root(envoy))
     return _made, (type(root),), state_of(root)
 
 
@@ -76,13 +76,20 @@ def deep_copied(envoy: Place, memo: dict[int, Any]) -> Any:
     """Return the envoy at the same place of a wrapper of a copy of the module."""
     root = envoy._root
     if envoy is not root:
-        return at(copy.deepcopy(root, memo), envoy._path)
+        return at(copy.deepcopy(root, memo), _below_root(envoy))
     new: Any = _made(type(root))
     memo[id(root)] = new
     # the module comes first: the places that other values name are looked up in it
     state = state_of(root)
     new.__setstate__({name: copy.deepcopy(value, memo) for name, value in state.items()})
     return new
+
+
+def _below_root(envoy: Place) -> str:
+    """Return the path of an envoy from its root, which may be a part of a model."""
+    root = envoy._root
+    above = "" if root is None else root._path
+    return envoy._path.removeprefix(above).removeprefix(".")
 
 
 def _made(kind: Any) -> Any:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from nnsight_dsl.envoys.attributes import IN_INIT, keeping_attributes
 from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
-from nnsight_dsl.envoys.ports import PORTS, Ports, StepKey
+from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.envoys.source import Source
-from nnsight_dsl.envoys.tree import Tree
+from nnsight_dsl.envoys.tree import FACTS, attribute_at, device_of, how_to_reach
+from nnsight_dsl.envoys.walking import walking
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machines.machine import current_machine
@@ -40,13 +41,15 @@ _CHANGING = frozenset(
 _WALKING = frozenset("children get_submodule modules named_children named_modules".split())
 """Methods of a module that lead to other modules."""
 
-_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at"})
+_OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at", "_part"})
 
+
+_Error = TypeVar("_Error", bound=Exception)
 
 _NO_ALIASES = Renaming({}, nn.Identity(), object)
 
 
-class Envoy(Tree):
+class Envoy(Ports):
     """The mirror of one module.
 
     Every attribute other than a port, a submodule or an envoy's method is the module's:
@@ -61,17 +64,27 @@ class Envoy(Tree):
     A subclass may add attributes: properties, slots and other descriptors, class attributes, and
     those that its `__init__` sets. They belong to the wrapper. Any other attribute that is set
     belongs to the module, and a module that is set becomes a submodule.
+
+    Where the module has no attribute of the name, an envoy has these:
+
+    - `path`: the dotted path with the name of the root, `"model.transformer.h.0"`;
+    - `parent` and `root`: the envoy above, None for the root, and that of the whole model;
+    - `devices`: the set of devices of the parameters;
+    - `trace`, `scan`, `plan`, `session`, `edit` and `clear_edits`: those of a wrapper of this part
+      of the model, which they run alone: `model.lm_head.trace(hidden)`.
     """
 
-    _child_class: type[Envoy]
-    """Class of the envoys below, of a root; set below the class."""
+    _parent: Envoy | None
+
+    _wrappers = "nnsight_dsl.modeling.base"
+    """Module with the wrapper that this class makes when it is called; it imports this one."""
+    _envoy_class: type[Envoy]
+    """Class of the envoys below a root."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make a wrapper: `Envoy(module)` is `NNsight(module)`."""
-        if cls is Envoy:
-            # by its name: the wrapper is made of envoys, and its module imports this one
-            wrapper = import_module("nnsight_dsl.modeling.base").NNsight
-            return super().__new__(wrapper)
+        if "_wrappers" in cls.__dict__:
+            return super().__new__(import_module(cls._wrappers).NNsight)
         if args and cls.__init__ is object.__init__:
             raise TypeError(
                 f"{cls.__name__} is a class of envoys, which a wrapper makes of its submodules; "
@@ -79,23 +92,12 @@ class Envoy(Tree):
             )
         return super().__new__(cls)
 
-    @staticmethod
-    def _of(module: nn.Module) -> Envoy:
-        """Mirror a module that belongs to no wrapper."""
-        envoy: Envoy = Ports.__new__(Envoy)
-        envoy._put_at(module)
+    @classmethod
+    def _of(cls, module: nn.Module, key: str = "", parent: Envoy | None = None) -> Envoy:
+        """Make the mirror of a module at a place of a tree."""
+        envoy: Envoy = Ports.__new__(cls)
+        envoy._put_at(module, key, parent)
         return envoy
-
-    def _made(self, module: nn.Module, key: str) -> Envoy:
-        """Make the envoy of a module below this one."""
-        path = f"{self._path}.{key}" if self._path else key
-        envoy: Envoy = Ports.__new__(self._root._class_at(path, module))
-        envoy._put_at(module, key, self)
-        return envoy
-
-    def _class_at(self, path: str, module: nn.Module) -> type[Envoy]:
-        """Return the class of the envoy at a path, where this is the root of a model."""
-        return self._child_class
 
     def _put_at(self, module: nn.Module, key: str = "", parent: Envoy | None = None) -> None:
         """Mirror a module from now on, at a place of a tree; without a parent as its root."""
@@ -123,12 +125,14 @@ class Envoy(Tree):
         if name in _CHANGING:
             return self._changing(name)
         if name in _WALKING and current_machine() is not None:
-            return self._walking(name)
+            return walking(self, name)
         try:
             value = getattr(self._module, name)
         except AttributeError:
             if name in ("module", "_model"):
                 return self._module
+            if name in FACTS:
+                return FACTS[name](self)
             error = self._no_such(name)
             raise self._raised(error, may_be_asked=True) from None
         if isinstance(value, nn.Parameter):
@@ -147,7 +151,7 @@ class Envoy(Tree):
             except KeyError:
                 pass
         if isinstance(item, str):
-            child = self._child(item)
+            child = self._child(item) or self._aliased(item)
             if child is None:
                 raise self._raised(self._no_such(item))
             return child
@@ -180,11 +184,65 @@ class Envoy(Tree):
         return True
 
     def __dir__(self) -> list[str]:
-        aliases = self._renaming.names_in(self._module, is_root=self._parent is None)
-        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases})
+        aliases = self._renaming.names_in(self._module, self._above())
+        facts = (name for name in FACTS if not name.startswith("_"))
+        return sorted({*super().__dir__(), *dir(self._fresh()), *aliases, *facts})
 
     def __repr__(self) -> str:
-        return self._renaming.printed(self._fresh(), is_root=self._parent is None)
+        return self._renaming.printed(self._fresh(), self._above())
+
+    def get(self, path: str) -> Any:
+        """Return what a dotted path below this envoy leads to.
+
+        Args:
+            path: names of modules, numbers of list items, aliases and attributes, joined by dots.
+                In a run it may end with a port.
+
+        Returns:
+            The envoy, the same object as by attributes; a parameter or another attribute of a
+            module; the value of a port.
+
+        Raises:
+            PathError: it leads nowhere; the message has the nearest names.
+            NotRunningError: it ends with a port, and no model is running.
+
+        Example:
+            >>> model.get("transformer.h.0") is model.transformer.h[0]
+            True
+            >>> model.get("transformer.wte.weight").shape
+            torch.Size([50257, 768])
+        """
+        found: Any = self
+        self._fresh()
+        for name in path.split(".") if path else ():
+            below = found._descend(name) if isinstance(found, Place) else None
+            # what is not a place: a port, an attribute of a module or of an object in one
+            found = attribute_at(self, path, found, name) if below is None else below
+        return found
+
+    def _envoy_at(self, path: str) -> Envoy:
+        """Return the envoy at a dotted path below this one.
+
+        Raises:
+            PathError: there is no module.
+        """
+        found: Envoy = self
+        self._fresh()
+        for name in path.split(".") if path else ():
+            child = found._child(name) or found._aliased(name)
+            if child is None:
+                raise self._raised(found._no_such(name))
+            found = child
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the module's first parameter or buffer.
+
+        If accelerate has offloaded the weights, which are then on the meta device between calls,
+        it is the device of the computation. For a model that is not loaded yet it is meta.
+        """
+        return device_of(self._fresh()) or torch.device("cpu")
 
     def _fresh(self) -> nn.Module:
         """Return the current module at the place, which may have been replaced."""
@@ -196,24 +254,13 @@ class Envoy(Tree):
             place = parent
         return self._module
 
-    def _envoy_at(self, path: str) -> Envoy:
-        """Return the envoy at a dotted path below this one; a PathError if there is none."""
-        found: Envoy = self
-        self._fresh()
-        for name in path.split(".") if path else ():
-            child = found._child(name) or found._aliased(name)
-            if child is None:
-                raise self._raised(found._no_such(name))
-            found = child
-        return found
-
     def _child(self, name: str) -> Envoy | None:
         module = children_of(self._module).get(name)
         if module is None:
             return None
         child = self._below.get(name)
         if child is None:
-            child = self._below[name] = self._made(module, name)
+            child = self._below[name] = self._root._envoy_class._of(module, name, self)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
@@ -227,8 +274,17 @@ class Envoy(Tree):
         renaming: Renaming = self._root.__dict__.get("_aliases", _NO_ALIASES)
         return renaming
 
+    def _above(self) -> tuple[tuple[nn.Module, str], ...]:
+        """Return the modules above this one, the root first, each with the next one's name."""
+        found: list[tuple[nn.Module, str]] = []
+        place: Envoy = self
+        while (parent := place._parent) is not None:
+            found.append((parent._module, place._key))
+            place = parent
+        return tuple(reversed(found))
+
     def _aliased(self, name: str) -> Envoy | None:
-        path = self._renaming.path_of(self._module, name, is_root=self._parent is None)
+        path = self._renaming.path_of(self._module, name, self._above())
         if path is None:
             return None
         found: Envoy | None = self
@@ -253,29 +309,6 @@ class Envoy(Tree):
             return self if result is self._module else result
 
         return change
-
-    def _walking(self, name: str) -> Callable[..., Any]:
-        """Return a method that iterates over envoys where the module's iterates over modules."""
-
-        paths: dict[int, str] = {}
-        for path, one in self._fresh().named_modules():
-            paths.setdefault(id(one), path)
-
-        def envoy_of(module: nn.Module) -> Envoy | nn.Module:
-            path = paths.get(id(module))
-            return module if path is None else self._envoy_at(path)
-
-        def walk(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            for found in getattr(self._module, name)(*args, **kwargs):
-                if isinstance(found, tuple):
-                    yield found[0], envoy_of(found[1])
-                else:
-                    yield envoy_of(found)
-
-        def look_up(target: str) -> Envoy | nn.Module:
-            return envoy_of(self._module.get_submodule(target))
-
-        return look_up if name == "get_submodule" else walk
 
     def _rebind(self, module: nn.Module) -> None:
         """Mirror another module from now on, as do the envoys below."""
@@ -324,6 +357,13 @@ class Envoy(Tree):
             if child is not None:
                 yield child
 
+    @staticmethod
+    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
+        """Prepare an error for the user's line; in a block the end of the run does that."""
+        if current_machine() is None:
+            towards_user(error, may_be_asked=may_be_asked)
+        return error
+
     def _no_such(self, name: str) -> PathError:
         known = [*children_of(self._module), *PORTS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -343,6 +383,12 @@ class Envoy(Tree):
             f"{where} has no module or attribute {name!r}; {advice} (print(model) shows the tree)"
         )
 
+    def _part_of(self, envoy: Envoy) -> Any:
+        """Return the wrapper that runs a part of this model."""
+        raise self._raised(
+            PathError(f"{envoy._path or 'this envoy'} is not part of a model that can be run")
+        )
+
     def _prepare(self) -> None:
         """Get ready for a run, where this is the root of a model."""
 
@@ -354,7 +400,7 @@ class Envoy(Tree):
     def _outside(self, what: str, port: str) -> Exception:
         error = super()._outside(what, port)
         if port in children_of(self._module):
-            error.add_note(_how_to_reach(self, port))
+            error.add_note(how_to_reach(self, port))
         return error
 
     @property
@@ -440,29 +486,4 @@ class Envoy(Tree):
         return self._fresh().forward(*args, **kwargs)
 
 
-Envoy._child_class = Envoy
-
-
-def explain_shadowed(root: Envoy, error: BaseException) -> None:
-    """Add the fix to an error at a name that both envoys and a submodule have."""
-    if not isinstance(error, AttributeError) or isinstance(error, PathError) or not error.name:
-        return
-    names: tuple[str, ...] = PORTS
-    if isinstance(error.obj, (StepKey, torch.device)):
-        names = ("iter",) if isinstance(error.obj, StepKey) else ("device",)
-    elif callable(error.obj) and hasattr(Envoy, name := getattr(error.obj, "__name__", "")):
-        names = (name,)
-    for path, module in root._module.named_modules():
-        for name in names:
-            child = children_of(module).get(name)
-            if child is not None and (error.name in PORTS or hasattr(child, error.name)):
-                error.add_note(_how_to_reach(root._envoy_at(path), name))
-                return
-
-
-def _how_to_reach(envoy: Envoy, name: str) -> str:
-    kind = "its value" if name in PORTS else "what every module has here"
-    return (
-        f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
-        f"write [{name!r}] in place of .{name} for the submodule"
-    )
+Envoy._envoy_class = Envoy

@@ -1,118 +1,89 @@
-"""Where an envoy stands in the tree of its model, and what is found from there."""
+"""The place of an envoy in its tree: `path`, `parent`, `root`, `device`, `devices`.
+
+    model.transformer.h[0].path         # "model.transformer.h.0"
+    model.transformer.h[0].parent       # model.transformer.h
+    model.transformer.devices           # {device(type='cpu')}
+
+A module may have attributes of these names, and then they are the module's: `FACTS` is asked only
+for a name that the module does not have. Only `device` is known on every envoy, as it is on most
+modules of libraries.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from nnsight_dsl.envoys.ports import PORTS, Ports
+from nnsight_dsl.envoys.ports import PORTS
 from nnsight_dsl.modeling.offload import execution_device
 from nnsight_dsl.runtime.errors import PathError
-from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.tracebacks import towards_user
-
-ROOT = "model"
-"""Name of the root in paths that are shown."""
-
-_Error = TypeVar("_Error", bound=Exception)
+from nnsight_dsl.runtime.locations import ROOT, Place
 
 
-class Tree(Ports):
-    """Base of envoys: their places."""
+def path_of(envoy: Place) -> str:
+    """Return the dotted path of an envoy, which begins with the name of the root."""
+    return f"{ROOT}.{envoy._path}" if envoy._path else ROOT
 
-    _module: nn.Module
-    # the envoys around it: the class `Envoy` is derived from this one
-    _parent: Any
-    _root: Any
 
-    @property
-    def path(self) -> str:
-        """Dotted path of the envoy, which begins with the root: `"model.transformer.h.0"`."""
-        return f"{ROOT}.{self._path}" if self._path else ROOT
+def device_of(module: nn.Module) -> torch.device | None:
+    """Return the device of a module's first parameter or buffer, None if it has neither.
 
-    @property
-    def parent(self) -> Any:
-        """The envoy above, None for the wrapper of the model."""
-        return self._parent
+    Where accelerate has offloaded the weights, it is the device of the computation.
+    """
+    found = next(chain(module.parameters(), module.buffers()), None)
+    if found is not None and found.is_meta:
+        for below in module.modules():
+            device = execution_device(below)
+            if device is not None:
+                return device
+    return None if found is None else found.device
 
-    @property
-    def root(self) -> Any:
-        """The wrapper of the model."""
-        return self._root
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the module's first parameter or buffer.
+def devices_of(module: nn.Module) -> set[torch.device]:
+    """Return the devices of a module's parameters."""
+    return {parameter.device for parameter in module.parameters()}
 
-        If accelerate has offloaded the weights, which are then on the meta device between calls,
-        it is the device of the computation. For a model that is not loaded yet it is meta.
-        """
-        module = self._fresh()
-        found = next(chain(module.parameters(), module.buffers()), None)
-        if found is None:
-            return torch.device("cpu")
-        if found.is_meta:
-            for below in module.modules():
-                device = execution_device(below)
-                if device is not None:
-                    return device
-        device = found.device
-        return device
 
-    @property
-    def devices(self) -> set[torch.device]:
-        """Devices of the module's parameters; empty without parameters."""
-        return {one.device for one in self._fresh().parameters()}
+FACTS: Mapping[str, Callable[[Any], Any]] = {
+    "path": path_of,
+    "parent": lambda envoy: envoy._parent,
+    "root": lambda envoy: envoy._root,
+    "devices": lambda envoy: devices_of(envoy._fresh()),
+    "clear_edits": lambda envoy: envoy._root._part_of(envoy).clear_edits,
+    "edit": lambda envoy: envoy._root._part_of(envoy).edit,
+    "plan": lambda envoy: envoy._root._part_of(envoy).plan,
+    "scan": lambda envoy: envoy._root._part_of(envoy).scan,
+    "session": lambda envoy: envoy._root._part_of(envoy).session,
+    "trace": lambda envoy: envoy._root._part_of(envoy).trace,
+    "_children": lambda envoy: list(envoy._places_below()),
+}
+"""Attributes of envoys whose modules have no attribute of that name."""
 
-    def get(self, path: str) -> Any:
-        """Return what is at a dotted path below this envoy.
 
-        Args:
-            path: names of modules, numbers of list items and aliases, joined by dots. The last may
-                be a parameter or another attribute of a module, and in a block a port.
+def attribute_at(start: Any, path: str, found: Any, name: str) -> Any:
+    """Return an attribute on the way of a path.
 
-        Returns:
-            The envoy, the same object as by attributes; the attribute, or the value of the port.
+    Raises:
+        PathError: the object has no such attribute.
+    """
+    try:
+        return getattr(found, name)
+    except PathError as error:
+        raise start._raised(error) from None
+    except AttributeError:
+        kind = type(found).__name__
+        nowhere = PathError(f"{path!r} leads nowhere; {kind} has no attribute {name!r}")
+        raise start._raised(nowhere) from None
 
-        Raises:
-            PathError: the module does not exist; the message has the nearest names.
 
-        Example:
-            >>> model.get("transformer.h.0") is model.transformer.h[0]
-            True
-            >>> model.get("lm_head.weight").shape
-            torch.Size([50257, 768])
-        """
-        above, _, last = path.rpartition(".")
-        found = self._envoy_at(above)
-        child = found._child(last) or found._aliased(last) if last else found
-        if child is None and (last in PORTS or hasattr(found._module, last)):
-            return getattr(found, last)
-        if child is None:
-            raise self._raised(found._no_such(last))
-        return child
-
-    def _envoy_at(self, path: str) -> Any:
-        raise NotImplementedError
-
-    def _child(self, name: str) -> Any:
-        raise NotImplementedError
-
-    def _aliased(self, name: str) -> Any:
-        raise NotImplementedError
-
-    def _fresh(self) -> nn.Module:
-        raise NotImplementedError
-
-    def _no_such(self, name: str) -> PathError:
-        raise NotImplementedError
-
-    @staticmethod
-    def _raised(error: _Error, *, may_be_asked: bool = False) -> _Error:
-        """Prepare an error for the user's line; in a block the end of the run does that."""
-        if current_machine() is None:
-            towards_user(error, may_be_asked=may_be_asked)
-        return error
+def how_to_reach(envoy: Place, name: str) -> str:
+    """Say how a submodule is reached whose name something else has here."""
+    kind = "its value" if name in PORTS else "what every module has here"
+    return (
+        f"{envoy._path or 'the model'} has a submodule named {name!r}, and .{name} is {kind}; "
+        f"write [{name!r}] in place of .{name} for the submodule"
+    )

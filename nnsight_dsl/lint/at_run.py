@@ -239,6 +239,9 @@ class OrderWatcher:
     def for_first_run(model: Place) -> OrderWatcher | None:
         """Return a watcher if the order of a model is unknown and can be recorded, else None."""
         module: nn.Module = model._module
+        if model._path:
+            # a part of a model, of which a program may name places outside
+            return None
         if module in _structures or module in _without_order:
             return None
         # to see all calls, the run would have to leave compiled code, and so be slower

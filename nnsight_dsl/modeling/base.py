@@ -53,6 +53,7 @@ class NNsight(Runnable):
         module: any `torch.nn.Module`, or what one is wrapped in here.
         rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
             key is a path wherever it leads to a module, one with a leading dot from the root only.
+            `*` in it is any name. A class is a key, too, for the only child of that class.
 
     Example:
         >>> model = NNsight(torch.nn.Sequential(torch.nn.Linear(5, 10), torch.nn.Linear(10, 2)))
@@ -68,9 +69,13 @@ class NNsight(Runnable):
     _trace_class: type[Tracer] = Tracer
     _scan_class: type[ScanTracer] = ScanTracer
     _edit_class: type[Edit] = Edit
+    _part_class: type[Part]
+
+    _dot_is_root = True
+    """Whether a leading dot of a key of `rename=` means the root."""
 
     def __init__(
-        self, module: nn.Module | Envoy, *, rename: Mapping[str, str | Sequence[str]] | None = None
+        self, module: nn.Module | Envoy, *, rename: Mapping[Any, str | Sequence[str]] | None = None
     ) -> None:
         module = module_of(module)
         self._put_at(module)
@@ -81,7 +86,7 @@ class NNsight(Runnable):
         # the wrapper that this one is a copy of; only `_copy` sets it
         self._origin = None
         hold_texts()
-        self._aliases = Renaming(rename or {}, module, type(self))
+        self._aliases = Renaming(rename or {}, module, type(self), dot_is_root=self._dot_is_root)
         self._family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
@@ -299,6 +304,13 @@ class NNsight(Runnable):
         """Return the names of the arguments of the module's forward."""
         return self._parameters()
 
+    def _part_of(self, envoy: Envoy) -> Part:
+        own = envoy.__dict__
+        part: Part | None = own.get("_part")
+        if part is None:
+            part = own["_part"] = self._part_class(envoy)
+        return part
+
     # overridden by the kinds of models
 
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
@@ -310,6 +322,40 @@ class NNsight(Runnable):
     ) -> tuple[Any, ...] | None:
         """Run a prompt once with each program of a sweep; None to let the sweep run them."""
         return None
+
+
+class Part(NNsight):
+    """A part of a model, run alone: `model.lm_head.trace(hidden)`.
+
+    Its modules keep the paths that they have in the model, and loading the model loads it. Edits
+    of a part are made where the part is run alone, not in runs of the whole model.
+
+    Args:
+        place: the envoy of the part.
+    """
+
+    _own = NNsight._own | frozenset({"_place"})
+
+    def __init__(self, place: Envoy) -> None:
+        super().__init__(place._module)
+        self._place = place
+        self._path = place._path
+        self._aliases = place._renaming
+
+    def _whole(self) -> Envoy:
+        return self._place._root
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        place = self._place
+        place._root._prepare()
+        module = place._fresh()
+        if module is not self._module:
+            self._rebind(module)
+            self._family = register_modules(module)
+
+
+NNsight._part_class = Part
 
 
 def module_of(given: Any) -> nn.Module:

@@ -122,7 +122,7 @@ class TransformersModel(NNsight):
         device_map: Any = None,
         dtype: Any = None,
         torch_dtype: Any = None,
-        rename: Mapping[str, str | Sequence[str]] | None = None,
+        rename: Mapping[Any, str | Sequence[str]] | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -379,7 +379,7 @@ def _run(
 def _places(layer: Envoy, *, is_deep: bool) -> Iterator[Place]:
     """List a layer, its submodules, and the operations of its forward and its children's."""
     yield layer
-    below = [layer.get(path) for path, _ in layer._module.named_modules() if path]
+    below = [layer._envoy_at(path) for path, _ in layer._module.named_modules() if path]
     yield from below
     for owner in (layer, *layer._places_below()):
         for operation in _operations(owner):

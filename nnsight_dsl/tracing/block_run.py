@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nnsight_dsl.config import CONFIG
-from nnsight_dsl.envoys.envoy import explain_shadowed
+from nnsight_dsl.envoys.shadowing import explain_shadowed
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.driving.early_stop import Stopping

@@ -21,12 +21,9 @@ from torch.utils import _pytree as pytree
 
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.runtime.errors import InputError, PathError
-from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.locations import ROOT, Place
 from nnsight_dsl.runtime.tapping.operations import OperationPlace
 from nnsight_dsl.runtime.values.rows import Cut, Rows, narrow
-from nnsight_dsl.tracing.runnable import Runnable
-
-_ROOT = "model"
 
 
 class Entry:
@@ -176,7 +173,7 @@ class Cache(Mapping[str, Entry]):
 
     def __getattr__(self, name: str) -> CacheView:
         root = None if name.startswith("__") else self.__dict__.get("_root")
-        if root is None or (name != _ROOT and not self.has_place(name)):
+        if root is None or (name != ROOT and not self.has_place(name)):
             raise AttributeError(
                 f"a cache has no attribute {name!r}; write cache.model.path.of.module.output"
             )
@@ -203,7 +200,7 @@ class CacheView:
             raise AttributeError(name)
         if name in ("output", "inputs", "input"):
             return getattr(self._cache[_key(self._envoys[0]._path)], name)
-        return self._below(name, lambda envoy: envoy.get(name))
+        return self._below(name, lambda envoy: envoy._envoy_at(name))
 
     def __getitem__(self, item: int | str) -> CacheView:
         return self._below(item, lambda envoy: envoy[item])
@@ -227,7 +224,7 @@ def _joined(path: str, item: int | str) -> str:
 def without_root(path: str) -> tuple[str, ...]:
     """Return the paths that a path may mean: its first name may be that of the root."""
     first, _, rest = path.partition(".")
-    return (rest, path) if first == _ROOT else (path,)
+    return (rest, path) if first == ROOT else (path,)
 
 
 def envoy_at(root: Envoy, path: str) -> Envoy | None:
@@ -238,7 +235,7 @@ def envoy_at(root: Envoy, path: str) -> Envoy | None:
         return None
 
 
-def places_of(root: Runnable, modules: Any) -> list[Place]:
+def places_of(root: Envoy, modules: Any) -> list[Place]:
     """Return the envoys and operations that a cache is to be kept of.
 
     Args:
@@ -268,17 +265,17 @@ def places_of(root: Runnable, modules: Any) -> list[Place]:
     return found
 
 
-def _named(root: Runnable, path: str) -> Envoy:
+def _named(root: Envoy, path: str) -> Envoy:
     """Return the envoy at a path with or without the root's name.
 
     Raises:
         PathError: there is none.
     """
     found = envoy_at(root, path)
-    if found is None and path.partition(".")[0] == _ROOT:
+    if found is None and path.partition(".")[0] == ROOT:
         below = without_root(path)[0]
         # where the model has no such module, the name is the root's, and the error that of the rest
-        found = root._envoy_at(below) if envoy_at(root, _ROOT) is None else envoy_at(root, below)
+        found = root._envoy_at(below) if envoy_at(root, ROOT) is None else envoy_at(root, below)
     return root._envoy_at(path) if found is None else found
 
 
@@ -291,7 +288,7 @@ def _one_or_all(visits: list[Any], what: str, option: str) -> Any:
 
 
 def _key(path: str) -> str:
-    return f"{_ROOT}.{path}" if path else _ROOT
+    return f"{ROOT}.{path}" if path else ROOT
 
 
 def converter(

@@ -100,6 +100,10 @@ class Runnable(Envoy):
                 self._rebind(origin._module)
                 self._family = origin._family
 
+    def _whole(self) -> Envoy:
+        """Return the root of the model in which paths of this wrapper's modules begin."""
+        return self
+
     def _function(self, name: str) -> Callable[..., Any]:
         """Return the function that a run calls, by the name of the tracer's method."""
         module: Callable[..., Any] = self._module

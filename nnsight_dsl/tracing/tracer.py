@@ -239,11 +239,11 @@ class Tracer(Block, Place):
         machine = current_machine()
         if machine is None or self._driver is None:
             raise towards_user(messages.outside("tracer.cache()"))
-        envoys = None if modules is None else places_of(self._model, modules)
+        envoys = None if modules is None else places_of(self._model._whole(), modules)
         found = None if envoys is None else {id(envoy._module) for envoy in envoys}
         self._driver.watch_for([self._model] if envoys is None else envoys, machine)
         cache = self._cache_class(
-            self._model,
+            self._model._whole(),
             found,
             machine.rows,
             converter(device, dtype, detach=detach),

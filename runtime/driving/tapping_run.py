@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from nnsight_dsl.runtime.locations import Place, key_of
+from nnsight_dsl.runtime.locations import Place, ancestors, key_of
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, places_of
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
@@ -49,7 +49,9 @@ class TappingRun(Inlined, Offering):
         if not self.is_tapping_ahead:
             # expected places have been refreshed already
             place._refresh()
-        parent = place._parent
+        # the run may be of a part of a model, and then nothing above it is called
+        is_top = self._is_top(place)
+        parent = None if is_top else place._parent
         # a container is never called, so no value passes there
         while parent is not None and is_container(parent._module):
             parent = parent._parent
@@ -58,7 +60,7 @@ class TappingRun(Inlined, Offering):
             above = self._taps.get(id(parent._module))
             # In a run with one forward, the root's return is the end, which needs no tap.
             is_needed = (
-                self.is_stepped or parent is not self.root or passes_over_parts(parent._module)
+                self.is_stepped or not self._is_top(parent) or passes_over_parts(parent._module)
             )
             if above is None and is_needed:
                 above = self._put_tap(parent)
@@ -69,7 +71,7 @@ class TappingRun(Inlined, Offering):
             tap = self._new_tap(place)
             if above is not None:
                 tap.above = (above, *above.above)
-            elif place is self.root:
+            elif is_top:
                 for below in self._taps.values():
                     below.above = (*below.above, tap)
             self._taps[key] = tap
@@ -185,6 +187,13 @@ class TappingRun(Inlined, Offering):
         if put is not None and put.user is self:
             put.remove()
 
+    def _is_top(self, place: Place) -> bool:
+        """Return whether a place is that of the module that runs, by whichever wrapper."""
+        return place is self.root or place._module is self.root._module
+
     def _is_of_model(self, place: Place) -> bool:
-        """Return whether a place belongs to the model that runs, by whichever wrapper."""
-        return place._root is None or place._root._module is self.root._module
+        """Return whether a place belongs to the model that runs, by whichever wrapper.
+
+        The run may be of a part of the wrapper's model, as in `model.lm_head.trace(...)`.
+        """
+        return place._root is None or any(self._is_top(one) for one in ancestors(place))

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from nnsight_dsl import LanguageModel, NNsight, PathError
 from tests import models
-from tests.models import GPT2, LLAMA, LONG, assert_same, bare, encoded, new_gpt2, recorded
+from tests.models import GPT2, LLAMA, LONG, SHORT, assert_same, bare, encoded, new_gpt2, recorded
 
 RENAME = {
     "mlp": "feedforward",
@@ -192,10 +193,15 @@ def test_an_alias_with_a_leading_dot_leads_from_the_root_only() -> None:
         ({"mlp": "output"}, "something that every module has here"),
         ({"mlp": ["feedforward", "half"]}, "something that every module has here"),
         ({"transformer": "trace"}, "something that every module has here"),
-        ({"mlp": "a.b"}, "not a single name"),
-        ({"mlp": "2nd"}, "not a single name"),
-        ({"transformer.h.*": "layer"}, "a key is the name of a module or its path"),
-        ({torch.nn.Embedding: "table"}, "a key is the name of a module or its path"),
+        ({"transformer": "config"}, "the name of an attribute in the model"),
+        ({"attn": "mlp.first"}, "not on the way of its key"),
+        ({"attn": "attn.first"}, "not on the way of its key"),
+        ({"mlp": "a.b"}, "not on the way of its key"),
+        ({"mlp": "2nd"}, "is not a name"),
+        ({"transformer.h.*": "layer"}, r"matches 3 modules in the model \(transformer.h.0, "),
+        ({torch.nn.Embedding: "table"}, r"matches 2 modules in transformer \(wte, wpe\)"),
+        ({1: "second"}, "rename= has the key 1, and a key is the name of a module"),
+        ({int: "second"}, "rename= has the key <class 'int'>"),
         ({"mlp": "part", "attn": "part"}, "stands for 'mlp' and for 'attn' in transformer.h.0"),
     ],
     ids=str,
@@ -209,3 +215,60 @@ def test_a_name_as_its_own_alias_changes_nothing() -> None:
     model = LanguageModel(new_gpt2(), rename={"mlp": "mlp", "attn": "attn"})
     assert repr(model) == repr(model._module)
     assert model.transformer.h[0].mlp._path == "transformer.h.0.mlp"
+
+
+@pytest.mark.parametrize(
+    "rename, alias, path",
+    [
+        ({"*.h": "blocks"}, "blocks", "transformer.h"),
+        ({"*.0.mlp": "first"}, "transformer.first", "transformer.h.0.mlp"),
+        ({"transformer.*.1.attn": "second"}, "second", "transformer.h.1.attn"),
+        ({torch.nn.ModuleList: "blocks"}, "transformer.blocks", "transformer.h"),
+        ({GPT2Attention: "attention"}, "transformer.h.2.attention", "transformer.h.2.attn"),
+        ({"1": "second"}, "transformer.h.second", "transformer.h.1"),
+        ({"attn.c_proj": "attn.out"}, "transformer.h.1.attn.out", "transformer.h.1.attn.c_proj"),
+        ({"h.0.attn.c_proj": "h.first"}, "transformer.h.first", "transformer.h.0.attn.c_proj"),
+        ({".transformer.h": "transformer.blocks"}, "transformer.blocks", "transformer.h"),
+        ({"transformer": "body", "body.h.0": "body.first"}, "body.first", "transformer.h.0"),
+    ],
+    ids=str,
+)
+def test_keys_that_are_patterns_and_aliases_further_down(rename, alias: str, path: str) -> None:
+    model = NNsight(new_gpt2(), rename=rename)
+    assert model.get(alias) is model.get(path)
+
+
+def test_a_pattern_binds_only_where_it_matches_one_module() -> None:
+    model = NNsight(new_gpt2(), rename={"*.act": "activation", ".*.h": "blocks"})
+    assert model.transformer.h[0].activation is model.transformer.h[0].mlp.act
+    assert model.blocks is model.transformer.h
+    with pytest.raises(PathError, match="which rename= gives the name 'activation'"):
+        model.transformer.activation
+
+
+def test_keys_of_one_shared_module_may_have_one_alias() -> None:
+    module = new_gpt2()
+    module.tied = module.transformer.h[0].mlp
+    model = NNsight(module, rename={"tied": "part", "transformer.h.0.mlp": "part"})
+    assert model.part._module is module.tied
+
+
+def test_an_alias_of_what_a_property_leads_to_is_no_other() -> None:
+    # base_model of a model of transformers is a property
+    model = NNsight(new_gpt2(), rename={"transformer": "base_model"})
+    assert model.base_model is model.transformer
+
+
+def test_a_cache_finds_an_item_by_its_alias() -> None:
+    model = LanguageModel(
+        new_gpt2(), tokenizer=models.tokenizer(), rename={"1": "second", "transformer.h": "layers"}
+    )
+    with model.trace(SHORT) as tracer:
+        cache = tracer.cache()
+    expected = cache["transformer.h.1"].output
+    found = [
+        cache["layers.second"], cache["model.transformer.h.second"], cache.model.layers["second"],
+        cache.transformer.h.second,
+    ]  # fmt: skip
+    assert all(one.output is expected for one in found)
+    assert model.layers["second"] is model.transformer.h[1]

@@ -450,7 +450,8 @@ def test_a_program_for_nnsight_imports_this_package(x: torch.Tensor) -> None:
     assert names["LanguageModel"] is names["again"]
     assert issubclass(names["LanguageModel"], nnsight_dsl.LanguageModel)
     assert names["CONFIG"].APP.PYMOUNT is nnsight_dsl.CONFIG.APP.PYMOUNT
-    assert names["Envoy"] is nnsight_dsl.Envoy
+    assert issubclass(names["Envoy"], nnsight_dsl.Envoy)
+    assert type(names["model"].layers[0]) is names["Envoy"]
     assert_same(names["h"], layer_output(0))
     assert_same(names["found"], [layer_output(1)])
 

@@ -105,7 +105,7 @@ def test_a_submodule_named_as_a_port_is_moved(as_08):
     from nnsight import NNsight
 
     module = nn.Sequential(Layer())
-    with pytest.warns(UserWarning, match=r"model\.0\.E_output"):
+    with pytest.warns(UserWarning, match=r"model\.0 has a submodule named .output"):
         wrapped = NNsight(module)
     assert wrapped[0].E_output.path == "model.0.output"
     assert wrapped.get("0.E_output") is wrapped[0].E_output

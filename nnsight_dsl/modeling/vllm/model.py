@@ -75,7 +75,7 @@ class VLLM(EngineRoot):
         dispatch: bool = False,
         enforce_eager: bool = True,
         block_seconds: float = 60.0,
-        rename: Mapping[str, str | Sequence[str]] | None = None,
+        rename: Mapping[Any, str | Sequence[str]] | None = None,
         **engine_args: Any,
     ) -> None:
         _refuse(engine_args)
