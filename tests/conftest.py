@@ -1,6 +1,7 @@
 """Settle what would make a run depend on the machine, before a test imports anything heavy."""
 
 import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The models here are too small for more, and threads that wait for each other on a busy machine
 # take many times as long. torch reads this when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A user's settings, as DEBUG, are not the suite's.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="nnsight_dsl-settings-")
 
 # The same examples in every run, and no failure for a machine that is busy.
 settings.register_profile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from nnsight_dsl.errors import BatchingError
 from .conftest import ended, started
 
 PROMPT = "The Eiffel Tower is in the city of"
+TEMPLATE = (
+    "{% for one in messages %}{{ one.role }}: {{ one.content }}{% endfor %}"
+    "{% if add_generation_prompt %} assistant:{% endif %}"
+)
 
 
 def logits_of(model: Any, *prompt: Any, **options: Any) -> torch.Tensor:
@@ -32,27 +37,6 @@ def test_each_form_of_a_prompt_means_the_same(gpt2: Any) -> None:
         {"prompt_token_ids": ids},
     ):  # fmt: skip
         torch.testing.assert_close(logits_of(gpt2, form), expected)
-
-
-def test_messages_of_a_chat_are_put_through_the_template(gpt2: Any) -> None:
-    tokenizer = gpt2.tokenizer
-    messages = [{"role": "user", "content": PROMPT}]
-    before, tokenizer.chat_template = (
-        tokenizer.chat_template,
-        (
-            "{% for one in messages %}{{ one.role }}: {{ one.content }}{% endfor %}"
-            "{% if add_generation_prompt %} assistant:{% endif %}"
-        ),
-    )
-    try:
-        with gpt2.trace(temperature=0.0) as tracer:
-            with tracer.invoke(messages):
-                chat = gpt2.logits.output.save()
-            with tracer.invoke(f"user: {PROMPT} assistant:"):
-                text = gpt2.logits.output.save()
-    finally:
-        tokenizer.chat_template = before
-    torch.testing.assert_close(chat, text)
 
 
 @pytest.mark.parametrize("form", [[], [PROMPT, PROMPT], 3, {"input_ids": [[1], [2]]}, {"x": 1}])
@@ -74,28 +58,44 @@ def with_adapter(llama_folder: Path, tmp_path_factory: Any) -> Iterator[tuple[An
     module = AutoModelForCausalLM.from_pretrained(llama_folder)
     torch.manual_seed(1)
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj", "o_proj"], init_lora_weights=False)
-    adapted = get_peft_model(module, config)
-    adapted.save_pretrained(folder)
-    model = started(llama_folder, enable_lora=True, max_lora_rank=8)
+    get_peft_model(module, config).save_pretrained(folder)
+    whole = tmp_path_factory.mktemp("llama") / "with a template"
+    shutil.copytree(llama_folder, whole)
+    (whole / "chat_template.jinja").write_text(TEMPLATE)
+    model = started(whole, enable_lora=True, max_lora_rank=8)
     yield model, folder
     ended(model)
 
 
-def test_an_adapter_is_used_by_its_request_alone(with_adapter: Any, hf_llama: Any) -> None:
+def test_an_adapter_is_that_of_its_request(with_adapter: Any, hf_llama: Any) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
     from vllm.lora.request import LoRARequest
 
+    # one after the other: vLLM's CPU build gives an adapter to all requests of a batch
     model, folder = with_adapter
-    adapter = LoRARequest("adapter", 1, str(folder))
-    with model.trace(temperature=0.0) as tracer:
-        with tracer.invoke(PROMPT, lora_request=adapter):
-            adapted = model.model.layers[1].self_attn.o_proj.output.save()
-            changed = model.logits.output.save()
-        with tracer.invoke(PROMPT):
-            plain = model.model.layers[1].self_attn.o_proj.output.save()
-    with hf_llama.trace(PROMPT):
-        expected = hf_llama.model.layers[1].self_attn.o_proj.output.save()
-    assert isinstance(adapted, torch.Tensor) and adapted.shape == plain.shape
-    assert plain.shape == expected.shape
-    torch.testing.assert_close(plain, expected, rtol=1e-3, atol=1e-3)
-    assert (adapted - plain).abs().max() > 1e-2
-    assert changed.shape[0] == 1
+    projection = model.model.layers[1].self_attn.o_proj
+    with model.trace(PROMPT, lora_request=LoRARequest("adapter", 1, str(folder))):
+        adapted = projection.output.save()
+    with model.trace(PROMPT):
+        plain = projection.output.save()
+    expected = []
+    base = AutoModelForCausalLM.from_pretrained(model._engine_args["model"])
+    for module in (hf_llama._module, PeftModel.from_pretrained(base, folder)):
+        (o_proj,) = (
+            one
+            for name, one in module.named_modules()
+            if name.endswith("layers.1.self_attn.o_proj")
+        )
+        handle = o_proj.register_forward_hook(lambda *call: expected.append(call[2].detach()))
+        module(**hf_llama.tokenizer(PROMPT, return_tensors="pt"))
+        handle.remove()
+    torch.testing.assert_close(plain, expected[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(adapted, expected[1], rtol=1e-3, atol=1e-3)
+
+
+def test_messages_of_a_chat_are_put_through_the_template(with_adapter: Any) -> None:
+    model, _ = with_adapter
+    chat = logits_of(model, [{"role": "user", "content": PROMPT}])
+    text = logits_of(model, f"user: {PROMPT} assistant:")
+    torch.testing.assert_close(chat, text)
