@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.compat import builtin_save, models
-from nnsight_dsl.compat.deprecations import warn_of_deprecated
+from nnsight_dsl.compat.deprecations import NNsightDeprecationWarning, warn_of_deprecated
 from nnsight_dsl.compat.edits import Edit08
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.modeling.generation import Generation
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
+from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
 
@@ -58,6 +61,18 @@ class NNsight(models.Adapted):
         return Envoy.__call__(self, *args, hook=hook, **kwargs)
 
 
+class Generation08(Generation):
+    """`model.generator` of programs for nnsight 0.8, in which its output is deprecated."""
+
+    def _used(self, machine: Machine) -> None:
+        warnings.warn_explicit(
+            "model.generator.output is deprecated in nnsight 0.8; write tracer.result",
+            NNsightDeprecationWarning,
+            machine.program.filename,
+            machine.line,
+        )
+
+
 class TransformersModel(models.AdaptedTransformers, NNsight):
     """A model of transformers for programs written for nnsight 0.8.
 
@@ -65,6 +80,8 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
         model: as for `nnsight_dsl.TransformersModel`.
         **kwargs: likewise, `task=` among them.
     """
+
+    _generation_class = Generation08
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below, or at once if there is none.

@@ -26,37 +26,15 @@ from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.modeling import batching, loading, pipe, tasks
 from nnsight_dsl.modeling.architecture import Architecture
 from nnsight_dsl.modeling.base import NNsight, module_of
+from nnsight_dsl.modeling.generation import Generation
 from nnsight_dsl.modeling.inputs import blaming
 from nnsight_dsl.modeling.merging import merge
 from nnsight_dsl.modeling.task_inputs import given_to_task, is_text_or_tensor
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.errors import InputError
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracing.runnable import Batch, Input
-from nnsight_dsl.transforms import requests
-
-
-class Generation(Place):
-    """`model.generator`: the place of a whole generation. Its output is the generated token ids."""
-
-    _module = None
-    _path = "generator"
-    _parent = None
-
-    @property
-    def output(self) -> Any:
-        """The result of `generate`: token ids of shape [rows, prompt and new tokens].
-
-        Raises:
-            NotRunningError: no model is running.
-        """
-        machine = current_machine()
-        if machine is None:
-            raise towards_user(messages.outside("generator.output"))
-        return machine.request((requests.READ, self, "output"))
 
 
 class TransformersModel(NNsight):
@@ -161,7 +139,7 @@ class TransformersModel(NNsight):
             if one is None and parts["processor"] is not None and key != "feature_extractor":
                 one = getattr(parts["processor"], key, None)
             setattr(self, key, one)
-        self.generator = Generation()
+        self.generator = self._generation_class()
         self.repo_id = None if source is None else source[1]
         self.revision = revision
         self.task = tasks.task_of_module(self._architecture.inner) if found is None else found.name
@@ -275,6 +253,13 @@ class TransformersModel(NNsight):
             self.dispatch()
 
     _makes_batches = True
+    _generation_class: type[Generation] = Generation
+
+    def _streams(self, function: str) -> bool:
+        return function == "generate"
+
+    def _descend(self, item: str | int) -> Place | None:
+        return self.generator if item == "generator" else super()._descend(item)
 
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "pipe":

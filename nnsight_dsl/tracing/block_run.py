@@ -17,6 +17,7 @@ from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.driving.early_stop import Stopping
 from nnsight_dsl.runtime.driving.log import Log
+from nnsight_dsl.runtime.driving.results import streaming
 from nnsight_dsl.runtime.errors import InputError, InternalError, InvokeError, SharedNameError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import Machine
@@ -319,7 +320,10 @@ class BlockRun:
             if self.function == "generate":
                 return lambda **kwargs: module(**self.model._first_step(kwargs))
             return module
-        return self.model._function(self.function)
+        function = self.model._function(self.function)
+        if self.model._streams(self.function):
+            return streaming(self._driver(), function)
+        return function
 
     def _check_sharing(self, machine: Machine) -> None:
         unsynchronised = machine.program.unsynchronised

@@ -109,6 +109,10 @@ class Runnable(Envoy):
         """Return whether a function calls the model once for each token that it generates."""
         return function == "generate"
 
+    def _streams(self, function: str) -> bool:
+        """Return whether a function hands each token that it generates to a streamer."""
+        return False
+
     def _stepping(self) -> Envoy:
         """Return the envoy that is called once in each step of a generation."""
         return self

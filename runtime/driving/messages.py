@@ -288,6 +288,12 @@ def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> No
     )
 
 
+def warn_of_missing_values(machine: Machine, request: Request, taken: int) -> None:
+    """Warn that a round of a bounded loop, in which there are tokens, has no forward."""
+    seen = f"{location_of(request)} in step {machine.step} (from 0), and the generation ended"
+    _warn_of_loop(machine, f"{seen} after {taken} steps")
+
+
 def _warn_of_loop(machine: Machine, seen: str) -> None:
     warnings.warn_explicit(
         f"the loop waited for {seen}; values that the loop saved until then are kept",

@@ -20,6 +20,7 @@ from nnsight_dsl.transforms.requests import Port, Request
 
 from .log import Log
 from .loop import Loop
+from .results import Stream
 
 
 class RunState(Loop):
@@ -40,6 +41,7 @@ class RunState(Loop):
         shared: values of names that other invokes wait for, by name and order of the binder.
         log: the values that were served, None unless the caller asked for a log.
         result: the return value of the model, in a tuple; None before there is one.
+        stream: the streamer of a generation whose blocks ask for its tokens.
         is_called: whether the model has been called, so that modules may have been visited.
         is_partial: True in a dry run of the first step of a generation.
         is_session: True for a block of several runs, which runs no model itself.
@@ -72,6 +74,7 @@ class RunState(Loop):
     shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
     log: Log | None = None
     result: tuple[Any] | None = None
+    stream: Stream | None = None
     is_called = False
     is_partial = False
     is_session = False
@@ -109,6 +112,10 @@ class RunState(Loop):
 
     def seen_result(self, machine: Machine) -> Any:
         """Return a machine's part of the run's result."""
+        raise NotImplementedError
+
+    def replace_result(self, result: Any) -> None:
+        """Let the run return another result."""
         raise NotImplementedError
 
     def may_stop(self) -> bool:
