@@ -14,6 +14,7 @@ from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.modeling import language, vision_language
 from nnsight_dsl.modeling.generation import Generation
+from nnsight_dsl.modeling.loading import pad_left
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import StepSpec
@@ -82,6 +83,12 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
     """
 
     _generation_class = Generation08
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        if kwargs.get("tokenizer") is not None:
+            # the program's own, too: it pads a list of texts on the side that batches are padded on
+            pad_left(self.tokenizer, self._module)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below, or at once if there is none.

@@ -183,7 +183,8 @@ class TransformersModel(NNsight):
             *args: the prompt, or several; leave it out and give one to each invoke.
             trace: False generates without a block and returns the token ids.
             **kwargs: arguments of transformers' `generate`, as `max_new_tokens`, and options of the
-                tokenizer, as `truncation`; `max_length` is the generation's.
+                tokenizer, as `truncation`; `max_length` is the generation's, unless texts are cut
+                to it (`truncation=True`) and there is `max_new_tokens` as well.
 
         Returns:
             The tracer, to be used in a `with` statement.
