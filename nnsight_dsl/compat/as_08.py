@@ -15,6 +15,7 @@ from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.modeling import language, vision_language
 from nnsight_dsl.modeling.generation import Generation
 from nnsight_dsl.modeling.loading import pad_left
+from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import StepSpec
@@ -36,6 +37,10 @@ class NNsight(models.Adapted):
     _trace_class = Tracer08
     _scan_class = Scan08
     _edit_class = Edit08
+    _calls_hooks = True
+
+    def _set_up(self, driver: Driver) -> None:
+        driver.warns_of_open = driver.writes.shares = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

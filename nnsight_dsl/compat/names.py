@@ -122,8 +122,8 @@ _MISSING = {
 
 MISSING_MODULES = {
     "nnsight.intervention.backends.local": "a block needs no simulation, it runs on this machine",
-    "nnsight.intervention.batching": "rows are cut by the runtime; _batch of a subclass of "
-    "nnsight_dsl.NNsight says how inputs make one call",
+    "nnsight.intervention.batching": "rows are cut by the runtime, along the first axis; "
+    "_batch_size and _batch of a subclass say how inputs make one call",
     "nnsight.intervention.eproperty": "values of one's own are not served",
     "nnsight.intervention.serialization": "blocks travel as text (nnsight_dsl.transforms.recipes)",
     "nnsight.modeling.mixins": "models are loaded by transformers",

@@ -341,7 +341,9 @@ class TransformersModel(NNsight):
                 "start the process again and give the ids on the CPU, which has them checked"
             )
 
-    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+    def _merged(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+        if self._has_own_batches:
+            return super()._merged(inputs, function, options)
         if function == "pipe":
             return pipe.batch_of(inputs, options)
         inputs = self._preprocessed(inputs, function)

@@ -219,6 +219,7 @@ class BlockRun:
         kind = Stopping if self.stops else Driver
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record
+        self.model._set_up(driver)
         if self.is_fake and driver.is_stepped:
             driver.is_partial = True
         if self.log is not None:
@@ -251,7 +252,7 @@ class BlockRun:
         if not inputs:
             raise messages.no_input()
         try:
-            batch = self.model._batch(inputs, self.function, options)
+            batch = self.model._merged(inputs, self.function, options)
         except InputError as error:
             raise self._placed(error, inputs) from error.__cause__
         if len(inputs) > 1:

@@ -440,7 +440,7 @@ class Tracer(Block, Place):
         model = self._model
         if not model._edits and not self._interventions:
             model._prepare()
-            batch = model._batch([self._given], self._function, self._options)
+            batch = model._merged([self._given], self._function, self._options)
             return model._function(self._function)(*batch.args, **batch.kwargs)
         return self._without_block(None)
 

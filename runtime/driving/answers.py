@@ -107,8 +107,7 @@ def _step(driver: RunState, machine: Machine, request: Request) -> Any:
     if number is None or steps.is_over:
         return False
     if driver.has_ended:
-        if not steps.is_open:
-            driver.warn_of_missing(machine, steps)
+        driver.warn_of_missing(machine, steps)
         return False
     reached = driver.step if driver.is_stepped else max(driver.most_visits - 1, 0)
     if driver.is_stepped and reached > number:

@@ -209,8 +209,7 @@ class Driver(TappingRun):
             for machine, steps in self._take_waiters():
                 if self._begins_last_round(machine, steps):
                     continue
-                if not steps.is_open:
-                    self.warn_of_missing(machine, steps)
+                self.warn_of_missing(machine, steps)
                 self.drive(machine, False)
         for machine in self.machines:
             request = machine.pending
@@ -241,6 +240,8 @@ class Driver(TappingRun):
         return sorted(waiters, key=lambda waiter: waiter[0].order)
 
     def warn_of_missing(self, machine: Machine, steps: Steps) -> None:
+        if steps.is_open and not self.warns_of_open:
+            return
         taken = self.step + 1 if self.is_stepped else None
         messages.warn_of_missing_steps(machine, steps, taken)
 

@@ -17,7 +17,13 @@ from . import messages
 
 
 class Run(messages.Run, Protocol):
-    """The members of a run that lateness depends on."""
+    """The members of a run that lateness depends on.
+
+    Attributes:
+        warns_of_open: True if the end of an open loop over steps is told.
+    """
+
+    warns_of_open: bool
 
     def tap_at(self, place: Place) -> Tap | None:
         """Return the tap at a place, None if there is none."""
@@ -59,7 +65,7 @@ def never_came(run: Run, machine: Machine, request: Request) -> BaseException:
     place = target_of(request) if phase_of(request) is not None else None
     if not isinstance(place, Place) or not 0 < run.tap_for(place).begun <= machine.step:
         return messages.never_came(run, machine, request)
-    if not loop.is_open:
+    if run.warns_of_open or not loop.is_open:
         messages.warn_of_missing_visits(machine, request, run.tap_for(place).begun)
     loop.is_over = True
     return loop.over()
@@ -74,7 +80,7 @@ def _is_in_last_round(run: Run, machine: Machine) -> bool:
 def _end_of_loop(run: Run, machine: Machine, request: Request) -> BaseException:
     """Return what ends a loop that waits for a value of a step which did not come."""
     loop = machine.loops[-1]
-    if not loop.is_open:
+    if run.warns_of_open or not loop.is_open:
         messages.warn_of_missing_values(machine, request, run.step + 1)
     loop.is_over = True
     return loop.over()

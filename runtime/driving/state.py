@@ -47,6 +47,7 @@ class RunState(Loop):
         is_session: True for a block of several runs, which runs no model itself.
         is_stopped: True once a block has called `tracer.stop()`.
         stops_all: True if that ends the run for all blocks; `nnsight_dsl.compat` sets it.
+        warns_of_open: True if the end of an open loop over steps is told; `compat` sets it.
         stops_itself: True in a run that may end early without that (see `early_stop`).
         is_common: True if no visit does more than offer its output: there are no steps, no loops
             over visits and no backward passes. A generation, the first such loop and the first
@@ -80,6 +81,7 @@ class RunState(Loop):
     is_session = False
     is_stopped = False
     stops_all = False
+    warns_of_open = False
     stops_itself = False
     is_common: bool
     is_direct = True

@@ -7,6 +7,7 @@ and is an error.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -187,12 +188,32 @@ class _Whole(_Watched):
         if tensor is None or machine.order != self._order:
             return tensor is not None
         if tensor._version != self._version:
-            raise WriteError(
-                f"a tensor of {self._location} that has no rows was edited in place, and this "
-                "invoke does not own all rows; edit it from an invoke without an input, which "
-                "sees all rows, or edit a clone of it"
-            )
+            self._edited_by(machine)
         return False
+
+    def _edited_by(self, machine: Machine) -> None:
+        raise WriteError(
+            f"a tensor of {self._location} that has no rows was edited in place, and this "
+            "invoke does not own all rows; edit it from an invoke without an input, which "
+            "sees all rows, or edit a clone of it"
+        )
+
+
+class _Shared(_Whole):
+    """The same in a run in which such an edit is made for all invokes."""
+
+    def _edited_by(self, machine: Machine) -> None:
+        _warn_of_shared(machine, self._location)
+
+
+def _warn_of_shared(machine: Machine, location: str) -> None:
+    warnings.warn_explicit(
+        f"a value of {location} that has no rows was written by one invoke, and is that of all; "
+        "write it from an invoke without an input",
+        UserWarning,
+        machine.program.filename,
+        machine.line,
+    )
 
 
 class Writes:
@@ -200,10 +221,13 @@ class Writes:
 
     Attributes:
         suspects: writes that changed a value's structure, shape, dtype or device.
+        shares: True if an invoke may write a value without rows, for all invokes, and is warned;
+            `nnsight_dsl.compat` sets it.
         watched: tensors that a block may still hold, and must not edit in place.
     """
 
     suspects: Sequence[Suspect] = ()
+    shares = False
     watched: Sequence[_Watched] = ()
 
     def put(
@@ -223,7 +247,10 @@ class Writes:
                 self._suspect(machine, name_of(*location), difference)
         elif new is not seen or not isinstance(new, torch.Tensor):
             whole = port_value(offer.value, port)
-            new = widen(whole, new, cut)
+            shared: list[Any] | None = [] if self.shares else None
+            new = widen(whole, new, cut, shared)
+            if shared:
+                _warn_of_shared(machine, name_of(*location))
             pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
             for old, leaf in pairs:
                 if old is not leaf and isinstance(old, torch.Tensor):
@@ -246,7 +273,8 @@ class Writes:
     def watch_whole(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
         """Watch a tensor without rows for edits by a machine, until the machine is parked."""
         if not tensor.is_inference():
-            self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
+            kind = _Shared if self.shares else _Whole
+            self.watched = [*self.watched, kind(tensor, location, machine.order)]
 
     def begin(self) -> None:
         """Disregard edits that the model has made while no block ran."""

@@ -12,6 +12,9 @@ from tests.models import assert_same
 
 NEW = {"max_new_tokens": 3, "min_new_tokens": 3}
 
+# tests/surface08/test_dialect.py is about this warning
+pytestmark = pytest.mark.filterwarnings("ignore:a loop over all steps ended:UserWarning")
+
 
 def test_row_streamer_has_the_prompt_and_then_each_token(gpt2) -> None:
     with warnings.catch_warnings():
