@@ -20,6 +20,7 @@ from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
+from nnsight_dsl.transforms.bytecode.counted_names import counted_names
 
 __all__ = [
     "LanguageModel",
@@ -38,6 +39,8 @@ class NNsight(models.Adapted):
     _scan_class = Scan08
     _edit_class = Edit08
     _calls_hooks = True
+    _names_operations = staticmethod(counted_names)
+    _lists_operations = True
 
     def _set_up(self, driver: Driver) -> None:
         driver.warns_of_open = driver.writes.shares = True
