@@ -66,6 +66,7 @@ class BlockRun:
         stops: True if the forward stops where the last block ends.
         log: records the values that are served, if there is one.
         order: records the order of the modules for the linter, on the first run of a program.
+        fn: the function that is run in place of the model, if one was given.
         has_barrier: True once a block has made a barrier.
         driver: the driver, once there is one.
         invokes: the machines, each with its input.
@@ -88,6 +89,7 @@ class BlockRun:
     stops: bool = False
     log: Log | None = None
     order: Any = None
+    fn: Callable[..., Any] | None = None
     has_barrier: bool = False
     driver: Driver | None = None
     invokes: list[tuple[Machine, Input]] = field(default_factory=list)
@@ -228,6 +230,8 @@ class BlockRun:
 
     def runs_empty(self) -> bool:
         """Return whether the model can be called without any input."""
+        if self.fn is not None:
+            return True
         return self.function == "trace" and self.model._runs_empty(self.options)
 
     def run_model(self) -> Any:
@@ -316,6 +320,8 @@ class BlockRun:
 
     def called(self) -> Any:
         """Return the function that the run calls."""
+        if self.fn is not None:
+            return self.fn
         if self.is_fake:
             module = faked(self.model._module)
             if self.function == "generate":

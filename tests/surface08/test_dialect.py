@@ -10,7 +10,7 @@ from torch import nn
 
 from nnsight_dsl import WriteError
 from tests import models
-from tests.models import assert_same
+from tests.models import assert_near, assert_same
 
 NEW = {"max_new_tokens": 2, "min_new_tokens": 2}
 
@@ -140,3 +140,71 @@ def test_row_a_call_in_a_block_runs_the_hooks_of_its_module(both) -> None:
             assert served.shape == (1, 5, 2)
     finally:
         handle.remove()
+
+
+# section 2.4: functions that are run, and section 3: backends
+
+
+def test_row_a_traceable_method_opens_a_block(as_08) -> None:
+    from nnsight import NNsight
+    from nnsight.intervention.envoy import traceable
+
+    class Mine(NNsight):
+        @traceable
+        def run(self, x):
+            return self._module(self._module(x))
+
+    module = nn.Linear(2, 2)
+    model = Mine(module)
+    x = torch.ones(1, 2)
+    with model.run(x) as tracer:
+        result = tracer.result.save()
+        with pytest.raises(AttributeError):
+            tracer.no_such_thing
+    assert_same(result, module(module(x)))
+    assert_same(model.run(x), result)
+    with model.trace(x, fn=lambda one: module(one) * 2) as tracer:
+        twice = tracer.result.save()
+    assert_same(twice, module(x) * 2)
+    with model.trace(x, fn="run") as tracer:
+        named = tracer.result.save()
+    assert_same(named, result)
+
+
+def test_row_a_backend_is_called_after_capture(gpt2) -> None:
+    from nnsight.tracing.backend import Backend
+
+    class Logging(Backend):
+        def __call__(self, tracer):
+            self.seen = tracer.info.code.co_filename, tracer.info.frame.f_code.co_name
+            tracer.execute(tracer.info.code)
+
+    backend = Logging()
+    with gpt2.trace(models.SHORT, backend=backend) as tracer:
+        hidden = gpt2.transformer.h[0].output.save()
+    assert hidden.shape == (1, 2, 16)
+    assert tracer.backend is backend
+    assert backend.seen == (__file__, "test_row_a_backend_is_called_after_capture")
+
+
+def test_row_a_tracer_of_its_own_has_the_behaviour_of_08(gpt2) -> None:
+    from nnsight.intervention.tracer import InterleavingTracer
+
+    class Mine(InterleavingTracer):
+        def execute(self, code):
+            self.has_run = True
+            super().execute(code)
+
+    with gpt2.trace(tracer_cls=Mine) as tracer:
+        with tracer.invoke(models.SHORT):
+            first = gpt2.transformer.h[0].output.save()
+            tracer.stop()
+        with tracer.invoke(models.LONG):
+            logits = gpt2.lm_head.output.save()
+    assert tracer.has_run
+    assert first.shape[0] == 1
+    with pytest.raises(NameError):
+        logits
+    with gpt2.trace(models.SHORT, tracer_cls=InterleavingTracer):
+        hidden = gpt2.transformer.h[0].output.save()
+    assert_near(hidden, first[:, -2:])
