@@ -56,9 +56,9 @@ _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError EngineError "
     "FreedGraphError GenerationEndedError GradientError GradientOrderError InputError "
     "InternalError InterventionArgumentError InterventionError InvokeError NestedRunError "
-    "NoInputError NoSourceError NotCalledError NotRunningError OutOfOrderError PathError "
-    "SharedNameError StaleEditError TokenizerNotFoundError UnsupportedSyntaxError WriteError "
-    "WriteShapeError"
+    "NoGraphError NoInputError NoSourceError NotCalledError NotRunningError OutOfOrderError "
+    "PathError SharedNameError StaleEditError TokenizerNotFoundError UnsupportedSyntaxError "
+    "WriteError WriteShapeError"
 ).split()
 _HOMES.update(dict.fromkeys(_ERRORS, "nnsight_dsl.errors"))
 

@@ -60,3 +60,19 @@ def test_row_generator_output_does_not_warn_in_06(gpt2_06) -> None:
         with gpt2_06.generate(models.SHORT, **NEW):
             ids = gpt2_06.generator.output.save()
     assert ids.shape == (1, 5)
+
+
+def test_row_gradients_in_a_generation_are_refused(gpt2) -> None:
+    with pytest.raises(NotImplementedError, match=r"as all of model\.generate is"):
+        with gpt2.generate(models.SHORT, **NEW):
+            hidden = gpt2.transformer.h[0].output
+            with gpt2.lm_head.output.sum().backward():
+                gradient = hidden.grad.save()
+
+
+def test_row_a_negative_step_is_a_value_error(gpt2) -> None:
+    for key in (-1, [-2, 1], slice(-1, None)):
+        with pytest.raises(ValueError, match="from its start"):
+            with gpt2.generate(models.SHORT, **NEW) as tracer:
+                for _ in tracer.iter[key]:
+                    gpt2.lm_head.output
