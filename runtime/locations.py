@@ -28,6 +28,8 @@ class Place:
     _root: Place | None = None
     _names_operations: Callable[[CodeType], Mapping[str, Any]] | None = None
     """At the root of a model: its names of operations, by code; None for those of the bytecode."""
+    _own_values: Sequence[Any] = ()
+    """At the root: the eproperties of its class."""
     _lists_operations = False
     """At the root: True if a source iterates over operations, False if over their names."""
 

@@ -48,6 +48,7 @@ NAMES: dict[str, dict[str, str]] = {
         "Envoy": "nnsight_dsl.envoys.envoy:Envoy",
         "traceable": "nnsight_dsl.tracing.backends:traceable",
     },
+    "nnsight.intervention.eproperty": {"eproperty": "nnsight_dsl.envoys.eproperties:eproperty"},
     "nnsight.intervention.interleaver": {
         "EarlyStopException": _INERT + "EarlyStopException",
         "Event": _INERT + "Event",
@@ -126,7 +127,6 @@ MISSING_MODULES = {
     "nnsight.intervention.backends.local": "a block needs no simulation, it runs on this machine",
     "nnsight.intervention.batching": "rows are cut by the runtime, along the first axis; "
     "_batch_size and _batch of a subclass say how inputs make one call",
-    "nnsight.intervention.eproperty": "values of one's own are not served",
     "nnsight.intervention.serialization": "blocks travel as text (nnsight_dsl.transforms.recipes)",
     "nnsight.modeling.mixins": "models are loaded by transformers",
     "nnsight.modeling.quantization": "give quantization_config= as to from_pretrained",

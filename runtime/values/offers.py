@@ -20,6 +20,7 @@ from nnsight_dsl.runtime.errors import StaleEditError, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.transforms.requests import WRITE, Request
 
 from .elements import misfit, port_value, with_port_value
 from .offer import Handed, Offer
@@ -216,6 +217,40 @@ def _warn_of_shared(machine: Machine, location: str) -> None:
     )
 
 
+class _Answering(Protocol):
+    """The member of a run that puts views back."""
+
+    def answer(self, machine: Machine, request: Request) -> Any:
+        """Return the answer to a request."""
+
+
+class WriteBack:
+    """A view of a value that was handed to a block, to be put back once the block goes on."""
+
+    def __init__(
+        self,
+        run: _Answering,
+        machine: Machine,
+        location: tuple[Place, str],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+    ) -> None:
+        self._run, self._machine, self._location = run, machine, location
+        self._function, self._args = function, args
+
+    def begin(self) -> bool:
+        """Be dropped: another value is on offer."""
+        return False
+
+    def look(self, machine: Machine) -> bool:
+        """Put the view back, if it is the machine's that goes on."""
+        if machine is not self._machine:
+            return True
+        value = machine.in_its_state(self._function, *self._args)
+        self._run.answer(machine, (WRITE, value, *self._location))
+        return False
+
+
 class Writes:
     """The writes of a run's machines.
 
@@ -228,7 +263,7 @@ class Writes:
 
     suspects: Sequence[Suspect] = ()
     shares = False
-    watched: Sequence[_Watched] = ()
+    watched: Sequence[_Watched | WriteBack] = ()
 
     def put(
         self,
@@ -276,6 +311,10 @@ class Writes:
             kind = _Shared if self.shares else _Whole
             self.watched = [*self.watched, kind(tensor, location, machine.order)]
 
+    def put_back(self, entry: WriteBack) -> None:
+        """Put a view back once its machine goes on."""
+        self.watched = [*self.watched, entry]
+
     def begin(self) -> None:
         """Disregard edits that the model has made while no block ran."""
         self.watched = [entry for entry in self.watched if entry.begin()]
@@ -288,4 +327,6 @@ class Writes:
             WriteError: an edit reaches rows of other invokes.
         """
         known, self.watched = self.watched, ()
-        self.watched = [entry for entry in known if entry.look(machine)]
+        kept = [entry for entry in known if entry.look(machine)]
+        # a view that is put back is a write
+        self.watched = [*kept, *self.watched]
