@@ -262,9 +262,9 @@ class NNsight(Runnable):
             tracer = kind(self, function, given, options)
             tracer._stops = stop is not None
             tracer._fn = fn
-            tracer.backend = backend
+            tracer._backend = backend
             if backend is None and kind.execute is not HandedOver.execute:
-                tracer.backend = Backend()
+                tracer._backend = Backend()
             if backend is not None and not (trace and callable(backend)):
                 raise TypeError(
                     f"backend={backend!r} is called with the tracer when a block is run; give a "

@@ -62,13 +62,17 @@ class HandedOver(Block):
     """A block that can be handed to a backend.
 
     Attributes:
-        backend: the callable that was given as `backend=`, None if the block simply runs.
         info: the block, while the backend is called.
     """
 
-    backend: Any = None
     info: BlockInfo | None = None
+    _backend: Any = None
     _execute: Callable[[], None] | None = None
+
+    @property
+    def backend(self) -> Any:
+        """The callable that was given as `backend=`, None if the block simply runs."""
+        return self._backend
 
     def execute(self, code: CodeType) -> None:
         """Run the block that is handed to a backend: the model with it, and its names leave.
@@ -99,7 +103,7 @@ class HandedOver(Block):
         names: Mapping[str, Any],
         frame: FrameType | None = None,
     ) -> tuple[dict[str, Any], BaseException | None]:
-        if self.backend is None:
+        if self._backend is None:
             return super()._finished(program, user_globals, names, frame)
         left: dict[str, Any] = {}
 
@@ -112,7 +116,7 @@ class HandedOver(Block):
         failure: BaseException | None = None
         self.info, self._execute = BlockInfo(program.code, frame), execute
         try:
-            self.backend(self)
+            self._backend(self)
         except BaseException as error:
             clean(error)
             failure = error
