@@ -30,7 +30,6 @@ from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.runtime.locations import children_of
 from nnsight_dsl.runtime.tapping.operations import function_inside
 from nnsight_dsl.studies.scan import faked
-from nnsight_dsl.transforms.bytecode.counted_names import counted_names
 from nnsight_dsl.transforms.bytecode.operations import LOCAL, operations_of
 
 from .model_facts import Module, Structure
@@ -237,9 +236,7 @@ def _operations(module: nn.Module) -> tuple[str, ...]:
         return ()
     found = operations_of(function.__code__)
     # the first assignment of a local `x` is called `x` and also `x_0`
-    first = (f"{name}_0" for name, one in found.items() if one.kind == LOCAL)
-    # a file may be a program for nnsight 0.8, with its names
-    return tuple(dict.fromkeys((*found, *first, *counted_names(function.__code__))))
+    return (*found, *(f"{name}_0" for name, one in found.items() if one.kind == LOCAL))
 
 
 _COMMON = tuple(name for name in dir(nn.Module) if not name.startswith("__"))
