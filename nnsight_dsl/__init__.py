@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nnsight_dsl.studies.layers import layers_report as layers_report
     from nnsight_dsl.studies.sweep import Sweep as Sweep
     from nnsight_dsl.studies.sweep import sweep as sweep
+    from nnsight_dsl.tracing.backends import traceable as traceable
     from nnsight_dsl.tracing.intervene import intervene as intervene
     from nnsight_dsl.tracing.saving import save as save
 
@@ -49,14 +50,15 @@ _HOMES = {
     "save": "nnsight_dsl.tracing.saving",
     "Sweep": "nnsight_dsl.studies.sweep",
     "sweep": "nnsight_dsl.studies.sweep",
+    "traceable": "nnsight_dsl.tracing.backends",
 }
 _ERRORS = (
     "BarrierError BatchingError BlockNotFoundError BlockUseError CarriedCallError EngineError "
     "FreedGraphError GenerationEndedError GradientError GradientOrderError InputError "
     "InternalError InterventionArgumentError InterventionError InvokeError NestedRunError "
-    "NoInputError NoSourceError NotCalledError NotRunningError OutOfOrderError PathError "
-    "SharedNameError StaleEditError TokenizerNotFoundError UnsupportedSyntaxError WriteError "
-    "WriteShapeError"
+    "NoGraphError NoInputError NoSourceError NotCalledError NotRunningError OutOfOrderError "
+    "PathError SharedNameError StaleEditError TokenizerNotFoundError UnsupportedSyntaxError "
+    "WriteError WriteShapeError"
 ).split()
 _HOMES.update(dict.fromkeys(_ERRORS, "nnsight_dsl.errors"))
 

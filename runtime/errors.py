@@ -60,6 +60,10 @@ class GradientOrderError(GradientError, OutOfOrderError):
     """A gradient was asked for after it had passed."""
 
 
+class NoGraphError(GradientError, NotImplementedError):
+    """A backward pass was started from a tensor that no graph leads to."""
+
+
 class FreedGraphError(GradientError, RuntimeError):
     """A backward pass reached a part of the graph that an earlier one had freed."""
 

@@ -7,7 +7,8 @@ its ports; together they are a *location*, `transformer.h.0.output`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 ROOT = "model"
@@ -28,6 +29,12 @@ class Place:
     _path: str
     _parent: Place | None
     _root: Place | None = None
+    _names_operations: Callable[[CodeType], Mapping[str, Any]] | None = None
+    """At the root of a model: its names of operations, by code; None for those of the bytecode."""
+    _own_values: Sequence[Any] = ()
+    """At the root: the eproperties of its class."""
+    _lists_operations = False
+    """At the root: True if a source iterates over operations, False if over their names."""
 
     def _refresh(self) -> None:
         """Look up the module at the place again, in case it was replaced."""

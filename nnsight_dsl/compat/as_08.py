@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.compat import builtin_save, models
-from nnsight_dsl.compat.deprecations import warn_of_deprecated
+from nnsight_dsl.compat.deprecations import NNsightDeprecationWarning, warn_of_deprecated
 from nnsight_dsl.compat.edits import Edit08
 from nnsight_dsl.compat.envoys import Envoy08, warn_of_served_names, without_escapes
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys import envoy as native
 from nnsight_dsl.envoys.ports import StepKey
 from nnsight_dsl.modeling import base, language, vision_language
+from nnsight_dsl.modeling.generation import Generation
+from nnsight_dsl.modeling.loading import pad_left
+from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.errors import UnmetError as OutOfOrderError
+from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.machines.steps import StepSpec
 from nnsight_dsl.tracing.saving import save as save
+from nnsight_dsl.transforms.bytecode.counted_names import counted_names
 
 __all__ = [
     "Envoy",
@@ -38,6 +44,12 @@ class NNsight(models.Adapted, Envoy08):
     _scan_class = Scan08
     _edit_class = Edit08
     _envoy_class = Envoy08
+    _calls_hooks = True
+    _names_operations = staticmethod(counted_names)
+    _lists_operations = True
+
+    def _set_up(self, driver: Driver) -> None:
+        driver.warns_of_open = driver.writes.shares = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("rename"):
@@ -75,6 +87,18 @@ class Part(NNsight, base.Part):
 NNsight._part_class = Part
 
 
+class Generation08(Generation):
+    """`model.generator` of programs for nnsight 0.8, in which its output is deprecated."""
+
+    def _used(self, machine: Machine) -> None:
+        warnings.warn_explicit(
+            "model.generator.output is deprecated in nnsight 0.8; write tracer.result",
+            NNsightDeprecationWarning,
+            machine.program.filename,
+            machine.line,
+        )
+
+
 class TransformersModel(models.AdaptedTransformers, NNsight):
     """A model of transformers for programs written for nnsight 0.8.
 
@@ -82,6 +106,14 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
         model: as for `nnsight_dsl.TransformersModel`.
         **kwargs: likewise, `task=` among them.
     """
+
+    _generation_class = Generation08
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        if kwargs.get("tokenizer") is not None:
+            # the program's own, too: it pads a list of texts on the side that batches are padded on
+            pad_left(self.tokenizer, self._module)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below, or at once if there is none.

@@ -44,7 +44,11 @@ NAMES: dict[str, dict[str, str]] = {
         "Entry": "nnsight_dsl.tracing.cache:Entry",
     },
     "nnsight.intervention.editing": {"EditingTracer": "nnsight_dsl.compat.edits:EditingTracer"},
-    "nnsight.intervention.envoy": {"Envoy": "{}:Envoy"},
+    "nnsight.intervention.envoy": {
+        "Envoy": "{}:Envoy",
+        "traceable": "nnsight_dsl.tracing.backends:traceable",
+    },
+    "nnsight.intervention.eproperty": {"eproperty": "nnsight_dsl.envoys.eproperties:eproperty"},
     "nnsight.intervention.interleaver": {
         "EarlyStopException": _INERT + "EarlyStopException",
         "Event": _INERT + "Event",
@@ -94,6 +98,7 @@ NAMES: dict[str, dict[str, str]] = {
         name: f"nnsight_dsl.compat.settings:{name}" for name in ("ApiConfig", "AppConfig", "Config")
     },
     "nnsight.tracing": {},
+    "nnsight.tracing.backend": {"Backend": "nnsight_dsl.tracing.backends:Backend"},
     "nnsight.tracing.globals": {"save": "{}:save"},
     "nnsight.tracing.tracer": {
         "ExitTracingException": _INERT + "ExitTracingException",
@@ -113,8 +118,6 @@ _ONLY_IN_06 = {
 
 _MISSING = {
     ("nnsight", "VLLM"): "nnsight has no such name either; from nnsight.modeling.vllm import VLLM",
-    ("nnsight.intervention.envoy", "traceable"): "a method becomes no run method here; write the "
-    "with block where the method is called",
     ("nnsight.intervention.source", "STATE"): "operations are taken from bytecode, and nothing is "
     "installed that would have a state",
     ("nnsight.tracing.tracer", "mark"): "blocks are found by the running code, without marks",
@@ -122,16 +125,14 @@ _MISSING = {
 
 MISSING_MODULES = {
     "nnsight.intervention.backends.local": "a block needs no simulation, it runs on this machine",
-    "nnsight.intervention.batching": "rows are cut by the runtime; _batch of a subclass of "
-    "nnsight_dsl.NNsight says how inputs make one call",
-    "nnsight.intervention.eproperty": "values of one's own are not served",
+    "nnsight.intervention.batching": "rows are cut by the runtime, along the first axis; "
+    "_batch_size and _batch of a subclass say how inputs make one call",
     "nnsight.intervention.serialization": "blocks travel as text (nnsight_dsl.transforms.recipes)",
     "nnsight.modeling.mixins": "models are loaded by transformers",
     "nnsight.modeling.quantization": "give quantization_config= as to from_pretrained",
     "nnsight.modeling.tp": "tensor parallel models run in an engine of vLLM only",
     "nnsight.schema.request": "remote execution is not built",
     "nnsight.schema.response": "remote execution is not built",
-    "nnsight.tracing.backend": "a run has no backend: it is over when its block is",
     "nnsight.tracing.util": "names leave a block without being pushed",
 }
 """By name, why a module of nnsight is not here."""

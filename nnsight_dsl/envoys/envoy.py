@@ -75,6 +75,8 @@ class Envoy(Ports):
     """
 
     _parent: Envoy | None
+    # at the root: True if a call in a block runs PyTorch's hooks; `nnsight_dsl.compat` sets it
+    _calls_hooks = False
 
     _wrappers = "nnsight_dsl.modeling.base"
     """Module with the wrapper that this class makes when it is called; it imports this one."""
@@ -483,6 +485,8 @@ class Envoy(Ports):
         self._root._check_use(self, "a call")
         if hook:
             return machine.request((requests.CALL, self, args, kwargs))
+        if self._root._calls_hooks:
+            return self._fresh()(*args, **kwargs)
         return self._fresh().forward(*args, **kwargs)
 
 

@@ -30,11 +30,12 @@ from nnsight_dsl.runtime.tapping.operations import (
     OperationPlace,
     function_inside,
     no_such_operation,
+    operations_in,
     spot_of,
 )
 from nnsight_dsl.runtime.tapping.torch_fast_path import is_compiled_around
 from nnsight_dsl.runtime.values.known_types import NOT_THERE, class_attribute
-from nnsight_dsl.transforms.bytecode.operations import CALL, LOCAL, Operation, operations_of
+from nnsight_dsl.transforms.bytecode.operations import CALL, LOCAL, Operation
 
 _AROUND = 4
 """How many lines are shown before and after an operation."""
@@ -49,7 +50,16 @@ class SourceOperation(Ports, OperationPlace):
     @property
     def source(self) -> Source:
         """The operations of the Python function that this operation calls."""
-        return Source(self)
+        source = Source(self)
+        if self._root is not None and self._root._lists_operations:
+            # a program for nnsight 0.8 asks in this way whether there are some
+            source._check()
+            if current_machine() is None:
+                raise NoSourceError(
+                    f"which function {self._path} calls is known in a run; ask for its .source "
+                    "inside 'with model.trace(...):'"
+                )
+        return source
 
     def _module_called(self) -> str | None:
         """Return the path of the submodule that the operation calls, by its name."""
@@ -95,7 +105,7 @@ class Source(Place):
     """The operations of one function.
 
     They are attributes: `source.self_c_proj_0`. `print(source)` shows them beside the text, and
-    those that the last run did not do; `list(source)` has their names.
+    those that the last run did not do; `source.names` has their names.
     """
 
     def __init__(self, place: Place) -> None:
@@ -133,7 +143,18 @@ class Source(Place):
 
     def _known(self) -> Mapping[str, Operation] | None:
         function = function_inside(self._parent) if self._parent is not None else None
-        return None if function is None else operations_of(function.__code__)
+        return None if function is None else operations_in(self, function)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the operations, in the order of evaluation; an operation so named is
+        `source["names"]`.
+
+        Raises:
+            NoSourceError: there is no function with operations.
+        """
+        self._check()
+        return tuple(self._known() or ())
 
     def _named(self, name: str) -> SourceOperation | None:
         parent, known = self._parent, self._known()
@@ -164,8 +185,11 @@ class Source(Place):
             raise no_such_operation(self._path.removesuffix(".source"), name, self._known() or ())
         return found
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known() or ())
+    def __iter__(self) -> Iterator[Any]:
+        names = iter(self._known() or ())
+        if self._root is not None and self._root._lists_operations:
+            return map(self._named, names)
+        return names
 
     def __len__(self) -> int:
         return len(self._known() or ())
@@ -174,7 +198,7 @@ class Source(Place):
         return name in (self._known() or ())
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self]
+        return [*super().__dir__(), *(self._known() or ())]
 
     def __repr__(self) -> str:
         self._check()
@@ -197,7 +221,7 @@ class Source(Place):
             return f"<source of {self._path}: known once a run has called it>"
         is_operation = isinstance(place, OperationPlace)
         spot = place._module if is_operation else spot_of(place._module, ())
-        return _printed(_beside_text(function, spot.ran))
+        return _printed(_beside_text(function, operations_in(self, function), spot.ran))
 
 
 def _lines_of(function: FunctionType) -> tuple[list[str], int]:
@@ -209,9 +233,10 @@ def _lines_of(function: FunctionType) -> tuple[list[str], int]:
     return [line.rstrip("\n") for line in lines], first
 
 
-def _beside_text(function: FunctionType, ran: Mapping[str, bool]) -> Text:
+def _beside_text(
+    function: FunctionType, operations: Mapping[str, Operation], ran: Mapping[str, bool]
+) -> Text:
     """Format a function with the names of its operations at the left of their lines."""
-    operations = operations_of(function.__code__)
     lines, first = _lines_of(function)
     at: dict[int, list[str]] = {}
     for name, operation in operations.items():

@@ -17,6 +17,7 @@ have no known batch dimension, so two invokes with an input are an error here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,7 @@ from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.runtime.machines.machine import current_machine
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.studies.scan_tracers import PlanTracer, ScanTracer
+from nnsight_dsl.tracing.backends import Backend, HandedOver
 from nnsight_dsl.tracing.backward import install as install_backward
 from nnsight_dsl.tracing.edit import Edit
 from nnsight_dsl.tracing.fast_path import run_alone
@@ -36,7 +38,8 @@ from nnsight_dsl.tracing.tracer import Tracer
 from nnsight_dsl.transforms.held_texts import hold_texts
 
 OWN_OPTIONS = (
-    "backend", "blocking", "interventions", "log", "plan", "remote", "scan", "stop", "validate",
+    "backend", "blocking", "fn", "interventions", "log", "plan", "remote", "scan", "stop",
+    "tracer_cls", "validate",
 )  # fmt: skip
 """Keywords of `trace` that are options of the trace, not arguments of the model."""
 
@@ -97,7 +100,9 @@ class NNsight(Runnable):
             trace: False runs the model without a block and returns its output.
             **kwargs: further arguments of the model's forward. `stop="auto"` stops the forward
                 where the last block ends, if nobody needs what comes after. `plan=True` makes a
-                plan on fake tensors first, see `tracer.plan()`.
+                plan on fake tensors first, see `tracer.plan()`. `fn=` is a function, or the name
+                of a method, that is run in place of the forward. `backend=` is called with the
+                tracer in place of the run, see `nnsight_dsl.tracing.backends`.
 
         Returns:
             The tracer, to be used in a `with` statement.
@@ -246,6 +251,8 @@ class NNsight(Runnable):
     def _opened(self, function: str, given: Input, options: dict[str, Any], trace: bool) -> Any:
         if options:
             self._refuse_clash(options)
+            backend = options.pop("backend", None)
+            fn = self._run_in_place(options, function)
             self._refuse_remote(options)
             for key in list(options):
                 if key not in OWN_OPTIONS and self._is_input(key, options):
@@ -256,11 +263,58 @@ class NNsight(Runnable):
                     f"{function}(..., stop={stop!r}) is not known; trace(..., stop='auto') stops "
                     "the forward where the last block ends, and tracer.stop() ends a block"
                 )
-            tracer = self._trace_class(self, function, given, options)
+            kind = self._class_of_tracer(options.pop("tracer_cls", None))
+            tracer = kind(self, function, given, options)
             tracer._stops = stop is not None
+            tracer._fn = fn
+            tracer._backend = backend
+            if backend is None and kind.execute is not HandedOver.execute:
+                tracer._backend = Backend()
+            if backend is not None and not (trace and callable(backend)):
+                raise TypeError(
+                    f"backend={backend!r} is called with the tracer when a block is run; give a "
+                    "callable, to a trace that has a block"
+                )
         else:
             tracer = self._trace_class(self, function, given, options)
         return tracer if trace else tracer._run_without_block()
+
+    def _run_in_place(self, options: dict[str, Any], function: str) -> Any:
+        """Return the function of the option `fn`, which is run in place of the model."""
+        fn = options.pop("fn", None)
+        if fn is None:
+            return None
+        if isinstance(fn, str):
+            # one that opens a block has the method itself inside
+            found = getattr(self, fn)
+            opened = getattr(found, "__wrapped__", None)
+            fn = found if opened is None else partial(opened, self)
+        if function != "trace" or not callable(fn):
+            raise TypeError(
+                f"{function}(..., fn={fn!r}) is not known; trace(..., fn=) takes a function or the "
+                "name of a method, which is run in place of the forward"
+            )
+        for word in ("scan", "validate", "plan", "stop"):
+            if options.get(word):
+                raise ValueError(
+                    f"{word}={options[word]!r} is about a forward of the model, and fn= is run in "
+                    "its place; leave one of them out"
+                )
+        return fn
+
+    def _class_of_tracer(self, given: Any) -> type[Tracer]:
+        """Return the class of the tracer, which is the one given with the option `tracer_cls`."""
+        own = self._trace_class
+        if given is None or (isinstance(given, type) and issubclass(own, given)):
+            return own
+        if not (isinstance(given, type) and issubclass(given, Tracer)):
+            raise TypeError(
+                f"tracer_cls={given!r} is no subclass of the tracer here "
+                "(nnsight_dsl.tracing.tracer.Tracer, which is "
+                "nnsight.intervention.tracer.InterleavingTracer); derive it from that, or write "
+                "backend= for something to be done with the block"
+            )
+        return given if issubclass(given, own) else type(given.__name__, (given, own), {})
 
     def __call__(self, *args: Any, hook: bool = False, **kwargs: Any) -> Any:
         """Call the model: with its edits outside of a block, plainly inside of one."""

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from nnsight_dsl.envoys.envoy import Envoy
-from nnsight_dsl.modeling.transformers_model import Generation as Generation
+from nnsight_dsl.modeling.generation import Generation as Generation
 from nnsight_dsl.modeling.transformers_model import TransformersModel as TransformersModel
 
 

@@ -4,7 +4,8 @@
 
 `truncation` and `max_length` are the tokenizer's, `output_attentions` is the forward's. In
 `model.generate(...)`, `max_length` is the generation's. The forward and the generation take
-precedence over the tokenizer.
+precedence over the tokenizer. Only where texts are cut or filled up to a length, and the generation
+has its own, `max_length` is that of the texts: beside `max_new_tokens=`, and in an invoke.
 
 A keyword that none of them accepts would vanish in the `**kwargs` of a forward, and the run would
 silently ignore it. So it is an `InputError`, with a suggestion: a similar keyword, or the name that
@@ -84,8 +85,14 @@ class Options:
     own: tuple[str, ...] = ()
     used: set[str] = field(default_factory=set)
 
-    def parted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def parted(
+        self, given: Mapping[str, Any], *, is_invoke: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split options into those for the tokenizer and those for the model.
+
+        Args:
+            given: the options.
+            is_invoke: True if they were given to one invoke, whose prompt alone they concern.
 
         Returns:
             The options for the tokenizer, and those for the forward or the generation.
@@ -95,8 +102,12 @@ class Options:
         """
         texts: dict[str, Any] = {}
         rest: dict[str, Any] = {}
+        has_length = is_invoke or given.get("max_new_tokens") is not None
+        is_fitted = given.get("truncation") or given.get("padding") == "max_length"
         for key, value in given.items():
-            if key in self.forward or key in self.generation:
+            if key == "max_length" and has_length and is_fitted and key in self.texts:
+                texts[key] = value
+            elif key in self.forward or key in self.generation:
                 rest[key] = value
             elif key in self.texts or self._is_in_template(key):
                 if key not in _IGNORED:

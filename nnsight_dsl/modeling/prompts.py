@@ -75,7 +75,7 @@ def all_given(
     options: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for number, one in enumerate(inputs):
         with blaming(number):
-            options.append(known.parted(one.kwargs) if one.kwargs else ({}, {}))
+            options.append(known.parted(one.kwargs, is_invoke=True) if one.kwargs else ({}, {}))
     texts = [
         number
         for number, one in enumerate(inputs)

@@ -26,37 +26,15 @@ from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.modeling import batching, loading, pipe, tasks
 from nnsight_dsl.modeling.architecture import Architecture
 from nnsight_dsl.modeling.base import NNsight, module_of
+from nnsight_dsl.modeling.generation import Generation
 from nnsight_dsl.modeling.inputs import blaming
 from nnsight_dsl.modeling.merging import merge
 from nnsight_dsl.modeling.task_inputs import given_to_task, is_text_or_tensor
 from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.errors import InputError
 from nnsight_dsl.runtime.locations import Place
-from nnsight_dsl.runtime.machines.machine import current_machine
-from nnsight_dsl.runtime.tracebacks import towards_user
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracing.runnable import Batch, Input
-from nnsight_dsl.transforms import requests
-
-
-class Generation(Place):
-    """`model.generator`: the place of a whole generation. Its output is the generated token ids."""
-
-    _module = None
-    _path = "generator"
-    _parent = None
-
-    @property
-    def output(self) -> Any:
-        """The result of `generate`: token ids of shape [rows, prompt and new tokens].
-
-        Raises:
-            NotRunningError: no model is running.
-        """
-        machine = current_machine()
-        if machine is None:
-            raise towards_user(messages.outside("generator.output"))
-        return machine.request((requests.READ, self, "output"))
 
 
 class TransformersModel(NNsight):
@@ -161,7 +139,7 @@ class TransformersModel(NNsight):
             if one is None and parts["processor"] is not None and key != "feature_extractor":
                 one = getattr(parts["processor"], key, None)
             setattr(self, key, one)
-        self.generator = Generation()
+        self.generator = self._generation_class()
         self.repo_id = None if source is None else source[1]
         self.revision = revision
         self.task = tasks.task_of_module(self._architecture.inner) if found is None else found.name
@@ -205,7 +183,8 @@ class TransformersModel(NNsight):
             *args: the prompt, or several; leave it out and give one to each invoke.
             trace: False generates without a block and returns the token ids.
             **kwargs: arguments of transformers' `generate`, as `max_new_tokens`, and options of the
-                tokenizer, as `truncation`; `max_length` is the generation's.
+                tokenizer, as `truncation`; `max_length` is the generation's, unless texts are cut
+                to it (`truncation=True`) and there is `max_new_tokens` as well.
 
         Returns:
             The tracer, to be used in a `with` statement.
@@ -275,6 +254,13 @@ class TransformersModel(NNsight):
             self.dispatch()
 
     _makes_batches = True
+    _generation_class: type[Generation] = Generation
+
+    def _streams(self, function: str) -> bool:
+        return function == "generate"
+
+    def _descend(self, item: str | int) -> Place | None:
+        return self.generator if item == "generator" else super()._descend(item)
 
     def _function(self, name: str) -> Callable[..., Any]:
         if name == "pipe":
@@ -355,7 +341,9 @@ class TransformersModel(NNsight):
                 "start the process again and give the ids on the CPU, which has them checked"
             )
 
-    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+    def _merged(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+        if self._has_own_batches:
+            return super()._merged(inputs, function, options)
         if function == "pipe":
             return pipe.batch_of(inputs, options)
         inputs = self._preprocessed(inputs, function)

@@ -280,7 +280,7 @@ class _Run:
         for one in self.programs:
             if any(inner.kind == "backward" for inner in one.program.all_programs()):
                 raise CannotFork("a program goes back through the graph")
-        batch = self.model._batch([Input((self.prompt,))], "trace", self._run().options)
+        batch = self.model._merged([Input((self.prompt,))], "trace", self._run().options)
         leaves = [one for one in pytree.tree_leaves((batch.args, batch.kwargs)) if _is_tensor(one)]
         if batch.counts != (1,) or not leaves or {one.shape[:1] for one in leaves} != {(1,)}:
             raise CannotFork("the prompt is not a single row")

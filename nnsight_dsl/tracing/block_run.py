@@ -17,6 +17,7 @@ from nnsight_dsl.runtime.driving import messages
 from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.driving.early_stop import Stopping
 from nnsight_dsl.runtime.driving.log import Log
+from nnsight_dsl.runtime.driving.results import streaming
 from nnsight_dsl.runtime.errors import InputError, InternalError, InvokeError, SharedNameError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.machines.machine import Machine
@@ -65,6 +66,7 @@ class BlockRun:
         stops: True if the forward stops where the last block ends.
         log: records the values that are served, if there is one.
         order: records the order of the modules for the linter, on the first run of a program.
+        fn: the function that is run in place of the model, if one was given.
         has_barrier: True once a block has made a barrier.
         driver: the driver, once there is one.
         invokes: the machines, each with its input.
@@ -87,6 +89,7 @@ class BlockRun:
     stops: bool = False
     log: Log | None = None
     order: Any = None
+    fn: Callable[..., Any] | None = None
     has_barrier: bool = False
     driver: Driver | None = None
     invokes: list[tuple[Machine, Input]] = field(default_factory=list)
@@ -218,6 +221,7 @@ class BlockRun:
         kind = Stopping if self.stops else Driver
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record
+        self.model._set_up(driver)
         if self.is_fake and driver.is_stepped:
             driver.is_partial = True
         if self.log is not None:
@@ -226,6 +230,8 @@ class BlockRun:
 
     def runs_empty(self) -> bool:
         """Return whether the model can be called without any input."""
+        if self.fn is not None:
+            return True
         return self.function == "trace" and self.model._runs_empty(self.options)
 
     def run_model(self) -> Any:
@@ -250,7 +256,7 @@ class BlockRun:
         if not inputs:
             raise messages.no_input()
         try:
-            batch = self.model._batch(inputs, self.function, options)
+            batch = self.model._merged(inputs, self.function, options)
         except InputError as error:
             raise self._placed(error, inputs) from error.__cause__
         if len(inputs) > 1:
@@ -314,12 +320,17 @@ class BlockRun:
 
     def called(self) -> Any:
         """Return the function that the run calls."""
+        if self.fn is not None:
+            return self.fn
         if self.is_fake:
             module = faked(self.model._module)
             if self.function == "generate":
                 return lambda **kwargs: module(**self.model._first_step(kwargs))
             return module
-        return self.model._function(self.function)
+        function = self.model._function(self.function)
+        if self.model._streams(self.function):
+            return streaming(self._driver(), function)
+        return function
 
     def _check_sharing(self, machine: Machine) -> None:
         unsynchronised = machine.program.unsynchronised

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nnsight_dsl.runtime.driving.fast_path import LoneDriver
     from nnsight_dsl.runtime.turns import Family
     from nnsight_dsl.tracing.guards import Fit
+    from nnsight_dsl.tracing.runnable import Runnable
     from nnsight_dsl.tracing.tracer import Tracer
 
 _NO_KEYWORDS: dict[str, Any] = {}
@@ -79,13 +80,13 @@ def run_alone(
                 if tracer._leaves_all:
                     machine.leaves_all = True
                 idle = fit.idle
-                driver = tracer._lone_driver = idle.pop() if idle else fit.new_driver(model)
+                driver = tracer._lone_driver = idle.pop() if idle else _new_driver(fit, model)
                 if not driver.is_as_made:
                     machine.needs = fit.needs
                 function: Any = own["_module"]
                 kwargs = _NO_KEYWORDS
                 if model._makes_batches:
-                    batch = model._batch([tracer._given], "trace", {})
+                    batch = model._merged([tracer._given], "trace", {})
                     function, args, kwargs = model._function("trace"), batch.args, batch.kwargs
                 turn.run = driver
                 is_reusable = driver.run_alone(machine, get_ident(), function, args, kwargs)
@@ -109,3 +110,9 @@ def run_alone(
     if not tracer._leaves_all:
         tracer._saved.clear()
     return machine.names, failure
+
+
+def _new_driver(fit: Fit, model: Runnable) -> LoneDriver:
+    driver = fit.new_driver(model)
+    model._set_up(driver)
+    return driver

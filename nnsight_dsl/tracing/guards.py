@@ -12,13 +12,14 @@ A block that is entered again mostly finds the same model under the same names. 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from nnsight_dsl.runtime.driving.fast_path import LoneDriver
+from nnsight_dsl.runtime.driving.results import StreamPlace
 from nnsight_dsl.runtime.locations import Place, places_at
 from nnsight_dsl.runtime.machines.machine import carried_programs
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
@@ -150,6 +151,7 @@ def _new_fit(
     plainly = plain is not None and program not in carried_programs and is_plain(plain, values)
     # a cache records modules that may already be running when it is made: tap all beforehand
     is_closed = plainly and plain is not None and not plain.makes_cache
+    streams = False
     expected: list[tuple[Place, str]] = []
     chain: dict[int, tuple[dict[str, Any], str, Any]] = {}
     for state in program.states:
@@ -159,17 +161,11 @@ def _new_fit(
         is_closed = is_closed and (found is not None or state.port == "grad")
         for place in found or ():
             chain.update(_chain_to(place))
+            streams |= isinstance(place, StreamPlace)
             # a place without a module, as a run's result, is not tapped
             if place._module is not None:
                 expected.append((place, state.port))
-    attributes = []
-    for path in plain.paths if plain is not None and plainly else ():
-        start = values[path[0]]
-        found = places_at(start, path[1]) if isinstance(start, Place) else []
-        if found is None:
-            attributes.append((path[0], path))
-        for place in found or ():
-            chain.update(_chain_to(place))
+    attributes = _attributes(plain.paths if plain is not None and plainly else (), values, chain)
     marks = [
         (name, _ANY_PLAIN if _is_any_plain(value) else value) for name, value in values.items()
     ]
@@ -186,6 +182,7 @@ def _new_fit(
             fixtures if fixed else None,
             [pair for pair in expected if id(pair[0]._module) not in fixed],
             is_closed,
+            streams,
         ),
         is_alone=plainly
         and not (changing or program.children or program.fetched or program.looks_outside),
@@ -196,6 +193,23 @@ def _new_fit(
         attributes=attributes,
         is_tried=not is_closed or all(_hands_out_known(place) for place, _ in expected),
     )
+
+
+def _attributes(
+    paths: Iterable[Path],
+    values: Mapping[str, Any],
+    chain: dict[int, tuple[dict[str, Any], str, Any]],
+) -> list[tuple[str, Path]]:
+    """Return the paths that lead to attributes of modules; add those to modules to `chain`."""
+    attributes = []
+    for path in paths:
+        start = values[path[0]]
+        found = places_at(start, path[1]) if isinstance(start, Place) else []
+        if found is None:
+            attributes.append((path[0], path))
+        for place in found or ():
+            chain.update(_chain_to(place))
+    return attributes
 
 
 def _hands_out_known(place: Place) -> bool:

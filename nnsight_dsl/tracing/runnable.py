@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.errors import BatchingError
+from nnsight_dsl.runtime.driving.driver import Driver
 from nnsight_dsl.runtime.turns import Family
-from nnsight_dsl.runtime.values.rows import Rows
+from nnsight_dsl.runtime.values.rows import Rows, leaves_of
 from nnsight_dsl.tracing.edit import KeptEdit
 from nnsight_dsl.tracing.guards import Fit
 from nnsight_dsl.transforms.program import Program
@@ -71,7 +74,14 @@ class Runnable(Envoy):
     _origin: Runnable | None
 
     _makes_batches = False
-    """True if `_batch` is called for one input, too: it is not yet the arguments of the call."""
+    """True if `_merged` is called for one input, too: it is not yet the arguments of the call."""
+    _has_own_batches = False
+    """True if a user's class has a `_batch`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "_batch" in cls.__dict__:
+            cls._has_own_batches = cls._makes_batches = True
 
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self._module).forward).parameters
@@ -88,7 +98,7 @@ class Runnable(Envoy):
 
     def _has_prompt(self, given: Input) -> bool:
         """Return whether the arguments of a trace are an input, in a trace that has invokes."""
-        return True
+        return not self._has_own_batches or self._batch_size(*given.args, **given.kwargs) > 0
 
     def _prepare(self) -> None:
         """Prepare for a run: a model with lazily loaded weights is loaded here."""
@@ -113,12 +123,19 @@ class Runnable(Envoy):
         """Return whether a function calls the model once for each token that it generates."""
         return function == "generate"
 
+    def _set_up(self, driver: Driver) -> None:
+        """Set the switches of a new driver in which a dialect differs."""
+
+    def _streams(self, function: str) -> bool:
+        """Return whether a function hands each token that it generates to a streamer."""
+        return False
+
     def _stepping(self) -> Envoy:
         """Return the envoy that is called once in each step of a generation."""
         return self
 
-    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        """Make one call of the inputs of a run.
+    def _merged(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
+        """Make one call of the inputs of a run, by `_batch_size` and `_batch`.
 
         Args:
             inputs: the inputs, one for each invoke that has one.
@@ -128,14 +145,63 @@ class Runnable(Envoy):
         Raises:
             BatchingError: there are several inputs, and this kind of model cannot join them.
         """
-        if len(inputs) > 1:
+        if len(inputs) == 1 and not self._has_own_batches:
+            one = inputs[0]
+            return Batch(one.args, {**options, **one.kwargs}, (1,))
+        given = [(one.args, {**one.kwargs}) for one in inputs]
+        counts = tuple(self._batch_size(*args, **kwargs) for args, kwargs in given)
+        if 0 in counts:
             raise BatchingError(
-                f"{len(inputs)} invokes have an input, and nothing says how inputs of "
-                f"{type(self._module).__name__} make one batch; trace them one after the other, "
-                "batch them yourself in one input, or wrap a language model in LanguageModel"
+                f"_batch_size gives input {counts.index(0)} of the invokes no rows; give arguments "
+                "that are for all invokes to the trace itself"
             )
-        one = inputs[0]
-        return Batch(one.args, {**options, **one.kwargs}, (1,))
+        args, kwargs = self._batch(given, self._function(function))
+        _check_rows(counts, (args, kwargs))
+        return Batch(tuple(args), {**options, **kwargs}, counts)
+
+    # overridden by users for batches of their own
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        """Return how many rows of the batch the input of one invoke has.
+
+        Args:
+            *inputs: its positional arguments.
+            **kwargs: its keyword arguments.
+
+        Returns:
+            The rows; 0 for keywords that are no input, and are arguments for all invokes.
+        """
+        return 1 if inputs or kwargs else 0
+
+    def _batch(
+        self, invokes: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], fn: Callable[..., Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Make one call of the inputs of all invokes; called for one input, too.
+
+        Args:
+            invokes: the arguments of each: positional ones, and keywords.
+            fn: the function that is called: the module, or its `generate`.
+
+        Returns:
+            The arguments of the call: positional ones, and keywords.
+
+        Raises:
+            BatchingError: this kind of model cannot join them.
+
+        Example:
+            >>> class Rows(NNsight):
+            ...     def _batch_size(self, *inputs, **kwargs):
+            ...         return len(inputs[0]) if inputs else 0
+            ...
+            ...     def _batch(self, invokes, fn):
+            ...         return (torch.cat([inputs[0] for inputs, _ in invokes]),), {}
+        """
+        raise BatchingError(
+            f"{len(invokes)} invokes have an input, and nothing says how inputs of "
+            f"{type(self._module).__name__} make one batch; trace them one after the other, "
+            "batch them yourself in one input, wrap a language model in LanguageModel, or write "
+            "a subclass with _batch_size and _batch (docs/models.md)"
+        )
 
     def _explain(self, error: BaseException) -> None:
         """Add a note to an error of a run, if its cause is known for this kind of model."""
@@ -150,3 +216,18 @@ class Runnable(Envoy):
         Both are 1, but under beam search and with several sequences for each prompt.
         """
         return 1, 1
+
+
+def _check_rows(counts: Sequence[int], arguments: Any) -> None:
+    """Check the rows of a call that a user's class has made.
+
+    Raises:
+        BatchingError: no tensor of the call has as many rows as the inputs.
+    """
+    tensors = [one for one in leaves_of(arguments) if isinstance(one, torch.Tensor) and one.ndim]
+    if tensors and all(len(one) != sum(counts) for one in tensors):
+        raise BatchingError(
+            f"_batch makes a call with tensors of {sorted({len(one) for one in tensors})} rows, "
+            f"and _batch_size gives the inputs {' + '.join(map(str, counts))}; both have to count "
+            "the first axis"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from nnsight_dsl.runtime.tracebacks import raising_at_user, released, towards_us
 from nnsight_dsl.runtime.values.elements import without_aliasing
 from nnsight_dsl.studies.plan import Plan, PlanLog, plan_of
 from nnsight_dsl.studies.scan import CANNOT_TELL
+from nnsight_dsl.tracing.backends import HandedOver
 from nnsight_dsl.tracing.barrier import BarrierCall
 from nnsight_dsl.tracing.block_run import BlockRun, explain_failure
 from nnsight_dsl.tracing.cache import Cache, converter, places_of
@@ -38,7 +39,7 @@ from nnsight_dsl.transforms.program import Program
 _Run = TypeVar("_Run", bound=BlockRun)
 
 
-class Tracer(Block, Place):
+class Tracer(HandedOver, Place):
     """One run of a model, and the blocks that take part in it.
 
     Use it as `with model.trace(...) as tracer:`. Its methods are for use inside of the block.
@@ -64,6 +65,8 @@ class Tracer(Block, Place):
     _order: Any = None
     _log: Log | None = None
     _interventions: tuple[Any, ...] = ()
+    _fn: Callable[..., Any] | None = None
+    """The function that is run in place of the model, if one was given."""
     _stops = False
     _is_planned = False
     _plan: Plan | None = None
@@ -367,6 +370,7 @@ class Tracer(Block, Place):
             stops=self._stops or (self._is_planned and is_fake),
             log=self._log,
             order=self._order,
+            fn=self._fn,
         )
 
     def _done(
@@ -440,8 +444,9 @@ class Tracer(Block, Place):
         model = self._model
         if not model._edits and not self._interventions:
             model._prepare()
-            batch = model._batch([self._given], self._function, self._options)
-            return model._function(self._function)(*batch.args, **batch.kwargs)
+            batch = model._merged([self._given], self._function, self._options)
+            function = self._fn or model._function(self._function)
+            return function(*batch.args, **batch.kwargs)
         return self._without_block(None)
 
     @raising_at_user

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nnsight_dsl.runtime.errors import InvokeError, OutOfOrderError, RunAborted, WriteError
+from nnsight_dsl.runtime.errors import InvokeError, OutOfOrderError, RunAborted
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.barriers import Barrier
 from nnsight_dsl.runtime.machines.machine import Machine
@@ -22,7 +22,7 @@ from nnsight_dsl.runtime.values.offers import Skip
 from nnsight_dsl.transforms import requests
 from nnsight_dsl.transforms.requests import OUTPUT, Request
 
-from . import messages
+from . import messages, results
 from .gradients import Backward
 from .loop import PARKED
 from .state import RunState
@@ -30,8 +30,8 @@ from .state import RunState
 
 def _read(driver: RunState, machine: Machine, request: Request) -> Any:
     _, place, port = request
-    if place._module is None and driver.result is not None:
-        return driver.seen_result(machine)
+    if place._module is None:
+        return results.read(driver, machine, request)
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)
@@ -46,8 +46,7 @@ def _read(driver: RunState, machine: Machine, request: Request) -> Any:
 def _write(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, place, port = request
     if place._module is None:
-        location = name_of(place, port)
-        raise WriteError(f"{location} is the run's return value; it can be read, not written")
+        return results.write(driver, machine, request)
     offer = driver.offered(machine, request)
     if offer is None:
         return driver.park(machine, request, place)
@@ -58,6 +57,8 @@ def _write(driver: RunState, machine: Machine, request: Request) -> Any:
 
 def _element(driver: RunState, machine: Machine, request: Request) -> Any:
     _, value, container, place, port, *path = request
+    if isinstance(place, results.StreamPlace):
+        raise results.cannot_be_streamed(name_of(place, port))
     new = machine.in_its_state(with_element, container, path, value)
     if place._module is None:
         return None
@@ -106,8 +107,7 @@ def _step(driver: RunState, machine: Machine, request: Request) -> Any:
     if number is None or steps.is_over:
         return False
     if driver.has_ended:
-        if not steps.is_open:
-            driver.warn_of_missing(machine, steps)
+        driver.warn_of_missing(machine, steps)
         return False
     reached = driver.step if driver.is_stepped else max(driver.most_visits - 1, 0)
     if driver.is_stepped and reached > number:

@@ -40,6 +40,7 @@ from nnsight_dsl.transforms.requests import INPUTS, Request, phase_of, target_of
 
 from . import lateness, messages
 from .loop import PARKED
+from .results import StreamPlace, names_stream
 from .tapping_run import TappingRun
 
 
@@ -129,7 +130,7 @@ class Driver(TappingRun):
                 result = function(*args, **kwargs)
                 # a model may have caught the error of a machine: then nothing more is served
                 if self.failure is None and any(not one.is_done for one in self.machines):
-                    self._finish(result)
+                    result = self._finish(result)
         except RunAborted:
             pass
         except BaseException as error:
@@ -191,29 +192,47 @@ class Driver(TappingRun):
         while tap.waiting:
             self.drive(tap.waiting.pop(0), error=error)
 
-    def _finish(self, result: Any) -> None:
-        """Serve requests after the model's last forward, and raise for those that cannot be met."""
+    def _finish(self, result: Any) -> Any:
+        """Serve requests after the model's last forward, and raise for those that cannot be met.
+
+        Returns:
+            The result, or what a block has replaced it by.
+        """
         self.has_ended = True
         if self.is_partial:
             # the machines that still wait do so for values that only the real run has
-            return
+            return result
         # an invoke that goes on behind its loop may read it before the next invoke does
         self.result = (result,)
         self._results = {}
         if self.step_waiters or self.visit_waiters:
             for machine, steps in self._take_waiters():
-                if not steps.is_open:
-                    self.warn_of_missing(machine, steps)
+                if self._begins_last_round(machine, steps):
+                    continue
+                self.warn_of_missing(machine, steps)
                 self.drive(machine, False)
         for machine in self.machines:
             request = machine.pending
-            is_read = request is not None and request[0] == requests.READ
-            if request is not None and is_read and request[1]._module is None:
-                self.drive(machine, self.seen_result(machine))
+            if request is not None and request[0] in (requests.READ, requests.WRITE):
+                place = target_of(request)
+                if place._module is None and not isinstance(place, StreamPlace):
+                    self.drive(machine, request=request)
         for machine in self.machines:
             if not machine.is_done and machine.pending is not None:
                 error = lateness.never_came(self, machine, machine.pending)
                 self.drive(machine, error=error)
+        return self.result[0]
+
+    def _begins_last_round(self, machine: Machine, steps: Steps) -> bool:
+        """Begin the round of a loop over steps that has the last tokens, and no forward."""
+        stream = self.stream
+        if stream is None or not names_stream(machine):
+            return False
+        if steps.next_step != self.step + 1 or self.step + 1 >= len(stream.values):
+            return False
+        steps.begin()
+        self.drive(machine, True)
+        return True
 
     def _take_waiters(self) -> list[tuple[Machine, Steps]]:
         waiters = [*self.step_waiters, *self.visit_waiters]
@@ -221,6 +240,8 @@ class Driver(TappingRun):
         return sorted(waiters, key=lambda waiter: waiter[0].order)
 
     def warn_of_missing(self, machine: Machine, steps: Steps) -> None:
+        if steps.is_open and not self.warns_of_open:
+            return
         taken = self.step + 1 if self.is_stepped else None
         messages.warn_of_missing_steps(machine, steps, taken)
 
@@ -328,6 +349,10 @@ class Driver(TappingRun):
             cut = Cut(machine.rows, self.factor, self.result_factor)
             self._results[machine.rows] = narrow(result, cut)
         return self._results[machine.rows]
+
+    def replace_result(self, result: Any) -> None:
+        self.result = (result,)
+        self._results = {}
 
     def offered(self, machine: Machine, request: Request) -> Offer | None:
         """Return the current offer if it is the one a request is for."""

@@ -24,6 +24,7 @@ from nnsight_dsl.runtime.errors import (
     FreedGraphError,
     GradientError,
     GradientOrderError,
+    NoGraphError,
     RunAborted,
 )
 from nnsight_dsl.runtime.locations import Place, name_of
@@ -80,7 +81,7 @@ class Backward(Loop):
                 f"'with ....backward():' was given a {type(loss).__name__}; call it on a tensor"
             )
         if loss.grad_fn is None and not loss.requires_grad:
-            raise GradientError(
+            raise NoGraphError(
                 "this tensor has no graph to go back through: it was computed under "
                 "torch.no_grad() (as all of model.generate is), or from nothing that requires a "
                 "gradient; trace outside of no_grad, or call requires_grad_(True) on a value first"

@@ -17,7 +17,13 @@ from . import messages
 
 
 class Run(messages.Run, Protocol):
-    """The members of a run that lateness depends on."""
+    """The members of a run that lateness depends on.
+
+    Attributes:
+        warns_of_open: True if the end of an open loop over steps is told.
+    """
+
+    warns_of_open: bool
 
     def tap_at(self, place: Place) -> Tap | None:
         """Return the tap at a place, None if there is none."""
@@ -28,6 +34,8 @@ def too_late(run: Run, machine: Machine, request: Request, tap: Tap) -> BaseExce
     if tap.place._module is None:
         return None
     step = machine.step
+    if run.is_stepped and run.has_ended and _is_in_last_round(run, machine):
+        return _end_of_loop(run, machine, request)
     before_call = phase_of(request) == INPUTS
     visit = tap.begun_step if before_call else tap.done_step
     if visit >= step or (run.is_stepped and run.has_ended):
@@ -57,8 +65,23 @@ def never_came(run: Run, machine: Machine, request: Request) -> BaseException:
     place = target_of(request) if phase_of(request) is not None else None
     if not isinstance(place, Place) or not 0 < run.tap_for(place).begun <= machine.step:
         return messages.never_came(run, machine, request)
-    if not loop.is_open:
+    if run.warns_of_open or not loop.is_open:
         messages.warn_of_missing_visits(machine, request, run.tap_for(place).begun)
+    loop.is_over = True
+    return loop.over()
+
+
+def _is_in_last_round(run: Run, machine: Machine) -> bool:
+    """Return whether a machine is in a round of a loop that has tokens, but no forward."""
+    loop = machine.loops[-1] if machine.loops else None
+    return loop is not None and loop.is_lowered and loop.value == machine.step > run.step
+
+
+def _end_of_loop(run: Run, machine: Machine, request: Request) -> BaseException:
+    """Return what ends a loop that waits for a value of a step which did not come."""
+    loop = machine.loops[-1]
+    if run.warns_of_open or not loop.is_open:
+        messages.warn_of_missing_values(machine, request, run.step + 1)
     loop.is_over = True
     return loop.over()
 

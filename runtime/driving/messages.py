@@ -275,6 +275,9 @@ def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> 
         steps: its loop.
         taken: how many steps the generation took; None in a run other than a generation.
     """
+    if steps.is_open:
+        _warn_of_open(machine)
+        return
     if taken is None:
         seen = f"visit {steps.next_step} (from 0), and no module that is looked at had so many"
     else:
@@ -283,10 +286,33 @@ def warn_of_missing_steps(machine: Machine, steps: Steps, taken: int | None) -> 
 
 
 def warn_of_missing_visits(machine: Machine, request: Request, taken: int) -> None:
-    """Warn that a round of a bounded loop waited for a visit that never came."""
+    """Warn that a round of a loop waited for a visit that never came."""
+    if machine.loops[-1].is_open:
+        _warn_of_open(machine)
+        return
     _warn_of_loop(
         machine,
         f"visit {machine.step} (from 0) of {location_of(request)}, which had {taken} visits",
+    )
+
+
+def warn_of_missing_values(machine: Machine, request: Request, taken: int) -> None:
+    """Warn that a round of a loop, in which there are tokens, has no forward."""
+    if machine.loops[-1].is_open:
+        _warn_of_open(machine)
+        return
+    seen = f"{location_of(request)} in step {machine.step} (from 0), and the generation ended"
+    _warn_of_loop(machine, f"{seen} after {taken} steps")
+
+
+def _warn_of_open(machine: Machine) -> None:
+    warnings.warn_explicit(
+        "a loop over all steps ended with the run; nnsight 0.8 leaves out what follows such a loop "
+        "in its block, and here it runs: give the loop its number of steps, or move what follows "
+        "it to an invoke of its own",
+        UserWarning,
+        machine.program.filename,
+        machine.line,
     )
 
 

@@ -21,6 +21,7 @@ from nnsight_dsl.transforms.requests import Port, Request
 
 from .log import Log
 from .loop import Loop
+from .results import Stream
 
 
 class RunState(Loop):
@@ -42,11 +43,13 @@ class RunState(Loop):
         shared: values of names that other invokes wait for, by name and order of the binder.
         log: the values that were served, None unless the caller asked for a log.
         result: the return value of the model, in a tuple; None before there is one.
+        stream: the streamer of a generation whose blocks ask for its tokens.
         is_called: whether the model has been called, so that modules may have been visited.
         is_partial: True in a dry run of the first step of a generation.
         is_session: True for a block of several runs, which runs no model itself.
         is_stopped: True once a block has called `tracer.stop()`.
         stops_all: True if that ends the run for all blocks; `nnsight_dsl.compat` sets it.
+        warns_of_open: True if the end of an open loop over steps is told; `compat` sets it.
         stops_itself: True in a run that may end early without that (see `early_stop`).
         is_common: True if no visit does more than offer its output: there are no steps, no loops
             over visits and no backward passes. A generation, the first such loop and the first
@@ -75,11 +78,13 @@ class RunState(Loop):
     shared: Mapping[str, Mapping[int, Any]] = MappingProxyType({})
     log: Log | None = None
     result: tuple[Any] | None = None
+    stream: Stream | None = None
     is_called = False
     is_partial = False
     is_session = False
     is_stopped = False
     stops_all = False
+    warns_of_open = False
     stops_itself = False
     is_common: bool
     is_direct = True
@@ -112,6 +117,10 @@ class RunState(Loop):
 
     def seen_result(self, machine: Machine) -> Any:
         """Return a machine's part of the run's result."""
+        raise NotImplementedError
+
+    def replace_result(self, result: Any) -> None:
+        """Let the run return another result."""
         raise NotImplementedError
 
     def may_stop(self) -> bool:

@@ -14,6 +14,7 @@ from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, 
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
 from nnsight_dsl.runtime.tapping.offering import Offering
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
+from nnsight_dsl.runtime.tapping.served import ServedPlace, ServedTap
 from nnsight_dsl.runtime.tapping.taps import Tap, is_container
 from nnsight_dsl.runtime.tapping.torch_fast_path import passes_over_parts
 from nnsight_dsl.transforms.requests import OUTPUT
@@ -82,6 +83,8 @@ class TappingRun(Inlined, Offering):
     def _new_tap(self, place: Place) -> Tap:
         if isinstance(place, OperationPlace):
             return OperationTap(place, self)
+        if isinstance(place, ServedPlace):
+            return ServedTap(place, self)
         stepping = self.stepping
         return Tap(
             place,
@@ -162,6 +165,9 @@ class TappingRun(Inlined, Offering):
                 self.tap_for(place)
         elif self._expects_anything:
             self._tap_all()
+        for one in self.root._own_values:
+            if one.place_in(self.root) is not self.root:
+                self.tap_for(one.place_in(self.root))
         self.is_tapping_ahead = False
 
     def _has_put(self, fixtures: Fixtures) -> bool:

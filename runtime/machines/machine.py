@@ -62,11 +62,13 @@ class Loop(Protocol):
         is_open: whether it has no last iteration.
         is_lowered: whether it is in lowered code, which catches `over`.
         is_over: whether `over` has ended it.
+        value: the step of its round.
     """
 
     is_open: bool
     is_lowered: bool
     is_over: bool
+    value: Any
 
     @property
     def over(self) -> type[BaseException]:

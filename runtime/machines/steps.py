@@ -86,6 +86,11 @@ class StepSpec:
 def _growing(numbers: Iterable[Any]) -> Iterator[int]:
     last = -1
     for number in numbers:
+        if isinstance(number, int) and number < 0:
+            raise ValueError(
+                f"step {number} counts from the end, and the number of steps is not known before "
+                "the generation ends; count from its start, from 0"
+            )
         if not isinstance(number, int) or number <= last:
             raise ValueError(
                 f"step {number!r} does not come after step {last}; steps are ints that count from "

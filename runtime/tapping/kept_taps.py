@@ -30,11 +30,13 @@ class Needs:
         fixtures: modules whose taps are kept between runs.
         expected: further places and ports.
         is_closed: True if the machine can ask for no others, so that no others need taps.
+        streams: True if it names the streamer of a generation.
     """
 
     fixtures: Fixtures | None
     expected: Sequence[tuple[Place, str]]
     is_closed: bool
+    streams: bool = False
 
 
 _Fixture = tuple[Tap, nn.Module, type, type, Sequence[Tap]]

@@ -121,7 +121,14 @@ class OperationPlace(Place):
 
     def _operation(self) -> Operation | None:
         function = function_inside(self._parent) if self._parent is not None else None
-        return None if function is None else operations_of(function.__code__).get(self._name)
+        return None if function is None else operations_in(self, function).get(self._name)
+
+
+def operations_in(place: Place, function: FunctionType) -> Mapping[str, Operation]:
+    """Return the operations of a function by the names that the model of a place has for them."""
+    root = place._root
+    names = None if root is None else root._names_operations
+    return (operations_of if names is None else names)(function.__code__)
 
 
 def function_inside(place: Place) -> FunctionType | None:
@@ -146,12 +153,11 @@ def no_such_operation(where: str, name: str, known: Iterable[str]) -> PathError:
     """Return the error for an unknown operation."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    advice = (
-        f"did you mean {' or '.join(map(repr, near))}?"
-        if near
-        else "it has " + ", ".join(map(repr, names[:12]))
+    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return PathError(
+        f"{where} has no operation {name!r}; {meant}it has {', '.join(map(repr, names))} (print "
+        "its .source to see them beside the text)"
     )
-    return PathError(f"{where} has no operation {name!r}; {advice} (print its .source to see all)")
 
 
 class Inside:
@@ -242,19 +248,21 @@ class Inside:
         heart = _heart(function)
         if heart is None:
             raise InternalError(f"{function!r} has no operations inside")
-        operations = operations_of(heart.__code__)
+        operations = operations_in(self._place, heart)
         if self._has_all:
             some = next(iter(self._taps.values())).place
             for name in operations.keys() - self._taps.keys():
                 self._driver.tap_for(some._beside(name))
         taps: dict[str, OperationTap] = {}
+        running = set()
         for name, tap in self._taps.items():
             if name in operations:
-                taps[name] = tap
+                taps[operations[name].name] = tap
+                running.add(name)
             else:
                 where = f"{self._place._path} ({heart.__qualname__})"
                 tap.refuse(no_such_operation(where, name, operations))
-        self._running.append(frozenset(taps))
+        self._running.append(frozenset(running))
         around = frozenset(name for name, tap in taps.items() if tap.is_around)
         made = self._made
         if made is not None and made[:3] == (function, frozenset(taps), around):

@@ -7,6 +7,7 @@ and is an error.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from nnsight_dsl.runtime.errors import StaleEditError, WriteError
 from nnsight_dsl.runtime.locations import Place, name_of
 from nnsight_dsl.runtime.machines.machine import Machine
 from nnsight_dsl.runtime.tracebacks import traceback_at
+from nnsight_dsl.transforms.requests import WRITE, Request
 
 from .elements import misfit, port_value, with_port_value
 from .offer import Handed, Offer
@@ -197,11 +199,65 @@ class _Whole(_Watched):
         if tensor is None or machine.order != self._order:
             return tensor is not None
         if tensor._version != self._version:
-            raise WriteError(
-                f"a tensor of {self._location} that has no rows was edited in place, and this "
-                "invoke does not own all rows; edit it from an invoke without an input, which "
-                "sees all rows, or edit a clone of it"
-            )
+            self._edited_by(machine)
+        return False
+
+    def _edited_by(self, machine: Machine) -> None:
+        raise WriteError(
+            f"a tensor of {self._location} that has no rows was edited in place, and this "
+            "invoke does not own all rows; edit it from an invoke without an input, which "
+            "sees all rows, or edit a clone of it"
+        )
+
+
+class _Shared(_Whole):
+    """The same in a run in which such an edit is made for all invokes."""
+
+    def _edited_by(self, machine: Machine) -> None:
+        _warn_of_shared(machine, self._location)
+
+
+def _warn_of_shared(machine: Machine, location: str) -> None:
+    warnings.warn_explicit(
+        f"a value of {location} that has no rows was written by one invoke, and is that of all; "
+        "write it from an invoke without an input",
+        UserWarning,
+        machine.program.filename,
+        machine.line,
+    )
+
+
+class _Answering(Protocol):
+    """The member of a run that puts views back."""
+
+    def answer(self, machine: Machine, request: Request) -> Any:
+        """Return the answer to a request."""
+
+
+class WriteBack:
+    """A view of a value that was handed to a block, to be put back once the block goes on."""
+
+    def __init__(
+        self,
+        run: _Answering,
+        machine: Machine,
+        location: tuple[Place, str],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+    ) -> None:
+        self._run, self._machine, self._location = run, machine, location
+        self._function, self._args = function, args
+
+    def begin(self) -> bool:
+        """Be dropped: another value is on offer."""
+        return False
+
+    def look(self, machine: Machine) -> bool:
+        """Put the view back, if it is the machine's that goes on."""
+        if machine is not self._machine:
+            return True
+        value = machine.in_its_state(self._function, *self._args)
+        self._run.answer(machine, (WRITE, value, *self._location))
         return False
 
 
@@ -210,11 +266,14 @@ class Writes:
 
     Attributes:
         suspects: writes that changed a value's structure, shape, dtype or device.
+        shares: True if an invoke may write a value without rows, for all invokes, and is warned;
+            `nnsight_dsl.compat` sets it.
         watched: tensors that a block may still hold, and must not edit in place.
     """
 
     suspects: Sequence[Suspect] = ()
-    watched: Sequence[_Watched] = ()
+    shares = False
+    watched: Sequence[_Watched | WriteBack] = ()
 
     def put(
         self,
@@ -233,7 +292,10 @@ class Writes:
                 self._suspect(machine, name_of(*location), difference)
         elif new is not seen or not isinstance(new, torch.Tensor):
             whole = port_value(offer.value, port)
-            new = widen(whole, new, cut)
+            shared: list[Any] | None = [] if self.shares else None
+            new = widen(whole, new, cut, shared)
+            if shared:
+                _warn_of_shared(machine, name_of(*location))
             pairs = zip(pytree.tree_leaves(whole), pytree.tree_leaves(new), strict=True)
             for old, leaf in pairs:
                 if old is not leaf and isinstance(old, torch.Tensor):
@@ -256,7 +318,12 @@ class Writes:
     def watch_whole(self, machine: Machine, tensor: torch.Tensor, location: str) -> None:
         """Watch a tensor without rows for edits by a machine, until the machine is parked."""
         if not tensor.is_inference():
-            self.watched = [*self.watched, _Whole(tensor, location, machine.order)]
+            kind = _Shared if self.shares else _Whole
+            self.watched = [*self.watched, kind(tensor, location, machine.order)]
+
+    def put_back(self, entry: WriteBack) -> None:
+        """Put a view back once its machine goes on."""
+        self.watched = [*self.watched, entry]
 
     def begin(self) -> None:
         """Disregard edits that the model has made while no block ran."""
@@ -270,4 +337,6 @@ class Writes:
             WriteError: an edit reaches rows of other invokes.
         """
         known, self.watched = self.watched, ()
-        self.watched = [entry for entry in known if entry.look(machine)]
+        kept = [entry for entry in known if entry.look(machine)]
+        # a view that is put back is a write
+        self.watched = [*kept, *self.watched]

@@ -160,8 +160,14 @@ def leaves_of(value: Any) -> list[Any]:
     return found
 
 
-def widen(whole: Any, part: Any, cut: Cut) -> Any:
+def widen(whole: Any, part: Any, cut: Cut, shared: list[Any] | None = None) -> Any:
     """Return a value with the rows of a cut replaced by `part`.
+
+    Args:
+        whole: the value.
+        part: what the rows of it are replaced by.
+        cut: the rows.
+        shared: if given, tensors without rows are replaced whole, and are added to it.
 
     Raises:
         WriteError: the part has another structure, shape, dtype or device than its rows, or
@@ -174,18 +180,30 @@ def widen(whole: Any, part: Any, cut: Cut) -> Any:
             f"the value written has the structure {part_structure}, its place {structure}; "
             "write a value of the same structure"
         )
-    spliced = [_splice(*pair, cut) for pair in zip(leaves, parts, strict=True)]
+    pairs = zip(leaves, parts, strict=True)
+    spliced = [_splice(*pair, cut, shared) for pair in pairs]
     return pytree.tree_unflatten(spliced, structure)
 
 
-def _splice(whole: Any, part: Any, cut: Cut) -> Any:
+def _splice(whole: Any, part: Any, cut: Cut, shared: list[Any] | None) -> Any:
     if part is whole:
         return whole
     if dataclasses.is_dataclass(whole) and type(part) is type(whole):
-        return with_fields(whole, lambda name, field: widen(field, getattr(part, name, None), cut))
+        return with_fields(
+            whole, lambda name, field: widen(field, getattr(part, name, None), cut, shared)
+        )
     span = cut.span(whole) if isinstance(whole, torch.Tensor) else None
     if span is None:
-        if isinstance(whole, torch.Tensor) or part != whole:
+        is_tensor = isinstance(whole, torch.Tensor)
+        if shared is not None and (is_tensor or part != whole):
+            if is_tensor and not _is_alike(part, whole):
+                raise WriteError(
+                    f"the value written is {describe(part)}, and replaces {describe(whole)} for "
+                    "all invokes; make it fit"
+                )
+            shared.append(whole)
+            return part
+        if is_tensor or part != whole:
             raise WriteError(
                 "the value to be replaced has no rows, and this invoke owns "
                 f"{cut.rows.count} of {cut.rows.total} rows; write it from an invoke without an "
@@ -201,7 +219,7 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
         )
     if _is_same_view(part, mine):
         return whole
-    if part.shape != mine.shape or part.dtype != mine.dtype or part.device != mine.device:
+    if not _is_alike(part, mine):
         raise WriteError(
             f"the value written is {describe(part)}, the rows it replaces are {describe(mine)}; "
             "make it fit, since the other rows of the batch keep theirs"
@@ -209,6 +227,15 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
     after = whole.shape[0] - start - count
     pieces = [whole.narrow(0, 0, start), part, whole.narrow(0, start + count, after)]
     return torch.cat([piece for piece in pieces if piece.shape[0]])
+
+
+def _is_alike(part: Any, mine: torch.Tensor) -> bool:
+    return (
+        isinstance(part, torch.Tensor)
+        and part.shape == mine.shape
+        and part.dtype == mine.dtype
+        and part.device == mine.device
+    )
 
 
 def _is_same_view(part: torch.Tensor, mine: torch.Tensor) -> bool:

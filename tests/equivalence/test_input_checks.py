@@ -295,6 +295,26 @@ def test_a_length_is_the_generations_in_generate(gpt2: LanguageModel) -> None:
     assert torch.equal(tokens, models.bare(GPT2).generate(IDS, max_length=4, do_sample=False))
 
 
+def test_a_length_that_texts_are_cut_to_is_theirs_in_generate(gpt2: LanguageModel) -> None:
+    cut = {"truncation": True, "max_length": 2}
+    short = models.bare(GPT2).generate(IDS, max_new_tokens=2, do_sample=False)
+    with gpt2.generate(f"{SHORT} ran under", max_new_tokens=2, do_sample=False, **cut) as tracer:
+        tokens = tracer.result.save()
+    assert torch.equal(tokens, short)
+    with gpt2.generate(max_new_tokens=2, do_sample=False) as tracer:
+        with tracer.invoke(f"{SHORT} ran under", **cut):
+            tokens = tracer.result.save()
+        with tracer.invoke(f"{SHORT} ran under"):
+            whole = tracer.result.save()
+        with tracer.invoke(SHORT, padding="max_length", max_length=4, padding_side="left"):
+            filled = tracer.result.save()
+    assert torch.equal(tokens[:, 2:], short)
+    assert torch.equal(filled[:, 2:], short)
+    assert (tokens[0, :2] == models.PAD).all()
+    assert whole.shape == (1, 6)
+    assert (whole != models.PAD).all()
+
+
 def test_options_of_the_tokenizer_without_a_text_are_refused(gpt2: LanguageModel) -> None:
     with pytest.raises(InputError, match="'truncation' is an option of the tokenizer, and the"):
         with gpt2.trace(IDS, truncation=True):

@@ -1,6 +1,6 @@
 """The views that invokes are handed: in the graph, without memory that they share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from nnsight_dsl import LanguageModel, NNsight, WriteError
-from nnsight_dsl.tracing.runnable import Batch, Input
 from tests.models import GPT2, LLAMA, assert_near, assert_same, bare, encoded, recorded, tokenizer
 
 FIRST, SECOND = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
@@ -18,9 +17,11 @@ BOTH = torch.cat([FIRST, SECOND])
 class Batched(NNsight):
     """A wrapper of modules whose inputs make a batch as they are."""
 
-    def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        tensors = [one.args[0] for one in inputs]
-        return Batch((torch.cat(tensors),), dict(options), tuple(map(len, tensors)))
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        return len(inputs[0]) if inputs else 0
+
+    def _batch(self, invokes: Sequence[Any], fn: Any) -> Any:
+        return (torch.cat([inputs[0] for inputs, _ in invokes]),), {}
 
 
 class Step(nn.Module):

@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "a result is there when the model has returned",
         "runtime/driving/driver.py",
-        "        self.result = (result,)\n",
-        "",
+        "        self.result = (result,)\n        self._results = {}\n        if self",
+        "        self._results = {}\n        if self",
         ("tests/samples/test_failed_runs.py", "tests/guide/test_generation.py"),
     ),
     # rows

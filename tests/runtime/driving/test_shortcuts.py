@@ -11,7 +11,6 @@ from torch import nn
 
 from nnsight_dsl import NNsight
 from nnsight_dsl.runtime.errors import OutOfOrderError
-from nnsight_dsl.tracing.runnable import Batch
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -33,12 +32,11 @@ class Net(nn.Module):
 class Batching(NNsight):
     """Makes one batch of the rows of several inputs."""
 
-    _makes_batches = True
-    _own = NNsight._own
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        return len(inputs[0]) if inputs else 0
 
-    def _batch(self, inputs: Any, function: str, options: Any) -> Batch:
-        rows = [one.args[0] for one in inputs]
-        return Batch((torch.cat(rows),), {}, tuple(map(len, rows)))
+    def _batch(self, invokes: Any, fn: Any) -> Any:
+        return (torch.cat([inputs[0] for inputs, _ in invokes]),), {}
 
 
 @pytest.fixture
