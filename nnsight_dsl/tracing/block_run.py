@@ -218,6 +218,7 @@ class BlockRun:
         kind = Stopping if self.stops else Driver
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record
+        driver.has_beside = self.model._has_parts_beside
         if self.is_fake and driver.is_stepped:
             driver.is_partial = True
         if self.log is not None:
@@ -255,9 +256,10 @@ class BlockRun:
             raise self._placed(error, inputs) from error.__cause__
         if len(inputs) > 1:
             total = sum(batch.counts)
+            repeats = self.model._row_repeats(self.function, batch.kwargs)
             start = 0
             for number, (one, count) in enumerate(zip(inputs, batch.counts, strict=True)):
-                one.rows = Rows(start, count, total, number)
+                one.rows = Rows(start, count, total, number, repeats, self.model._has_sequences)
                 start += count
             driver.counts = batch.counts
         else:

@@ -27,7 +27,10 @@ class TappingRun(Inlined, Offering):
     Attributes:
         is_tapped_ahead: True if there are places to tap that no machine has named.
         is_tapping_ahead: True while taps are put, before the model is called.
+        has_beside: True if modules beside the one whose calls are steps count their own visits.
     """
+
+    has_beside = False
 
     is_tapped_ahead = False
     is_tapping_ahead = False
@@ -78,14 +81,15 @@ class TappingRun(Inlined, Offering):
         return tap
 
     def _new_tap(self, place: Place) -> Tap:
-        if isinstance(place, OperationPlace):
-            return OperationTap(place, self)
         stepping = self.stepping
-        return Tap(
-            place,
-            self,
-            is_stepping=stepping is not None and place._module is stepping._module,
-        )
+        if isinstance(place, OperationPlace):
+            tap: Tap = OperationTap(place, self)
+        else:
+            is_stepping = stepping is not None and place._module is stepping._module
+            tap = Tap(place, self, is_stepping=is_stepping)
+        if self.has_beside and stepping is not None:
+            tap.is_beside = not _is_in(place, stepping)
+        return tap
 
     def expect(self, places: Iterable[tuple[Place, str]]) -> None:
         """Expect a machine to ask for some places and ports."""
@@ -188,3 +192,13 @@ class TappingRun(Inlined, Offering):
     def _is_of_model(self, place: Place) -> bool:
         """Return whether a place belongs to the model that runs, by whichever wrapper."""
         return place._root is None or place._root._module is self.root._module
+
+
+def _is_in(place: Place, outer: Place) -> bool:
+    """Return whether a place is another one, or is below it."""
+    above: Place | None = place
+    while above is not None:
+        if above._module is outer._module:
+            return True
+        above = above._parent
+    return False
