@@ -60,7 +60,7 @@ class DiffusionModel(NNsight):
         >>> model = DiffusionModel("stable-diffusion-v1-5/stable-diffusion-v1-5")
         >>> with model.generate("a cat", num_inference_steps=20, seed=0) as tracer:
         ...     for step in tracer.iter[:]:
-        ...         noise = model.unet.output.sample.save()    # [2, 4, 64, 64]
+        ...         noise = model.unet.output[0].save()    # [2, 4, 64, 64]
         ...     image = tracer.result.images[0].save()
     """
 
@@ -257,12 +257,8 @@ class DiffusionModel(NNsight):
         return self._call_parameters()
 
     def _call_parameters(self) -> Mapping[str, Any]:
-        pipeline = self._module.pipeline
-        if pipeline is None:
-            # only the class that loading finds has them all
-            self._prepare()
-            pipeline = self._module.pipeline
-        return pipelines.parameters_of(type(pipeline))
+        # only the class that loading finds has them all
+        return pipelines.parameters_of(type(self.pipeline))
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -311,4 +307,4 @@ class DiffusionModel(NNsight):
         return guided + any(isinstance(value_of(name), (int, float)) for name in others)
 
     def _batch(self, inputs: Sequence[Input], function: str, options: Mapping[str, Any]) -> Batch:
-        return merge(self._call_parameters(), inputs, options)
+        return merge(type(self._module.pipeline), inputs, options)

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from nnsight_dsl.modeling.inputs import blaming
+from nnsight_dsl.modeling.keywords import words_of
+from nnsight_dsl.modeling.pipelines import parameters_of
 from nnsight_dsl.runtime.errors import BatchingError, InputError
 from nnsight_dsl.tracing.runnable import Batch, Input
 
@@ -52,12 +54,12 @@ def images_of(kwargs: Mapping[str, Any]) -> int:
 
 
 def merge(
-    parameters: Mapping[str, Any], inputs: Sequence[Input], options: Mapping[str, Any]
+    pipeline_class: Any, inputs: Sequence[Input], options: Mapping[str, Any]
 ) -> Batch:
     """Merge the inputs of all invokes into the arguments of one call.
 
     Args:
-        parameters: those of the pipeline's call.
+        pipeline_class: the class of the pipeline.
         inputs: for each invoke, the input that the user gave.
         options: keywords that were given for all of them.
 
@@ -65,12 +67,17 @@ def merge(
         BatchingError: the inputs do not fit into one call.
         InputError: the pipeline has no such keyword, or an input has no rows.
     """
-    _check(parameters, options)
+    parameters = parameters_of(pipeline_class)
+    known = frozenset({*parameters, "seed"})
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        # those that it takes out of its `**kwargs`
+        known |= words_of(pipeline_class.__call__)
+    _check(known, options)
     given = []
     for number, one in enumerate(inputs):
         with blaming(number):
             given.append(_named(parameters, one))
-            _check(parameters, given[-1])
+            _check(known, given[-1])
     if len(given) == 1:
         kwargs = {**options, **given[0]}
         if "seed" in kwargs and "seed" not in parameters:
@@ -114,13 +121,10 @@ def _named(parameters: Mapping[str, Any], given: Input) -> dict[str, Any]:
     return {**named, **given.kwargs}
 
 
-def _check(parameters: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    known = [*parameters, "seed"]
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return
+def _check(known: Collection[str], given: Mapping[str, Any]) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.6)
             advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "leave it out"
             raise InputError(f"{key!r} was given, and the pipeline has no such keyword; {advice}")
 

@@ -142,7 +142,28 @@ def narrow(value: Any, cut: Cut) -> Any:
 
     if isinstance(value, torch.Tensor):
         return part(value)
-    return pytree.tree_map(part, value, is_leaf=_is_sequence if cut.rows.has_sequences else None)
+    return pytree.tree_map(part, value, is_leaf=_leaf_test(cut))
+
+
+def _leaf_test(cut: Cut) -> Callable[[Any], bool] | None:
+    if not cut.rows.has_sequences:
+        return None
+    return lambda value: _is_sequence(value) or _is_incomplete(value)
+
+
+def _is_incomplete(value: Any) -> bool:
+    """Return whether a value is an output of diffusers that pytree cannot make again.
+
+    Such a dict leaves out the fields that are None, and its class requires them.
+    """
+    return (
+        isinstance(value, dict)
+        and dataclasses.is_dataclass(value)
+        and any(
+            one.default is one.default_factory is dataclasses.MISSING and one.name not in value
+            for one in dataclasses.fields(value)
+        )
+    )
 
 
 def _is_sequence(value: Any) -> bool:
@@ -226,7 +247,11 @@ def with_fields(value: Any, change: Callable[[str, Any], Any]) -> Any:
         return value
     changed = copy.copy(value)
     for name, field in new.items():
-        object.__setattr__(changed, name, field)
+        if not isinstance(changed, dict):
+            object.__setattr__(changed, name, field)
+        elif field is not old[name]:
+            # an output that is a dict, too, keeps both the same
+            setattr(changed, name, field)
     return changed
 
 
@@ -249,8 +274,9 @@ def widen(whole: Any, part: Any, cut: Cut) -> Any:
         WriteError: the part has another structure, shape, dtype or device than its rows, or
             replaces a value without rows.
     """
-    leaves, structure = pytree.tree_flatten(whole)
-    parts, part_structure = pytree.tree_flatten(part)
+    is_leaf = _leaf_test(cut)
+    leaves, structure = pytree.tree_flatten(whole, is_leaf)
+    parts, part_structure = pytree.tree_flatten(part, is_leaf)
     if structure != part_structure:
         raise WriteError(
             f"the value written has the structure {part_structure}, its place {structure}; "
