@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TypeVar
 
 from nnsight_dsl.compat import models
-from nnsight_dsl.modeling import language, vision_language
+from nnsight_dsl.modeling import diffusion, language, vision_language
 from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import advanced
 from nnsight_dsl.tracing import saving
 
 __all__ = [
+    "DiffusionModel",
     "LanguageModel",
     "NNsight",
     "OutOfOrderError",
@@ -24,6 +25,10 @@ _Value = TypeVar("_Value")
 
 class NNsight(models.Adapted):
     """A model for programs written for nnsight 0.6: see `nnsight_dsl.NNsight`."""
+
+
+class DiffusionModel(NNsight, diffusion.DiffusionModel):
+    """A pipeline of diffusers for programs written for nnsight 0.6."""
 
 
 class LanguageModel(models.AdaptedTransformers, NNsight, language.LanguageModel):

@@ -21,7 +21,7 @@ _REMOTE = {
 NAMES: dict[str, dict[str, str]] = {
     "nnsight": {
         "CONFIG": "nnsight_dsl.compat.settings:CONFIG",
-        "DiffusionModel": _INERT + "DiffusionModel",
+        "DiffusionModel": "{}:DiffusionModel",
         "Envoy": "nnsight_dsl.envoys.envoy:Envoy",
         "LanguageModel": "{}:LanguageModel",
         "NNsight": "{}:NNsight",
@@ -70,7 +70,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nnsight.modeling": {},
     "nnsight.modeling.base": {"NNsight": "{}:NNsight"},
-    "nnsight.modeling.diffusion": {"DiffusionModel": _INERT + "DiffusionModel"},
+    "nnsight.modeling.diffusion": {"DiffusionModel": "{}:DiffusionModel"},
     "nnsight.modeling.huggingface": {"HuggingFaceModel": "{}:TransformersModel"},
     "nnsight.modeling.language": {"LanguageModel": "{}:LanguageModel"},
     "nnsight.modeling.transformers": {

@@ -28,7 +28,6 @@ from .model_facts import Structure
 from .sources import Source
 from .tree import Tree
 
-
 PARTS_BESIDE = frozenset(
     "image_encoder movq safety_checker text_encoder text_encoder_2 text_encoder_3 vae vocoder "
     "vqvae".split()
@@ -80,7 +79,7 @@ class File:
 
     def is_beside_steps(self, path: Path | None) -> bool:
         """Return whether a path leads to a module that runs beside the steps of a generation."""
-        return bool(path) and path[0] in self.beside
+        return path is not None and bool({*path[:1]} & self.beside)
 
     def all_blocks(self) -> Iterator[Block]:
         """Iterate over all blocks, the inner ones too."""

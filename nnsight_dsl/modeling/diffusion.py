@@ -175,10 +175,7 @@ class DiffusionModel(NNsight):
             >>> with model.trace("a cat", seed=0):
             ...     hidden = model.unet.mid_block.output.save()
         """
-        steps = {"num_inference_steps", "timesteps", "sigmas"}
-        if "num_inference_steps" in self._accepted() and steps.isdisjoint(kwargs):
-            kwargs["num_inference_steps"] = 1
-        return self._run("trace", args, kwargs, trace)
+        return self._run("trace", args, self._with_steps(kwargs), trace)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Run the pipeline with the block below, for its own number of steps.
@@ -239,7 +236,9 @@ class DiffusionModel(NNsight):
 
     plan = scan
 
-    def _run(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace: bool) -> Any:
+    def _run(
+        self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any], trace: bool
+    ) -> Any:
         for word in ("plan", "scan", "stop", "validate"):
             if kwargs.pop(word, None):
                 raise InputError(
@@ -248,6 +247,13 @@ class DiffusionModel(NNsight):
                     f"NNsight(model.{self._denoiser or 'vae'}).trace(...)"
                 )
         return self._opened(function, Input(args, {}), kwargs, trace)
+
+    def _with_steps(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a run, for one step if nothing says how many."""
+        steps = {"num_inference_steps", "timesteps", "sigmas"}
+        if "num_inference_steps" in self._accepted() and steps.isdisjoint(options):
+            return {"num_inference_steps": 1, **options}
+        return dict(options)
 
     @property
     def _denoiser(self) -> str | None:

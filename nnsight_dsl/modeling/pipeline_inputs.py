@@ -50,12 +50,10 @@ def is_of_rows(key: str) -> bool:
 
 def images_of(kwargs: Mapping[str, Any]) -> int:
     """Return how many results there are for each row."""
-    return max([1, *(kwargs[key] for key in IMAGES if isinstance(kwargs.get(key), int))])
+    return max([1, *(int(kwargs[key]) for key in IMAGES if isinstance(kwargs.get(key), int))])
 
 
-def merge(
-    pipeline_class: Any, inputs: Sequence[Input], options: Mapping[str, Any]
-) -> Batch:
+def merge(pipeline_class: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Batch:
     """Merge the inputs of all invokes into the arguments of one call.
 
     Args:
@@ -154,9 +152,13 @@ def _joined(
         if key == "batch_size":
             kwargs[key] = sum(counts)
         elif is_of_rows(key):
-            parts = [_rows(key, *pair, number) for number, pair in _each(given, counts)]
+            parts = [
+                _rows(key, one, count, number) for number, (one, count) in _each(given, counts)
+            ]
             is_tensors = all(isinstance(part, torch.Tensor) for part in parts)
-            kwargs[key] = torch.cat(parts) if is_tensors else [row for part in parts for row in part]
+            kwargs[key] = (
+                torch.cat(parts) if is_tensors else [row for part in parts for row in part]
+            )
         else:
             kwargs[key] = _of_all(key, given)
     generators = _generators(given, counts, options, images)

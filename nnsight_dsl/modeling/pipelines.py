@@ -157,7 +157,7 @@ def _found(library: str, class_name: str) -> Any:
 def _built(name: str, part: str, kind: Any, own: Mapping[str, Any]) -> nn.Module | None:
     from accelerate import init_empty_weights
 
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+    if nn.Module not in getattr(kind, "__mro__", ()):
         return None
     with init_empty_weights(include_buffers=True):
         if hasattr(kind, "load_config"):

@@ -37,12 +37,12 @@ class Span(NamedTuple):
 
     Attributes:
         start: the first of them.
-        count: their number, in each repeat of the batch.
+        length: their number, in each repeat of the batch.
         period: rows of one repeat of the batch; 0 if the value has the batch once.
     """
 
     start: int
-    count: int
+    length: int
     period: int = 0
 
 
@@ -117,7 +117,7 @@ class Cut:
 def pieces_of(tensor: torch.Tensor, span: Span) -> list[torch.Tensor]:
     """Return views of rows, one for each repeat of the batch."""
     starts = range(span.start, tensor.shape[0], span.period) if span.period else (span.start,)
-    return [tensor.narrow(0, start, span.count) for start in starts]
+    return [tensor.narrow(0, start, span.length) for start in starts]
 
 
 def rows_at(tensor: torch.Tensor, span: Span) -> torch.Tensor:
@@ -137,7 +137,7 @@ def narrow(value: Any, cut: Cut) -> Any:
         elif cut.rows.has_sequences and _is_sequence(leaf):
             span = cut.rows.span_of(len(leaf), *cut.factors)
             if span is not None and not span.period:
-                return leaf[span.start : span.start + span.count]
+                return leaf[span.start : span.start + span.length]
         return with_fields(leaf, lambda _, field: narrow(field, cut))
 
     if isinstance(value, torch.Tensor):
@@ -156,13 +156,12 @@ def _is_incomplete(value: Any) -> bool:
 
     Such a dict leaves out the fields that are None, and its class requires them.
     """
-    return (
-        isinstance(value, dict)
-        and dataclasses.is_dataclass(value)
-        and any(
-            one.default is one.default_factory is dataclasses.MISSING and one.name not in value
-            for one in dataclasses.fields(value)
-        )
+    kind: Any = type(value)
+    if not isinstance(value, dict) or not dataclasses.is_dataclass(kind):
+        return False
+    return any(
+        one.default is one.default_factory is dataclasses.MISSING and one.name not in value
+        for one in dataclasses.fields(kind)
     )
 
 
@@ -187,7 +186,7 @@ def joined(rows: Sequence[Rows], factor: int, parts: Sequence[Any]) -> Any:
     span = first.span_of(first.total * parts[0].shape[0] // first.count, factor)
     if span is None or not span.period:
         return torch.cat([*parts])
-    repeats = parts[0].shape[0] // span.count
+    repeats = parts[0].shape[0] // span.length
     chunks = [part.chunk(repeats) for part in parts]
     return torch.cat([chunk for repeat in zip(*chunks, strict=True) for chunk in repeat])
 
@@ -316,11 +315,11 @@ def _splice(whole: Any, part: Any, cut: Cut) -> Any:
             "make it fit, since the other rows of the batch keep theirs"
         )
     made, done = [], 0
-    for number in range(part.shape[0] // span.count):
+    for number in range(part.shape[0] // span.length):
         start = span.start + number * span.period
         made.append(whole.narrow(0, done, start - done))
-        made.append(part.narrow(0, number * span.count, span.count))
-        done = start + span.count
+        made.append(part.narrow(0, number * span.length, span.length))
+        done = start + span.length
     made.append(whole.narrow(0, done, whole.shape[0] - done))
     return torch.cat([piece for piece in made if piece.shape[0]])
 

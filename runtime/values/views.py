@@ -351,7 +351,9 @@ class OfferCut(Cut):
     def puts_back(self, whole: torch.Tensor, part: torch.Tensor) -> bool:
         """Put the edits of a copy that was handed out back; return False for any other tensor."""
         views = self._offer.views or {}
-        if any(view.part is part and view.copied and view.whole is whole for view in views.values()):
+        if any(
+            view.part is part and view.copied and view.whole is whole for view in views.values()
+        ):
             put_back(self._offer)
             return True
         return False

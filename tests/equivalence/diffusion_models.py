@@ -84,7 +84,9 @@ def call_with_hooks(
         for module, hook in hooks.items():
             calls = iter(range(1000))
 
-            def at_call(_: Any, args: Any, output: Any, hook: Any = hook, calls: Any = calls) -> Any:
+            def at_call(
+                _: Any, args: Any, output: Any, hook: Any = hook, calls: Any = calls
+            ) -> Any:
                 return hook(next(calls), output)
 
             stack.callback(module.register_forward_hook(at_call).remove)

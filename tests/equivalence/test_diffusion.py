@@ -61,7 +61,7 @@ def test_each_step_is_a_call_of_the_denoiser(pipeline: Any, model: DiffusionMode
 
     with model.generate("the cat", seed=0, **OPTIONS) as tracer:
         hidden = [].save()
-        for step in tracer.iter[:]:
+        for _ in tracer.iter[:]:
             hidden.append(model.unet.mid_block.output)
         images = tracer.result.images.save()
 
@@ -79,7 +79,7 @@ def test_an_edit_in_some_steps(pipeline: Any, model: DiffusionModel) -> None:
     )
 
     with model.generate("the cat", seed=0, **OPTIONS) as tracer:
-        for step in tracer.iter[1:]:
+        for _ in tracer.iter[1:]:
             model.unet.mid_block.output = model.unet.mid_block.output * 3
         images = tracer.result.images.save()
 
@@ -93,7 +93,7 @@ def test_an_operation_inside_the_denoiser(pipeline: Any, model: DiffusionModel) 
     call_with_hooks(pipeline, hooks, "the cat", generator=seeds(0), **OPTIONS)
 
     with model.generate("the cat", seed=0, **OPTIONS) as tracer:
-        for step in tracer.iter[1]:
+        for _ in tracer.iter[1]:
             noise = model.unet.source.self_conv_out_0.output.save()
 
     assert torch.equal(noise, expected[1])
@@ -111,7 +111,7 @@ def test_modules_beside_the_denoiser_have_visits_of_their_own(
 
     with model.generate("the cat", seed=0, **OPTIONS) as tracer:
         prompt = model.text_encoder.output[0].save()
-        for step in tracer.iter[:STEPS]:
+        for _ in tracer.iter[:STEPS]:
             noise = model.unet.output[0].save()
         image = model.vae.decoder.output.save()
     with model.generate("the cat", seed=0, **OPTIONS):
@@ -161,11 +161,11 @@ def test_an_invoke_sees_its_rows_of_both_halves(pipeline: Any, model: DiffusionM
 
     with model.generate(**OPTIONS) as tracer:
         with tracer.invoke("the cat", seed=0):
-            for step in tracer.iter[1]:
+            for _ in tracer.iter[1]:
                 arguments = model.unet.inputs.save()
                 first = model.unet.mid_block.output.save()
         with tracer.invoke(prompts[1:], seed=5):
-            for step in tracer.iter[1]:
+            for _ in tracer.iter[1]:
                 second = model.unet.mid_block.output.save()
                 again = model.unet.mid_block.output is second
 
@@ -190,11 +190,11 @@ def test_an_edit_reaches_both_halves(pipeline: Any, model: DiffusionModel, form:
 
     with model.generate(**OPTIONS) as tracer:
         with tracer.invoke("the cat", seed=0):
-            for step in tracer.iter[:]:
+            for _ in tracer.iter[:]:
                 before = model.unet.mid_block.output.save()
             first = tracer.result.images.save()
         with tracer.invoke(prompts[1:], seed=5):
-            for step in tracer.iter[:]:
+            for _ in tracer.iter[:]:
                 if form == "in place":
                     model.unet.mid_block.output[:] *= 0.5
                 elif form == "method":
@@ -332,9 +332,7 @@ def test_pictures_are_rows_too(model: DiffusionModel) -> None:
 def test_caches_and_edits(pipeline: Any, model: DiffusionModel) -> None:
     expected: list[Any] = []
     hooks = {pipeline.unet.mid_block: lambda _, output: expected.append(output.clone())}
-    call_with_hooks(
-        pipeline, hooks, ["the cat", "a dog"], generator=seeds(0, 1), **OPTIONS
-    )
+    call_with_hooks(pipeline, hooks, ["the cat", "a dog"], generator=seeds(0, 1), **OPTIONS)
     with model.generate(**OPTIONS) as tracer:
         with tracer.invoke("the cat", seed=0):
             cache = tracer.cache(modules=[model.unet.mid_block])
@@ -378,7 +376,7 @@ def test_a_pipeline_with_a_transformer(transformer: Any) -> None:
 
     with model.generate(**OPTIONS) as tracer:
         with tracer.invoke([3], seed=0):
-            for step in tracer.iter[1]:
+            for _ in tracer.iter[1]:
                 model.transformer.transformer_blocks[0].output[:] *= -1
             first = tracer.result.images.save()
         with tracer.invoke(class_labels=[4], seed=1):
@@ -411,7 +409,7 @@ def test_a_component_alone(model: DiffusionModel) -> None:
     handle = unet.module.mid_block.register_forward_hook(
         lambda _, args, output: expected.append(output)
     )
-    unet.module(sample, 5, encoder_hidden_states=text).sample.sum().backward
+    unet.module(sample, 5, encoder_hidden_states=text)
     handle.remove()
 
     with unet.trace(sample, 5, encoder_hidden_states=text):
