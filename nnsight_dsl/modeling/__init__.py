@@ -13,6 +13,8 @@ A kind of model subclasses `NNsight` and overrides the methods that say how inpu
       positions.py     counted, and limited            checks.py     of token ids, before a run
     diffusion.py     pipelines of diffusers
       pipelines.py     built and loaded                pipeline_inputs.py  rows of several inputs
+    checkpoints.py   what a checkpoint says about itself
+    adapters.py      adapters of PEFT, in place
     offload.py       weights that accelerate loads for each call
     vllm/            models in an engine of vLLM
 """

@@ -24,12 +24,13 @@ _QUANTISED = frozenset("nf4 fp4 int4 4bit int8 8bit fp8".split())
 
 
 def options_of(
-    given: Mapping[str, Any], *, device: Any, device_map: Any, dtype: Any
+    given: Mapping[str, Any], *, revision: str | None, device: Any, device_map: Any, dtype: Any
 ) -> dict[str, Any]:
     """Return the options of `from_pretrained`.
 
     Args:
         given: those that are passed on as they are.
+        revision: branch, tag or commit of the repository, or None.
         device: one device for all weights, or None.
         device_map: the placement of the weights, or None.
         dtype: precision of the weights or its name, or None.
@@ -39,6 +40,8 @@ def options_of(
             device is given beside a placement over several.
     """
     options = dict(given)
+    if revision is not None:
+        options["revision"] = revision
     if device is not None:
         if device_map == "auto" or (isinstance(device_map, Mapping) and len(device_map) > 1):
             raise InputError(
