@@ -79,10 +79,12 @@ class TransformersModel(NNsight):
         dispatch: load the weights at once.
         device: one device for all weights.
         device_map: placement of the weights, for `from_pretrained`.
-        dtype: precision of the weights or its name; `torch_dtype` is the same.
+        dtype: precision of the weights or its name; `torch_dtype` is the same. A name of quantised
+            weights is `"nf4"`, `"fp4"`, `"int8"` or `"fp8"`.
         rename: aliases of modules, see `NNsight`.
         tokenizer_kwargs: options of the tokenizer's `from_pretrained`, where it is loaded along.
-        **kwargs: passed on to `from_pretrained`, as `config` and `attn_implementation`.
+        **kwargs: passed on to `from_pretrained`, as `config` and `attn_implementation`;
+            `compute_dtype` is the precision in which weights of 4 bits are multiplied.
 
     Raises:
         InputError: transformers has no such task, or no model of this type for it.
@@ -151,6 +153,7 @@ class TransformersModel(NNsight):
         if not isinstance(model, (str, os.PathLike)):
             if isinstance(model, TransformersModel) and tokenizer is None:
                 parts = {key: one or model.__dict__[key] for key, one in parts.items()}
+            loading.check_loaded(options)
             module = module_of(model)
         else:
             found, source = checkpoints.source_of(str(model), found, automodel, options)
