@@ -272,6 +272,8 @@ class TransformersModel(NNsight):
         if not args and kwargs.get("inputs") is not None:
             # transformers' name of the prompt
             args = (kwargs.pop("inputs"),)
+        if isinstance(kwargs.get("assistant_model"), Envoy):
+            kwargs["assistant_model"] = module_of(kwargs["assistant_model"])
         if self.task == "image-text-to-text":
             # the form in which the pipeline takes them
             kwargs = {**kwargs.pop("generate_kwargs", {}), **kwargs}

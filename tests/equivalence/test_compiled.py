@@ -92,7 +92,8 @@ def test_reads_and_edits(form: Callable[[Any], Any], caplog: pytest.LogCaptureFi
             untouched = model.module(**encoded(PROMPT)).logits
 
     assert _frames() == before
-    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+    warned = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert not [one for one in warned if one.name.startswith("torch")]
     assert_same([mlp, layer, logits], [seen[path][0] for path in PATHS])
     assert_same(changed, doubled)
     assert_same(untouched, expected)
