@@ -15,6 +15,7 @@ A kind of model subclasses `NNsight` and overrides the methods that say how inpu
       pipelines.py     built and loaded                pipeline_inputs.py  rows of several inputs
     checkpoints.py   what a checkpoint says about itself
     quantised.py     quantised weights by name
+    tensor_parallel.py  which values each process has a part of
     adapters.py      adapters of PEFT, in place
     offload.py       weights that accelerate loads for each call
     vllm/            models in an engine of vLLM

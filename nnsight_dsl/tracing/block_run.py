@@ -219,6 +219,7 @@ class BlockRun:
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record
         driver.has_beside = self.model._has_parts_beside
+        driver.splits = self.model._splits()
         if self.is_fake and driver.is_stepped:
             driver.is_partial = True
         if self.log is not None:

@@ -188,7 +188,8 @@ def _new_fit(
             is_closed,
         ),
         is_alone=plainly
-        and not (changing or program.children or program.fetched or program.looks_outside),
+        and not (changing or program.children or program.fetched or program.looks_outside)
+        and not root._splits(),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},

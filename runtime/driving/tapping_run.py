@@ -6,7 +6,8 @@ passes too early is noticed. A place that nobody could know of gets its tap when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from nnsight_dsl.runtime.locations import Place, key_of
 from nnsight_dsl.runtime.machines.machine import Machine
@@ -14,6 +15,7 @@ from nnsight_dsl.runtime.tapping.all_modules import AllModules, all_modules_of, 
 from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
 from nnsight_dsl.runtime.tapping.offering import Offering
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
+from nnsight_dsl.runtime.tapping.sharded import ShardedTap, Split, may_be_part
 from nnsight_dsl.runtime.tapping.taps import Tap, is_container
 from nnsight_dsl.runtime.tapping.torch_fast_path import passes_over_parts
 from nnsight_dsl.transforms.requests import OUTPUT
@@ -31,6 +33,8 @@ class TappingRun(Inlined, Offering):
     """
 
     has_beside = False
+    splits: Mapping[int, Split] = MappingProxyType({})
+    """How values are split over processes, by the id of the module; empty but for such models."""
 
     is_tapped_ahead = False
     is_tapping_ahead = False
@@ -84,12 +88,28 @@ class TappingRun(Inlined, Offering):
         stepping = self.stepping
         if isinstance(place, OperationPlace):
             tap: Tap = OperationTap(place, self)
+            if self.splits and self._is_on_parts(place):
+                tap.missing = may_be_part(place)
         else:
             is_stepping = stepping is not None and place._module is stepping._module
-            tap = Tap(place, self, is_stepping=is_stepping)
+            split = self.splits.get(id(place._module)) if self.splits else None
+            if split is None:
+                tap = Tap(place, self, is_stepping=is_stepping)
+            else:
+                tap = ShardedTap(place, self, split, is_stepping=is_stepping)
         if self.has_beside and stepping is not None:
             tap.is_beside = not _is_in(place, stepping)
         return tap
+
+    def _is_on_parts(self, place: Place) -> bool:
+        """Return whether an operation is in a forward that computes with parts."""
+        above = place._parent
+        while above is not None:
+            split = self.splits.get(id(above._module))
+            if split is not None:
+                return split.inside
+            above = above._parent if isinstance(above, OperationPlace) else None
+        return False
 
     def expect(self, places: Iterable[tuple[Place, str]]) -> None:
         """Expect a machine to ask for some places and ports."""
@@ -141,6 +161,8 @@ class TappingRun(Inlined, Offering):
         """Put taps where machines can ask, so that a value that passes earlier is noticed."""
         self.is_tapping_ahead = True
         is_usual = self.stepping is None and type(self)._new_tap is TappingRun._new_tap
+        # kept taps know nothing of a split
+        is_usual = is_usual and not self.splits
         if self.stepping is not None:
             # each of them is below the place whose calls are steps
             self.tap_for(self.stepping)
