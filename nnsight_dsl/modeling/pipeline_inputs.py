@@ -145,7 +145,11 @@ def _joined(
     given: Sequence[Mapping[str, Any]], counts: Sequence[int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     images = images_of({**options, **given[0]})
-    kwargs = dict(options)
+    # pipelines take one text for one prompt, and a list of them for a list
+    kwargs = {
+        key: [value] * sum(counts) if isinstance(value, str) and is_of_rows(key) else value
+        for key, value in options.items()
+    }
     for key in dict.fromkeys(key for one in given for key in one):
         if key in ("seed", "generator"):
             continue

@@ -318,6 +318,18 @@ def test_negative_prompts_of_some_invokes(pipeline: Any, model: DiffusionModel) 
     assert np.allclose(second, _alone(pipeline, "a dog", 1, negative_prompt="red"), atol=1e-4)
 
 
+def test_a_negative_prompt_for_all_invokes(pipeline: Any, model: DiffusionModel) -> None:
+    with model.generate(negative_prompt="red", seed=3, **OPTIONS) as tracer:
+        with tracer.invoke("the cat"):
+            first = tracer.result.images.save()
+        with tracer.invoke("a dog"):
+            second = tracer.result.images.save()
+
+    for images, prompt, seed in ((first, "the cat", 3), (second, "a dog", 4)):
+        alone = _alone(pipeline, prompt, seed, negative_prompt="red")
+        assert np.allclose(images, alone, atol=1e-4)
+
+
 def test_pictures_are_rows_too(model: DiffusionModel) -> None:
     with model.trace() as tracer:
         with tracer.invoke(["the cat", "a dog"], seed=0):
