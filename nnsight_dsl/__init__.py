@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nnsight_dsl.config import CONFIG as CONFIG
     from nnsight_dsl.envoys.envoy import Envoy as Envoy
     from nnsight_dsl.modeling.base import NNsight as NNsight
+    from nnsight_dsl.modeling.diffusion import DiffusionModel as DiffusionModel
     from nnsight_dsl.modeling.language import LanguageModel as LanguageModel
     from nnsight_dsl.modeling.transformers_model import TransformersModel as TransformersModel
     from nnsight_dsl.modeling.vision_language import VisionLanguageModel as VisionLanguageModel
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CONFIG": "nnsight_dsl.config",
+    "DiffusionModel": "nnsight_dsl.modeling.diffusion",
     "Envoy": "nnsight_dsl.envoys.envoy",
     "LanguageModel": "nnsight_dsl.modeling.language",
     "NNsight": "nnsight_dsl.modeling.base",

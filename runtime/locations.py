@@ -51,6 +51,10 @@ class Place:
             "(print(model) shows the paths)"
         )
 
+    def _splits(self) -> Mapping[int, Any]:
+        """Return how values below are split over processes, by the id of the module."""
+        return {}
+
     def _places_below(self) -> Iterator[Place]:
         """Iterate over the places directly below."""
         return iter(())

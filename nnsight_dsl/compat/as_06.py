@@ -6,12 +6,13 @@ from typing import TypeVar
 
 from nnsight_dsl.compat import models
 from nnsight_dsl.compat.envoys import Envoy06
-from nnsight_dsl.modeling import base, language, vision_language
+from nnsight_dsl.modeling import base, diffusion, language, vision_language
 from nnsight_dsl.runtime.errors import OutOfOrderError as OutOfOrderError
 from nnsight_dsl.runtime.machines.machine import advanced
 from nnsight_dsl.tracing import saving
 
 __all__ = [
+    "DiffusionModel",
     "Envoy",
     "LanguageModel",
     "NNsight",
@@ -38,6 +39,10 @@ class Part(NNsight, base.Part):
 
 
 NNsight._part_class = Part
+
+
+class DiffusionModel(NNsight, diffusion.DiffusionModel):
+    """A pipeline of diffusers for programs written for nnsight 0.6."""
 
 
 class LanguageModel(models.AdaptedTransformers, NNsight, language.LanguageModel):

@@ -13,7 +13,7 @@ from nnsight_dsl.compat.envoys import Envoy08, warn_of_served_names, without_esc
 from nnsight_dsl.compat.tracers import Scan08, Tracer08
 from nnsight_dsl.envoys import envoy as native
 from nnsight_dsl.envoys.ports import StepKey
-from nnsight_dsl.modeling import base, language, vision_language
+from nnsight_dsl.modeling import base, diffusion, language, vision_language
 from nnsight_dsl.modeling.generation import Generation
 from nnsight_dsl.modeling.loading import pad_left
 from nnsight_dsl.runtime.driving.driver import Driver
@@ -24,6 +24,7 @@ from nnsight_dsl.tracing.saving import save as save
 from nnsight_dsl.transforms.bytecode.counted_names import counted_names
 
 __all__ = [
+    "DiffusionModel",
     "Envoy",
     "LanguageModel",
     "NNsight",
@@ -127,6 +128,32 @@ class TransformersModel(models.AdaptedTransformers, NNsight):
             The tracer of the block; without one, the token ids.
         """
         return super().generate(*args, trace=trace and opens_block(), **kwargs)
+
+
+class DiffusionModel(NNsight, diffusion.DiffusionModel):
+    """A pipeline of diffusers for programs written for nnsight 0.8.
+
+    Args:
+        pipeline: as for `nnsight_dsl.DiffusionModel`.
+        **kwargs: likewise.
+    """
+
+    def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
+        """Run the pipeline with the block below, for one step if nothing says how many.
+
+        Without a block it runs at once, for the pipeline's own number of steps.
+
+        Args:
+            *args: the prompt, or several.
+            trace: False runs the pipeline without a block.
+            **kwargs: as for `nnsight_dsl.DiffusionModel.generate`.
+
+        Returns:
+            The tracer of the block; without one, the output of the pipeline.
+        """
+        if not (trace and opens_block()):
+            return super().generate(*args, trace=False, **kwargs)
+        return super().generate(*args, **self._with_steps(kwargs))
 
 
 class LanguageModel(TransformersModel, language.LanguageModel):

@@ -35,12 +35,6 @@ def _without_answer(name: str) -> Callable[..., Any]:
     return function
 
 
-# models
-
-DiffusionModel = _cannot_be_made(
-    "DiffusionModel", "pipelines of diffusers are not wrapped; write NNsight(pipeline.unet)"
-)
-
 # remote execution
 
 AsyncRemoteBackend = _cannot_be_made("AsyncRemoteBackend", _NO_REMOTE)

@@ -21,7 +21,7 @@ _REMOTE = {
 NAMES: dict[str, dict[str, str]] = {
     "nnsight": {
         "CONFIG": "nnsight_dsl.compat.settings:CONFIG",
-        "DiffusionModel": _INERT + "DiffusionModel",
+        "DiffusionModel": "{}:DiffusionModel",
         "Envoy": "{}:Envoy",
         "LanguageModel": "{}:LanguageModel",
         "NNsight": "{}:NNsight",
@@ -74,7 +74,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "nnsight.modeling": {},
     "nnsight.modeling.base": {"NNsight": "{}:NNsight"},
-    "nnsight.modeling.diffusion": {"DiffusionModel": _INERT + "DiffusionModel"},
+    "nnsight.modeling.diffusion": {"DiffusionModel": "{}:DiffusionModel"},
     "nnsight.modeling.huggingface": {"HuggingFaceModel": "{}:TransformersModel"},
     "nnsight.modeling.language": {"LanguageModel": "{}:LanguageModel"},
     "nnsight.modeling.transformers": {
@@ -129,8 +129,8 @@ MISSING_MODULES = {
     "_batch_size and _batch of a subclass say how inputs make one call",
     "nnsight.intervention.serialization": "blocks travel as text (nnsight_dsl.transforms.recipes)",
     "nnsight.modeling.mixins": "models are loaded by transformers",
-    "nnsight.modeling.quantization": "give quantization_config= as to from_pretrained",
-    "nnsight.modeling.tp": "tensor parallel models run in an engine of vLLM only",
+    "nnsight.modeling.quantization": "give dtype='nf4' and its like to the wrapper",
+    "nnsight.modeling.tp": "values of tensor parallel models are whole where they can be read",
     "nnsight.schema.request": "remote execution is not built",
     "nnsight.schema.response": "remote execution is not built",
     "nnsight.tracing.util": "names leave a block without being pushed",

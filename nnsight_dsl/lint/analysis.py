@@ -28,6 +28,12 @@ from .model_facts import Structure
 from .sources import Source
 from .tree import Tree
 
+PARTS_BESIDE = frozenset(
+    "image_encoder movq safety_checker text_encoder text_encoder_2 text_encoder_3 vae vocoder "
+    "vqvae".split()
+)
+"""Components of diffusers' pipelines that run before or after the steps of denoising."""
+
 
 class File:
     """One analysed file.
@@ -37,7 +43,10 @@ class File:
         tree: its syntax tree.
         blocks: its outermost blocks.
         names: resolves the paths behind its names.
+        beside: names of modules that run beside the steps of a generation.
     """
+
+    beside: frozenset[str] = PARTS_BESIDE
 
     def __init__(
         self,
@@ -67,6 +76,10 @@ class File:
             return str(node.lineno)
         cell, line = self.source.cells[node.lineno - 1]
         return f"{line} of cell {cell}"
+
+    def is_beside_steps(self, path: Path | None) -> bool:
+        """Return whether a path leads to a module that runs beside the steps of a generation."""
+        return path is not None and bool({*path[:1]} & self.beside)
 
     def all_blocks(self) -> Iterator[Block]:
         """Iterate over all blocks, the inner ones too."""

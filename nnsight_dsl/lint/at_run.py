@@ -185,7 +185,15 @@ def _file(
             meanings[name] = _MODEL, tuple(int(one) if one.isdigit() else one for one in path)
     known: Mapping[str | None, Structure] = {} if structure is None else {_MODEL: structure}
     file = File(Source(program.filename, lines), tree, known, meanings)
+    file.beside = _beside(model)
     return file if len(file.blocks) == 1 else None
+
+
+def _beside(model: Place) -> frozenset[str]:
+    if not getattr(model, "_has_parts_beside", False):
+        return frozenset()
+    stepping = model._stepping()._path.partition(".")[0]  # type: ignore[attr-defined]
+    return frozenset(children_of(model._module)) - {stepping}
 
 
 def _parsed(program: Program) -> ast.Module | None:
@@ -243,6 +251,9 @@ class OrderWatcher:
             # a part of a model, of which a program may name places outside
             return None
         if module in _structures or module in _without_order:
+            return None
+        if getattr(model, "_has_parts_beside", False):
+            # the order of one forward is meant, and such a run has one of each step
             return None
         # to see all calls, the run would have to leave compiled code, and so be slower
         if any(passes_over_parts(one) or has_compiled_function(one) for one in module.modules()):

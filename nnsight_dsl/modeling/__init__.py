@@ -11,6 +11,12 @@ A kind of model subclasses `NNsight` and overrides the methods that say how inpu
       options.py       whose keyword is it             keywords.py   the keywords of a forward
       batching.py      one call of several inputs      padding.py    which models can be padded
       positions.py     counted, and limited            checks.py     of token ids, before a run
+    diffusion.py     pipelines of diffusers
+      pipelines.py     built and loaded                pipeline_inputs.py  rows of several inputs
+    checkpoints.py   what a checkpoint says about itself
+    quantised.py     quantised weights by name
+    tensor_parallel.py  which values each process has a part of
+    adapters.py      adapters of PEFT, in place
     offload.py       weights that accelerate loads for each call
     vllm/            models in an engine of vLLM
 """

@@ -25,7 +25,10 @@ from torch import nn
 from nnsight_dsl.envoys.copying import restore, state_of
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.renaming import Renaming
+from nnsight_dsl.modeling.tensor_parallel import splits_of
+from nnsight_dsl.runtime.errors import InputError
 from nnsight_dsl.runtime.machines.machine import current_machine
+from nnsight_dsl.runtime.tapping.sharded import Split
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.studies.scan_tracers import PlanTracer, ScanTracer
 from nnsight_dsl.tracing.backends import Backend, HandedOver
@@ -370,6 +373,18 @@ class NNsight(Runnable):
     def _is_input(self, key: str, options: Mapping[str, Any]) -> bool:
         """Return whether a keyword of `trace` is an input, as `input_ids=` is, not an option."""
         return True
+
+    def _splits(self) -> Mapping[int, Split]:
+        return splits_of(self._module)
+
+    def _check_use(self, envoy: Envoy, what: str) -> None:
+        split = self._splits().get(id(envoy._module))
+        if split is not None and what == "a call" and split.is_on_parts:
+            raise InputError(
+                f"{envoy._path} computes a part in each process of this tensor parallel model, and "
+                "a call of it in a block would, too; call the module around it, whose values are "
+                "whole"
+            )
 
     def _run_each(
         self, programs: Sequence[Any], prompt: Any, options: Mapping[str, Any]

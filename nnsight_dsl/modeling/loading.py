@@ -15,30 +15,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnsight_dsl.modeling import quantised
 from nnsight_dsl.runtime.errors import InputError
 
 HUB_OPTIONS = ("trust_remote_code", "revision", "cache_dir", "token")
 """Options of every `from_pretrained`: where a file is loaded from."""
 
-_QUANTISED = frozenset("nf4 fp4 int4 4bit int8 8bit fp8".split())
-
 
 def options_of(
-    given: Mapping[str, Any], *, device: Any, device_map: Any, dtype: Any
+    given: Mapping[str, Any], *, revision: str | None, device: Any, device_map: Any, dtype: Any
 ) -> dict[str, Any]:
     """Return the options of `from_pretrained`.
 
     Args:
         given: those that are passed on as they are.
+        revision: branch, tag or commit of the repository, or None.
         device: one device for all weights, or None.
         device_map: the placement of the weights, or None.
-        dtype: precision of the weights or its name, or None.
+        dtype: precision of the weights or its name, also of a quantisation, or None.
 
     Raises:
-        InputError: the name is of no precision, or of one that needs quantised weights; or a
+        InputError: the name is of no precision, or of one that this machine cannot have; or a
             device is given beside a placement over several.
     """
     options = dict(given)
+    if revision is not None:
+        options["revision"] = revision
     if device is not None:
         if device_map == "auto" or (isinstance(device_map, Mapping) and len(device_map) > 1):
             raise InputError(
@@ -48,20 +50,40 @@ def options_of(
         device_map = torch.device(device)
     if device_map is not None:
         options["device_map"] = device_map
-    if dtype is not None:
+    compute_dtype = options.pop("compute_dtype", None)
+    if compute_dtype is not None and dtype not in quantised.NAMES:
+        raise InputError(
+            f"compute_dtype={compute_dtype!r} was given, and says how quantised weights are "
+            "multiplied; give it with dtype='nf4', or give dtype= alone"
+        )
+    if isinstance(dtype, str) and dtype in quantised.NAMES:
+        if options.get("quantization_config") is not None:
+            raise InputError(
+                f"dtype={dtype!r} and quantization_config= were given, and each says how the "
+                "weights are quantised; give one of the two"
+            )
+        options["quantization_config"] = quantised.config_of(dtype, _dtype_of(compute_dtype))
+    elif dtype is not None:
         options["dtype"] = _dtype_of(dtype)
     return options
+
+
+def check_loaded(options: Mapping[str, Any]) -> None:
+    """Check the options of a model that is given as a module.
+
+    Raises:
+        InputError: its weights are to be quantised, which is done while they are loaded.
+    """
+    if options.get("quantization_config") is not None:
+        raise InputError(
+            "weights are quantised while they are loaded, and the model was given as a module, "
+            "which has its weights; give its name or path"
+        )
 
 
 def _dtype_of(dtype: Any) -> Any:
     if not isinstance(dtype, str) or dtype == "auto":
         return dtype
-    if dtype in _QUANTISED:
-        raise InputError(
-            f"dtype={dtype!r} was given, and quantised weights are not made from a name here; give "
-            "quantization_config=transformers.BitsAndBytesConfig(...) on a machine that has "
-            "bitsandbytes"
-        )
     found = getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype):
         raise InputError(f"dtype={dtype!r} is no type of torch; write 'float16' or torch.float16")

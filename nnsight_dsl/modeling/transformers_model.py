@@ -23,7 +23,7 @@ from torch import nn
 
 from nnsight_dsl.blocks.callers import opens_block
 from nnsight_dsl.envoys.envoy import Envoy
-from nnsight_dsl.modeling import batching, loading, pipe, tasks
+from nnsight_dsl.modeling import adapters, batching, checkpoints, loading, pipe, tasks
 from nnsight_dsl.modeling.architecture import Architecture
 from nnsight_dsl.modeling.base import NNsight, module_of
 from nnsight_dsl.modeling.generation import Generation
@@ -31,7 +31,6 @@ from nnsight_dsl.modeling.inputs import blaming
 from nnsight_dsl.modeling.merging import merge
 from nnsight_dsl.modeling.task_inputs import given_to_task, is_text_or_tensor
 from nnsight_dsl.runtime.driving import messages
-from nnsight_dsl.runtime.errors import InputError
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.runtime.turns import register_modules
 from nnsight_dsl.tracing.runnable import Batch, Input
@@ -53,14 +52,17 @@ class TransformersModel(NNsight):
         image_processor: its image processor.
         feature_extractor: its feature extractor, for sound.
         automodel: class of transformers to load with, or its name; by default that of the task.
+        peft: an adapter to put into the model, see `load_adapter`; several as a dict, by name.
         revision: branch, tag or commit of the repository.
         dispatch: load the weights at once.
         device: one device for all weights.
         device_map: placement of the weights, for `from_pretrained`.
-        dtype: precision of the weights or its name; `torch_dtype` is the same.
+        dtype: precision of the weights or its name; `torch_dtype` is the same. A name of quantised
+            weights is `"nf4"`, `"fp4"`, `"int8"` or `"fp8"`.
         rename: aliases of modules, see `NNsight`.
         tokenizer_kwargs: options of the tokenizer's `from_pretrained`, where it is loaded along.
-        **kwargs: passed on to `from_pretrained`, as `config` and `attn_implementation`.
+        **kwargs: passed on to `from_pretrained`, as `config` and `attn_implementation`;
+            `compute_dtype` is the precision in which weights of 4 bits are multiplied.
 
     Raises:
         InputError: transformers has no such task, or no model of this type for it.
@@ -73,7 +75,16 @@ class TransformersModel(NNsight):
     """
 
     _own = NNsight._own | frozenset(
-        {*tasks.PARTS, "generator", "repo_id", "revision", "task", "_load_options", "_source"}
+        {
+            *tasks.PARTS,
+            "generator",
+            "repo_id",
+            "revision",
+            "task",
+            "_adapters",
+            "_load_options",
+            "_source",
+        }
     )
 
     tokenizer: Any
@@ -94,6 +105,7 @@ class TransformersModel(NNsight):
         image_processor: Any = None,
         feature_extractor: Any = None,
         automodel: Any = None,
+        peft: Any = None,
         revision: str | None = None,
         dispatch: bool = False,
         device: Any = None,
@@ -104,13 +116,9 @@ class TransformersModel(NNsight):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if revision is not None:
-            kwargs["revision"] = revision
+        dtype = torch_dtype if dtype is None else dtype
         options = loading.options_of(
-            kwargs,
-            device=device,
-            device_map=device_map,
-            dtype=torch_dtype if dtype is None else dtype,
+            kwargs, revision=revision, device=device, device_map=device_map, dtype=dtype
         )
         parts = {
             "tokenizer": tokenizer,
@@ -123,18 +131,22 @@ class TransformersModel(NNsight):
         if not isinstance(model, (str, os.PathLike)):
             if isinstance(model, TransformersModel) and tokenizer is None:
                 parts = {key: one or model.__dict__[key] for key, one in parts.items()}
+            loading.check_loaded(options)
             module = module_of(model)
         else:
-            name = str(model)
-            if found is None and automodel is None:
-                found = tasks.find_task(_inferred(name, options))
-            source = (_class_of(automodel, found, name, options), name)
+            found, source = checkpoints.source_of(str(model), found, automodel, options)
             module = loading.load(source, options) if dispatch else loading.build(source, options)
-            parts = _parts_of(name, found, parts, options, module, tokenizer_kwargs or {})
+        own_adapters = adapters.named(peft)
+        adapters.put(module, own_adapters, options, has_weights=source is None or dispatch)
+        if source is not None:
+            parts = checkpoints.parts_of(
+                source[1], found, parts, options, module, tokenizer_kwargs or {}
+            )
         super().__init__(module, rename=rename)
         # None once the weights are loaded; only `dispatch` sets it to None
         self._source = None if dispatch else source
         self._load_options = options
+        self._adapters = own_adapters
         for key, one in parts.items():
             if one is None and parts["processor"] is not None and key != "feature_extractor":
                 one = getattr(parts["processor"], key, None)
@@ -171,10 +183,47 @@ class TransformersModel(NNsight):
         if source is None:
             return
         module = loading.load(source, self._load_options)
+        adapters.put(module, self._adapters, self._load_options, has_weights=True)
         self._rebind(module)
         self._family = register_modules(module)
         # last, so that an interrupted load is repeated
         self._source = None
+
+    def load_adapter(self, adapter: Any, name: str = "default") -> None:
+        """Put an adapter of PEFT into the model, in place; the base model's paths stay.
+
+        An adapter of the same name is replaced. The last one that was put in is active;
+        `model.set_adapter("name")`, of transformers, activates another one, or several as a list.
+
+        Args:
+            adapter: a repository name or path; a configuration of PEFT, for new weights; None
+                takes the adapter of the name out.
+            name: its name, by which its parts are reached: `lora_A.default`.
+
+        Raises:
+            InputError: it does not fit the model, or learns a prompt, and is no part of a model.
+            ImportError: peft is not installed.
+
+        Example:
+            >>> model.load_adapter("me/gpt2-lora")
+            >>> with model.trace("Hello"):
+            ...     down = model.transformer.h[0].attn.c_attn.lora_A.default.output.save()
+        """
+        origin = self._origin
+        if origin is not None:
+            # the model is the original's, which loads it
+            origin.load_adapter(adapter, name)
+            return
+        options = self._load_options
+        if adapter is None:
+            adapters.remove(self._module, name)
+        elif self.dispatched:
+            adapters.attach(self._module, adapter, name, options)
+        else:
+            adapters.build(self._module, adapter, name, options)
+        kept = {key: one for key, one in self._adapters.items() if key != name}
+        self._adapters = kept if adapter is None else {**kept, name: adapter}
+        self._family = register_modules(self._module)
 
     def generate(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:
         """Generate text, with the block below.
@@ -202,6 +251,8 @@ class TransformersModel(NNsight):
         if not args and kwargs.get("inputs") is not None:
             # transformers' name of the prompt
             args = (kwargs.pop("inputs"),)
+        if isinstance(kwargs.get("assistant_model"), Envoy):
+            kwargs["assistant_model"] = module_of(kwargs["assistant_model"])
         if self.task == "image-text-to-text":
             # the form in which the pipeline takes them
             kwargs = {**kwargs.pop("generate_kwargs", {}), **kwargs}
@@ -386,63 +437,3 @@ class TransformersModel(NNsight):
         inner = self._architecture.inner
         path = next(path for path, one in self._module.named_modules() if one is inner)
         return self._envoy_at(path)
-
-
-def _inferred(name: str, options: Mapping[str, Any]) -> str:
-    """Return the task of a checkpoint: by the class it was saved from, or as the Hub has it.
-
-    Raises:
-        InputError: neither says it.
-    """
-    found = tasks.task_of_config(loading.config_of(name, options))
-    if found is not None:
-        return found
-    from transformers import pipelines
-
-    try:
-        return str(pipelines.get_task(name))
-    except (KeyError, RuntimeError) as error:
-        raise InputError(
-            f"nothing says which task {name!r} is for ({error}); give task=, as "
-            "task='text-generation'"
-        ) from None
-
-
-def _class_of(
-    automodel: Any, task: tasks.Task | None, name: str, options: Mapping[str, Any]
-) -> Any:
-    if automodel is None and task is not None:
-        return task.model_class(loading.config_of(name, options))
-    if isinstance(automodel, str):
-        import transformers
-
-        return getattr(transformers, automodel)
-    return automodel
-
-
-def _parts_of(
-    name: str,
-    task: tasks.Task | None,
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-    module: nn.Module,
-    tokenizer_kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Load what preprocesses the inputs of a model; without a task, a tokenizer."""
-    import transformers
-
-    own = {key: options[key] for key in loading.HUB_OPTIONS if key in options}
-    parts = dict(given)
-    is_loaded = given["tokenizer"] is None
-    if is_loaded and (task is None or task.pipeline._load_tokenizer is True):
-        # the same repository as ever, but of the tokenizer's options only these
-        known = {"trust_remote_code": options.get("trust_remote_code", False), **own}
-        text_options = {**known, **tokenizer_kwargs}
-        parts["tokenizer"] = transformers.AutoTokenizer.from_pretrained(name, **text_options)
-    if task is not None:
-        parts = task.load_parts(name, parts, own)
-    tokenizer = parts["tokenizer"]
-    if is_loaded and tokenizer is not None and (task is None or task.name == "text-generation"):
-        loading.pad_left(tokenizer, module)
-        tokenizer.padding_side = tokenizer_kwargs.get("padding_side", tokenizer.padding_side)
-    return parts

@@ -321,6 +321,8 @@ class _Run:
         self, batch: Batch, run: SweepRun, turn: Turn, *, ends_programs: bool
     ) -> tuple[Probe, Any]:
         """Run all programs on one row; return the probe with their writes, and the result."""
+        if self.model._splits():
+            raise CannotFork("the values of the model are split over processes")
         # containers are copied for a dry run, so that no fake tensor is left in the user's
         machines = [run.start(one, copies=not ends_programs) for one in self.programs]
         probe = Probe(self.model, ends_programs=ends_programs)

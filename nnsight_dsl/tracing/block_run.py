@@ -222,6 +222,8 @@ class BlockRun:
         driver = self.driver = kind(self.model, stepping)
         driver.record = turn.record
         self.model._set_up(driver)
+        driver.has_beside = self.model._has_parts_beside
+        driver.splits = self.model._splits()
         if self.is_fake and driver.is_stepped:
             driver.is_partial = True
         if self.log is not None:
@@ -261,9 +263,10 @@ class BlockRun:
             raise self._placed(error, inputs) from error.__cause__
         if len(inputs) > 1:
             total = sum(batch.counts)
+            repeats = self.model._row_repeats(self.function, batch.kwargs)
             start = 0
             for number, (one, count) in enumerate(zip(inputs, batch.counts, strict=True)):
-                one.rows = Rows(start, count, total, number)
+                one.rows = Rows(start, count, total, number, repeats, self.model._has_sequences)
                 start += count
             driver.counts = batch.counts
         else:

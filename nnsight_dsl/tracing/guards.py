@@ -185,7 +185,8 @@ def _new_fit(
             streams,
         ),
         is_alone=plainly
-        and not (changing or program.children or program.fetched or program.looks_outside),
+        and not (changing or program.children or program.fetched or program.looks_outside)
+        and not root._splits(),
         names=marks,
         roots=frozenset(changing),
         seen={name: values[name] for name in roots - changing},

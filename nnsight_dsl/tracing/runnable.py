@@ -86,6 +86,12 @@ class Runnable(Envoy):
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self._module).forward).parameters
 
+    _has_parts_beside = False
+    """True if modules beside `_stepping()` run in a generation, and count their own visits."""
+
+    _has_sequences = False
+    """True if lists and arrays have an item for each row, as the images of a pipeline."""
+
     def _runs_empty(self, options: Mapping[str, Any]) -> bool:
         """Return whether the model can be called with some options and no input."""
         parameters = self._parameters().values()
@@ -216,6 +222,10 @@ class Runnable(Envoy):
         Both are 1, but under beam search and with several sequences for each prompt.
         """
         return 1, 1
+
+    def _row_repeats(self, function: str, kwargs: Mapping[str, Any]) -> int:
+        """Return how often a tensor of a run may have the whole batch, one after the other."""
+        return 1
 
 
 def _check_rows(counts: Sequence[int], arguments: Any) -> None:

@@ -304,7 +304,9 @@ class Driver(TappingRun):
             if request is None or machine.step >= self.step or phase_of(request) is None:
                 continue
             tap = self._taps.get(key_of(target_of(request)))
-            if tap is not None and tap.place._module is not None and machine in tap.waiting:
+            if tap is None or tap.place._module is None or tap.is_beside:
+                continue
+            if machine in tap.waiting:
                 tap.waiting.remove(machine)
                 self.drive(machine, error=messages.not_in_step(self, machine, request))
         if self.step > 0:

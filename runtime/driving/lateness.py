@@ -40,7 +40,7 @@ def too_late(run: Run, machine: Machine, request: Request, tap: Tap) -> BaseExce
     visit = tap.begun_step if before_call else tap.done_step
     if visit >= step or (run.is_stepped and run.has_ended):
         return messages.passed(run, machine, request, tap)
-    if run.step > step:
+    if run.step > step and not tap.is_beside:
         return messages.not_in_step(run, machine, request)
     if run.has_ended:
         return never_came(run, machine, request)

@@ -6,7 +6,8 @@ passes too early is noticed. A place that nobody could know of gets its tap when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from nnsight_dsl.runtime.locations import Place, ancestors, key_of
 from nnsight_dsl.runtime.machines.machine import Machine
@@ -15,6 +16,7 @@ from nnsight_dsl.runtime.tapping.kept_taps import Fixtures, Needs
 from nnsight_dsl.runtime.tapping.offering import Offering
 from nnsight_dsl.runtime.tapping.operations import OperationPlace, OperationTap
 from nnsight_dsl.runtime.tapping.served import ServedPlace, ServedTap
+from nnsight_dsl.runtime.tapping.sharded import ShardedTap, Split, may_be_part
 from nnsight_dsl.runtime.tapping.taps import Tap, is_container
 from nnsight_dsl.runtime.tapping.torch_fast_path import passes_over_parts
 from nnsight_dsl.transforms.requests import OUTPUT
@@ -28,7 +30,12 @@ class TappingRun(Inlined, Offering):
     Attributes:
         is_tapped_ahead: True if there are places to tap that no machine has named.
         is_tapping_ahead: True while taps are put, before the model is called.
+        has_beside: True if modules beside the one whose calls are steps count their own visits.
     """
+
+    has_beside = False
+    splits: Mapping[int, Split] = MappingProxyType({})
+    """How values are split over processes, by the id of the module; empty but for such models."""
 
     is_tapped_ahead = False
     is_tapping_ahead = False
@@ -81,16 +88,33 @@ class TappingRun(Inlined, Offering):
         return tap
 
     def _new_tap(self, place: Place) -> Tap:
-        if isinstance(place, OperationPlace):
-            return OperationTap(place, self)
         if isinstance(place, ServedPlace):
             return ServedTap(place, self)
         stepping = self.stepping
-        return Tap(
-            place,
-            self,
-            is_stepping=stepping is not None and place._module is stepping._module,
-        )
+        if isinstance(place, OperationPlace):
+            tap: Tap = OperationTap(place, self)
+            if self.splits and self._is_on_parts(place):
+                tap.missing = may_be_part(place)
+        else:
+            is_stepping = stepping is not None and place._module is stepping._module
+            split = self.splits.get(id(place._module)) if self.splits else None
+            if split is None:
+                tap = Tap(place, self, is_stepping=is_stepping)
+            else:
+                tap = ShardedTap(place, self, split, is_stepping=is_stepping)
+        if self.has_beside and stepping is not None:
+            tap.is_beside = not _is_in(place, stepping)
+        return tap
+
+    def _is_on_parts(self, place: Place) -> bool:
+        """Return whether an operation is in a forward that computes with parts."""
+        above = place._parent
+        while above is not None:
+            split = self.splits.get(id(above._module))
+            if split is not None:
+                return split.inside
+            above = above._parent if isinstance(above, OperationPlace) else None
+        return False
 
     def expect(self, places: Iterable[tuple[Place, str]]) -> None:
         """Expect a machine to ask for some places and ports."""
@@ -142,6 +166,8 @@ class TappingRun(Inlined, Offering):
         """Put taps where machines can ask, so that a value that passes earlier is noticed."""
         self.is_tapping_ahead = True
         is_usual = self.stepping is None and type(self)._new_tap is TappingRun._new_tap
+        # kept taps know nothing of a split
+        is_usual = is_usual and not self.splits
         if self.stepping is not None:
             # each of them is below the place whose calls are steps
             self.tap_for(self.stepping)
@@ -203,3 +229,13 @@ class TappingRun(Inlined, Offering):
         The run may be of a part of the wrapper's model, as in `model.lm_head.trace(...)`.
         """
         return place._root is None or any(self._is_top(one) for one in ancestors(place))
+
+
+def _is_in(place: Place, outer: Place) -> bool:
+    """Return whether a place is another one, or is below it."""
+    above: Place | None = place
+    while above is not None:
+        if above._module is outer._module:
+            return True
+        above = above._parent
+    return False

@@ -68,6 +68,8 @@ class Tap:
         waiting: machines whose pending request is for this place.
         wants_inputs: True once the driver has parked a machine here that waits for the arguments.
         is_entered: see `Visited`; the tapped class sets and clears it.
+        is_beside: True in a run with steps for a module that is not in the one whose calls are
+            steps, and counts its visits itself, as the image decoder of a pipeline.
         is_common: True if a visit can do nothing but serve machines that wait for the output. It
             is False for the root, for a module whose calls are steps, and once arguments or
             operations were asked for.
@@ -91,6 +93,7 @@ class Tap:
     wants_inputs = False
     is_common = True
     is_stepping = False
+    is_beside = False
     is_entered = False
     can_refuse = False
     _last_unseen: int | None = -1
@@ -161,7 +164,8 @@ class Tap:
     def begin(self) -> int | None:
         """Count a visit that begins; return its occurrence, None if no request can mean it."""
         driver = self.driver
-        if driver.is_stepped:
+        has_steps = driver.is_stepped and not self.is_beside
+        if has_steps:
             if self.is_stepping:
                 driver.begin_step()
             # visits before the first step, as of an encoder, belong to it
@@ -173,7 +177,7 @@ class Tap:
         if driver.visit_waiters:
             # before it counts as begun: a block that waits for it can ask for its input
             driver.begin_visit(self.begun)
-        if not driver.is_stepped:
+        if not has_steps:
             self.begun_step = self.begun
         self.begun += 1
         return index

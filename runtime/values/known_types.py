@@ -20,7 +20,9 @@ from torch import nn
 
 from nnsight_dsl.runtime.locations import Place
 
-_LIBRARIES = frozenset({"torch", "transformers", "tokenizers", "vllm", "numpy", "nnsight_dsl"})
+_LIBRARIES = frozenset(
+    {"torch", "transformers", "diffusers", "tokenizers", "vllm", "numpy", "PIL", "nnsight_dsl"}
+)
 _TRUSTED = _LIBRARIES | {"builtins", "collections", "abc", "typing", "enum", "dataclasses", "math"}
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
 _DEEPEST = 8

@@ -10,7 +10,7 @@ import torch
 from nnsight_dsl.runtime.locations import Place
 from nnsight_dsl.transforms.requests import Phase
 
-from .rows import Cut
+from .rows import Cut, Span
 
 
 class Offered(Protocol):
@@ -32,11 +32,15 @@ class View(NamedTuple):
         whole: the tensor that they are rows of.
         part: the rows.
         is_alias: True if they are rows of a detached alias: see `views`.
+        copied: where they are in the whole, if they are a copy.
+        version: the number of edits of the copy that are in the whole.
     """
 
     whole: torch.Tensor
     part: torch.Tensor
     is_alias: bool
+    copied: Span | None = None
+    version: int = 0
 
 
 class Handed(NamedTuple):

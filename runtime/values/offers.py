@@ -24,8 +24,8 @@ from nnsight_dsl.transforms.requests import WRITE, Request
 
 from .elements import misfit, port_value, with_port_value
 from .offer import Handed, Offer
-from .rows import Cut, Rows, leaves_of, narrow, widen
-from .views import OfferCut, separated
+from .rows import Cut, Rows, joined, leaves_of, narrow, widen
+from .views import OfferCut, put_back, separated
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> 
                 cut.whole.extend(one.uncut)
                 return one.part
     seen = narrow(value, cut)
-    if not isinstance(seen, torch.Tensor):
+    if not isinstance(seen, torch.Tensor) or cut.has_copied:
         offer.handed = [
             *offer.handed,
             Handed(cut, port, value, seen, leaves_of(seen), [*cut.whole]),
@@ -88,7 +88,9 @@ def seen_by(machine: Machine, offer: Offer, port: str, cut: OfferCut | None) -> 
 
 
 def take_edits(offer: Offer) -> None:
-    """Write back items that blocks have set in containers narrowed to their rows."""
+    """Write back what blocks have set in containers narrowed to their rows, and in copies."""
+    if offer.views:
+        put_back(offer)
     handed = [*offer.handed]
     for number, one in enumerate(handed):
         leaves = leaves_of(one.part)
@@ -117,7 +119,9 @@ def skipped_output(
         last = [by_rows[start] for start in sorted(by_rows)]
         rows = [skip.rows for skip in last if skip.rows is not None]
         if sum(one.count for one in rows) == rows[0].total:
-            return pytree.tree_map(_joined, *[skip.value for skip in last])
+            return pytree.tree_map(
+                lambda *parts: joined(rows, factor, parts), *[skip.value for skip in last]
+            )
         # other rows need the module, and a KV cache needs all rows: run it, then replace
         tap.skipped_by = None
         tap.skipped_for = {skip.rows: skip.line for skip in last if skip.rows is not None}
@@ -135,10 +139,6 @@ def skipped_output(
                 error.__traceback__ = traceback_at(skip.filename, skip.line, skip.function)
                 raise
     return output
-
-
-def _joined(*parts: Any) -> Any:
-    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) and parts[0].ndim else parts[0]
 
 
 class _Watched:

@@ -5,6 +5,11 @@ rows (narrow) of every tensor whose first dimension is the batch. An edit in pla
 reaches the batch directly. A replacement does not: a new tensor is concatenated from the other
 rows and the new ones (widen), which keeps autograd correct and leaves tensors saved before alone.
 
+A pipeline of diffusers may run the batch twice in one call, without and with the prompts (its
+"classifier-free guidance"): the first dimension is [all rows, all rows again]. An invoke then owns
+its rows of each repeat. They are no view, so it is handed a copy, and edits of the copy are put
+back into the batch (`views.put_back`).
+
 Tensors whose first dimension is not the batch are handed out whole. Tensors are found in the
 containers of torch's pytree (tuples, lists, dicts, named tuples, the outputs of transformers) and
 in dataclasses. Any other object, such as a KV cache, is passed to every invoke unchanged, with the
@@ -17,8 +22,9 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -26,30 +32,58 @@ from torch.utils import _pytree as pytree
 from nnsight_dsl.runtime.errors import WriteError
 
 
+class Span(NamedTuple):
+    """Where rows are in the first dimension of a value.
+
+    Attributes:
+        start: the first of them.
+        length: their number, in each repeat of the batch.
+        period: rows of one repeat of the batch; 0 if the value has the batch once.
+    """
+
+    start: int
+    length: int
+    period: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows `start` to `start + count` of a batch of `total`; `number` counts its inputs."""
+    """The rows `start` to `start + count` of a batch of `total`.
+
+    Attributes:
+        number: counts the inputs.
+        repeats: how often a tensor may have the batch, one after the other.
+        has_sequences: True if lists and arrays have rows, too, as the images of a pipeline.
+    """
 
     start: int
     count: int
     total: int
     number: int = 0
+    repeats: int = 1
+    has_sequences: bool = False
 
-    def span_in(self, tensor: torch.Tensor, *factors: int) -> tuple[int, int] | None:
-        """Return start and length in a tensor's first dimension, None if that is not the batch.
+    def span_in(self, tensor: torch.Tensor, *factors: int) -> Span | None:
+        """Return the place of the rows in a tensor's first dimension, None if it is no batch.
 
         Args:
             tensor: the tensor.
             *factors: rows of the tensor per row of the input that are possible besides one.
         """
-        if tensor.ndim == 0:
-            return None
-        length = tensor.shape[0]
+        return None if tensor.ndim == 0 else self.span_of(tensor.shape[0], *factors)
+
+    def span_of(self, length: int, *factors: int) -> Span | None:
+        """Return the place of the rows in a dimension of a length, None if it is no batch."""
         if length == self.total:
-            return self.start, self.count
+            return Span(self.start, self.count)
         for factor in factors:
             if length == self.total * factor:
-                return self.start * factor, self.count * factor
+                return Span(self.start * factor, self.count * factor)
+        if self.repeats > 1:
+            for factor in (*factors, 1):
+                period = self.total * factor
+                if length % period == 0 and 1 < length // period <= self.repeats:
+                    return Span(self.start * factor, self.count * factor, period)
         return None
 
 
@@ -67,13 +101,29 @@ class Cut:
         self.rows = rows
         self.factors = factors
 
-    def span(self, tensor: torch.Tensor) -> tuple[int, int] | None:
-        """Return start and length of the rows in a tensor, None if it has no rows."""
+    def span(self, tensor: torch.Tensor) -> Span | None:
+        """Return the place of the rows in a tensor, None if it has no rows."""
         return self.rows.span_in(tensor, *self.factors)
 
-    def part(self, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-        """Return a view of rows, to be handed to a block."""
-        return tensor.narrow(0, start, length)
+    def part(self, tensor: torch.Tensor, span: Span) -> torch.Tensor:
+        """Return rows, to be handed to a block: a view, or a copy of those of several repeats."""
+        return rows_at(tensor, span)
+
+    def puts_back(self, whole: torch.Tensor, part: torch.Tensor) -> bool:
+        """Put the edits of a copy that was handed out back; return False for any other tensor."""
+        return False
+
+
+def pieces_of(tensor: torch.Tensor, span: Span) -> list[torch.Tensor]:
+    """Return views of rows, one for each repeat of the batch."""
+    starts = range(span.start, tensor.shape[0], span.period) if span.period else (span.start,)
+    return [tensor.narrow(0, start, span.length) for start in starts]
+
+
+def rows_at(tensor: torch.Tensor, span: Span) -> torch.Tensor:
+    """Return a view of rows; with several repeats of the batch, a copy of the rows of each."""
+    pieces = pieces_of(tensor, span)
+    return torch.cat(pieces) if span.period else pieces[0]
 
 
 def narrow(value: Any, cut: Cut) -> Any:
@@ -83,10 +133,62 @@ def narrow(value: Any, cut: Cut) -> Any:
         if isinstance(leaf, torch.Tensor):
             span = cut.span(leaf)
             if span is not None:
-                return cut.part(leaf, *span)
+                return cut.part(leaf, span)
+        elif cut.rows.has_sequences and _is_sequence(leaf):
+            span = cut.rows.span_of(len(leaf), *cut.factors)
+            if span is not None and not span.period:
+                return leaf[span.start : span.start + span.length]
         return with_fields(leaf, lambda _, field: narrow(field, cut))
 
-    return part(value) if isinstance(value, torch.Tensor) else pytree.tree_map(part, value)
+    if isinstance(value, torch.Tensor):
+        return part(value)
+    return pytree.tree_map(part, value, is_leaf=_leaf_test(cut))
+
+
+def _leaf_test(cut: Cut) -> Callable[[Any], bool] | None:
+    if not cut.rows.has_sequences:
+        return None
+    return lambda value: _is_sequence(value) or _is_incomplete(value)
+
+
+def _is_incomplete(value: Any) -> bool:
+    """Return whether a value is an output of diffusers that pytree cannot make again.
+
+    Such a dict leaves out the fields that are None, and its class requires them.
+    """
+    kind: Any = type(value)
+    if not isinstance(value, dict) or not dataclasses.is_dataclass(kind):
+        return False
+    return any(
+        one.default is one.default_factory is dataclasses.MISSING and one.name not in value
+        for one in dataclasses.fields(kind)
+    )
+
+
+def _is_sequence(value: Any) -> bool:
+    """Return whether a value is a list or an array with an item for each row, as of images."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return type(value) is list and not any(isinstance(one, torch.Tensor) for one in value)
+
+
+def joined(rows: Sequence[Rows], factor: int, parts: Sequence[Any]) -> Any:
+    """Join the parts of all inputs to one value; anything but a tensor is that of the first.
+
+    Args:
+        rows: the rows of the parts, in their order.
+        factor: rows of the batch per row of the input.
+        parts: the parts.
+    """
+    if not isinstance(parts[0], torch.Tensor) or not parts[0].ndim:
+        return parts[0]
+    first = rows[0]
+    span = first.span_of(first.total * parts[0].shape[0] // first.count, factor)
+    if span is None or not span.period:
+        return torch.cat([*parts])
+    repeats = parts[0].shape[0] // span.length
+    chunks = [part.chunk(repeats) for part in parts]
+    return torch.cat([chunk for repeat in zip(*chunks, strict=True) for chunk in repeat])
 
 
 def parts_of(value: Any, counts: Sequence[int], total: int, module: object) -> Sequence[Any] | None:
@@ -144,7 +246,11 @@ def with_fields(value: Any, change: Callable[[str, Any], Any]) -> Any:
         return value
     changed = copy.copy(value)
     for name, field in new.items():
-        object.__setattr__(changed, name, field)
+        if not isinstance(changed, dict):
+            object.__setattr__(changed, name, field)
+        elif field is not old[name]:
+            # an output that is a dict, too, keeps both the same
+            setattr(changed, name, field)
     return changed
 
 
@@ -173,8 +279,9 @@ def widen(whole: Any, part: Any, cut: Cut, shared: list[Any] | None = None) -> A
         WriteError: the part has another structure, shape, dtype or device than its rows, or
             replaces a value without rows.
     """
-    leaves, structure = pytree.tree_flatten(whole)
-    parts, part_structure = pytree.tree_flatten(part)
+    is_leaf = _leaf_test(cut)
+    leaves, structure = pytree.tree_flatten(whole, is_leaf)
+    parts, part_structure = pytree.tree_flatten(part, is_leaf)
     if structure != part_structure:
         raise WriteError(
             f"the value written has the structure {part_structure}, its place {structure}; "
@@ -210,8 +317,9 @@ def _splice(whole: Any, part: Any, cut: Cut, shared: list[Any] | None) -> Any:
                 "input, which sees all rows"
             )
         return whole
-    start, count = span
-    mine = whole.narrow(0, start, count)
+    if isinstance(part, torch.Tensor) and cut.puts_back(whole, part):
+        return whole
+    mine = rows_at(whole, span)
     if not isinstance(part, torch.Tensor):
         raise WriteError(
             f"the value written is {type(part).__name__}, its place holds a tensor of shape "
@@ -224,9 +332,14 @@ def _splice(whole: Any, part: Any, cut: Cut, shared: list[Any] | None) -> Any:
             f"the value written is {describe(part)}, the rows it replaces are {describe(mine)}; "
             "make it fit, since the other rows of the batch keep theirs"
         )
-    after = whole.shape[0] - start - count
-    pieces = [whole.narrow(0, 0, start), part, whole.narrow(0, start + count, after)]
-    return torch.cat([piece for piece in pieces if piece.shape[0]])
+    made, done = [], 0
+    for number in range(part.shape[0] // span.length):
+        start = span.start + number * span.period
+        made.append(whole.narrow(0, done, start - done))
+        made.append(part.narrow(0, number * span.length, span.length))
+        done = start + span.length
+    made.append(whole.narrow(0, done, whole.shape[0] - done))
+    return torch.cat([piece for piece in made if piece.shape[0]])
 
 
 def _is_alike(part: Any, mine: torch.Tensor) -> bool:

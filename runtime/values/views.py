@@ -31,8 +31,20 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from nnsight_dsl.runtime.errors import StaleEditError
+
 from .offer import Offer, View
-from .rows import Cut, Rows, is_state, share_memory, with_fields
+from .rows import (
+    Cut,
+    Rows,
+    Span,
+    is_state,
+    leaves_of,
+    pieces_of,
+    rows_at,
+    share_memory,
+    with_fields,
+)
 
 _views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _retained: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -203,6 +215,7 @@ def settle(offer: Offer) -> None:
     These are tensors without a gradient, whose rows were handed out as views of a detached alias:
     another tensor to autograd, in the same memory.
     """
+    put_back(offer)
     asked = {
         key: view
         for key, view in (offer.views or {}).items()
@@ -220,6 +233,31 @@ def settle(offer: Offer) -> None:
         # the values are unchanged, so tensors saved by autograd are still valid
         with torch.autograd._unsafe_preserve_version_counter(whole):
             whole.copy_(made)
+
+
+def put_back(offer: Offer) -> None:
+    """Put the edits of copies, of rows in several repeats of the batch, into the whole tensors.
+
+    Raises:
+        StaleEditError: such a tensor was replaced before its copy was edited.
+    """
+    for key, view in (offer.views or {}).items():
+        span = view.copied
+        # tensors made in inference mode do not count their edits
+        if span is None or (not view.part.is_inference() and view.part._version == view.version):
+            continue
+        if view.part.is_inference() and torch.equal(view.part, rows_at(view.whole, span)):
+            continue
+        if not any(one is view.whole for one in leaves_of(offer.value)):
+            raise StaleEditError(
+                "rows of a tensor were edited in place after the tensor had been replaced, so the "
+                "edit would have no effect; read the location again after the replacement"
+            )
+        pieces = pieces_of(view.whole, span)
+        for piece, new in zip(pieces, view.part.chunk(len(pieces)), strict=True):
+            piece.copy_(new)
+        if not view.part.is_inference() and offer.views is not None:
+            offer.views[key] = view._replace(version=view.part._version)
 
 
 def with_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -263,12 +301,13 @@ class OfferCut(Cut):
 
     Attributes:
         whole: tensors without rows that `span` has met.
+        has_copied: True once a part was a copy, whose edits are to be put back.
         may_copy: False while the offer is read-only: no tensor of it may be replaced by a copy.
         may_alias: True if rows of a tensor without a gradient are those of a detached alias, which
             a block may ask for one; `settle` then ends the offer.
     """
 
-    __slots__ = ("_may_alias", "_module", "_offer", "may_copy", "whole")
+    __slots__ = ("_may_alias", "_module", "_offer", "has_copied", "may_copy", "whole")
 
     def __init__(
         self,
@@ -285,29 +324,46 @@ class OfferCut(Cut):
         self._offer = offer
         self._module = offer.tap.place._module
         self.whole: list[torch.Tensor] = []
+        self.has_copied = False
 
-    def span(self, tensor: torch.Tensor) -> tuple[int, int] | None:
-        """Return start and length of the rows in a tensor, None if it has no rows."""
+    def span(self, tensor: torch.Tensor) -> Span | None:
+        """Return the place of the rows in a tensor, None if it has no rows."""
         span = self.rows.span_in(tensor, *self.factors)
         if span is not None and not is_state(tensor, self._module):
             return span
         self.whole.append(tensor)
         return None
 
-    def part(self, tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:
-        """Return a view of rows, to be handed to a block; the same one each time."""
+    def part(self, tensor: torch.Tensor, span: Span) -> torch.Tensor:
+        """Return rows, to be handed to a block; the same tensor each time."""
         offer = self._offer
         if offer.split is not None and offer.split[0] is tensor:
             return offer.split[1][self.rows.number]
         if offer.views is None:
             offer.views = {}
-        key = id(tensor), start
+        key = id(tensor), span.start
         view = offer.views.get(key)
         if view is None:
-            view = offer.views[key] = self._view(tensor, start, length)
+            view = offer.views[key] = self._view(tensor, span)
+        self.has_copied = self.has_copied or view.copied is not None
         return view.part
 
-    def _view(self, tensor: torch.Tensor, start: int, length: int) -> View:
+    def puts_back(self, whole: torch.Tensor, part: torch.Tensor) -> bool:
+        """Put the edits of a copy that was handed out back; return False for any other tensor."""
+        views = self._offer.views or {}
+        if any(
+            view.part is part and view.copied and view.whole is whole for view in views.values()
+        ):
+            put_back(self._offer)
+            return True
+        return False
+
+    def _view(self, tensor: torch.Tensor, span: Span) -> View:
+        start, length, period = span
+        if period:
+            part = super().part(tensor, span)
+            version = 0 if part.is_inference() else part._version
+            return View(tensor, part, is_alias=False, copied=span, version=version)
         if tensor.requires_grad:
             part = tensor.narrow(0, start, length)
             _note(part, tensor, start, length)

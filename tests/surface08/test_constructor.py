@@ -51,10 +51,21 @@ def test_a_device_beats_the_map_of_one_device(path: str) -> None:
         TransformersModel(path, device="cpu", device_map={"a": 0, "b": 1})
 
 
-@pytest.mark.parametrize("name", ["nf4", "int8", "fp8", "4bit"])
-def test_names_of_quantised_weights_are_refused(path: str, name: str) -> None:
-    with pytest.raises(InputError, match="BitsAndBytesConfig"):
-        TransformersModel(path, dtype=name)
+@pytest.mark.parametrize("name", ["nf4", "int4", "4bit", "fp4", "int8", "8bit"])
+def test_names_of_quantised_weights_are_known(path: str, name: str) -> None:
+    model = TransformersModel(path, dtype=name)
+    assert not model.dispatched and model.lm_head.weight.is_meta
+
+
+def test_weights_that_the_machine_cannot_run_are_refused(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # programs for nnsight expect a ValueError
+    with pytest.raises(ValueError, match="capability"):
+        TransformersModel(path, dtype="fp8")
+    with pytest.raises(InputError, match="give one of the two"):
+        TransformersModel(path, dtype="int8", quantization_config=object())
 
 
 def test_another_name_of_a_precision_is_refused(path: str) -> None:

@@ -116,12 +116,12 @@ def test_a_module_that_is_missing_on_purpose_says_so(as_08: None) -> None:
 
 
 def test_an_inert_class_says_what_it_is_when_it_is_made(as_08: None) -> None:
-    from nnsight import DiffusionModel
     from nnsight.intervention.backends.remote import RemoteBackend
+    from nnsight.intervention.interleaver import Mediator
 
-    assert not isinstance(1, DiffusionModel)
-    with pytest.raises(NotImplementedError, match="NNsight"):
-        DiffusionModel("repository")
+    assert not isinstance(1, Mediator)
+    with pytest.raises(NotImplementedError, match="a driver in its place"):
+        Mediator()
     with pytest.raises(NotImplementedError, match="remote execution is not built"):
         RemoteBackend("key")
 

@@ -2,7 +2,8 @@
 
 A loop over `tracer.iter[:]` (or `tracer.all()`) ends when the generation does. The statements after
 it run when the model will not be called again, so only the result of the run is still to come.
-After a loop over some of the steps an access means the first step again, which is over as well.
+After a loop over some of the steps an access means the first step again, which is over as well,
+unless the module runs after the steps, as the image decoder of a pipeline of diffusers does.
 
 Wrong:
 
@@ -53,7 +54,10 @@ def check(file: File) -> Iterator[Finding]:
                 if not is_behind or not loop.conditions.cover(access.conditions):
                     continue
                 is_over = loop.is_open or (
-                    is_stepped and (loop.last or 0) >= 1 and access.step[1] == 0
+                    is_stepped
+                    and (loop.last or 0) >= 1
+                    and access.step[1] == 0
+                    and not file.is_beside_steps(access.path)
                 )
                 if is_over:
                     yield Finding(
