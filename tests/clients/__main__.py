@@ -27,7 +27,7 @@ from tests.clients.checkpoints import CHECKPOINTS, write_checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("0.6.0", "0.6.3", "0.8.1")
 """The versions that `nnsight.__version__` names in the runs of nnterp."""
-DECODERS = [name for name in CHECKPOINTS if not name.startswith("bert")]
+DECODERS = [*CHECKPOINTS]
 
 
 @dataclass(frozen=True, slots=True)

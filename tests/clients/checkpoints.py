@@ -34,7 +34,6 @@ _LIKE_OPT = {"word_embed_proj_dim": 32, "ffn_dim": 48}
 
 CHECKPOINTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", _LIKE_GPT2),
-    "bert-base-uncased": ("BertForSequenceClassification", "BertConfig", _LIKE_LLAMA),
     "Maykeye/TinyLLama-v0": ("LlamaForCausalLM", "LlamaConfig", _LIKE_LLAMA),
     "yujiepan/gemma-tiny-random": (
         "GemmaForCausalLM", "GemmaConfig", {**_LIKE_LLAMA, "head_dim": 8},

@@ -6,7 +6,7 @@ Each is an example of its docstrings, with assertions that hold for any model.
 import pytest
 import torch
 from interpreto import AllLayersSplitter, LogitLens, ModelWithSplitPoints
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TEXT = "The Eiffel Tower is in the city of"
 GRANULARITIES = ModelWithSplitPoints.activation_granularities
@@ -27,7 +27,7 @@ def hidden_states(name, text):
 @pytest.mark.parametrize("point", [0, 1, 2, "transformer.h.1", "transformer.h.2.mlp"])
 def test_a_split_point_gives_activations(point):
     model = split(point)
-    activations, _ = model.get_activations(TEXT, activation_granularity=GRANULARITIES.TOKEN)
+    activations, _ = model.get_activations([TEXT], activation_granularity=GRANULARITIES.TOKEN)
     assert activations.shape[-1] == 32
     assert activations.isfinite().all()
 
@@ -35,7 +35,7 @@ def test_a_split_point_gives_activations(point):
 @pytest.mark.parametrize("granularity", [GRANULARITIES.ALL_TOKENS, GRANULARITIES.TOKEN])
 def test_activations_are_the_hidden_states(granularity):
     activations, _ = split("transformer.h.1").get_activations(
-        TEXT, activation_granularity=granularity
+        [TEXT], activation_granularity=granularity
     )
     assert torch.allclose(activations, hidden_states("gpt2", TEXT).hidden_states[2][0], atol=1e-5)
 
@@ -46,16 +46,10 @@ def test_batches_give_the_activations_of_each(batch_size):
     texts = [TEXT, "Paris", "The city of light"]
     together, _ = model.get_activations(texts, activation_granularity=GRANULARITIES.TOKEN)
     apart = [
-        model.get_activations(text, activation_granularity=GRANULARITIES.TOKEN)[0] for text in texts
+        model.get_activations([text], activation_granularity=GRANULARITIES.TOKEN)[0]
+        for text in texts
     ]
     assert torch.allclose(together, torch.cat(apart), atol=1e-5)
-
-
-def test_predictions_are_returned_with_activations():
-    _, predictions = split(1).get_activations(
-        TEXT, activation_granularity=GRANULARITIES.TOKEN, include_predicted_classes=True
-    )
-    assert predictions is not None
 
 
 @pytest.mark.parametrize("point", [0, 2])
@@ -80,19 +74,8 @@ def test_a_model_that_is_loaded_needs_its_tokenizer():
         ModelWithSplitPoints(loaded, 1)
     model = ModelWithSplitPoints(loaded, 1, tokenizer=AutoTokenizer.from_pretrained("gpt2"))
     assert (
-        model.get_activations(TEXT, activation_granularity=GRANULARITIES.TOKEN)[0].shape[-1] == 32
+        model.get_activations([TEXT], activation_granularity=GRANULARITIES.TOKEN)[0].shape[-1] == 32
     )
-
-
-@pytest.mark.parametrize("point", ["bert.encoder.layer.1", "bert.encoder.layer.1.output"])
-def test_a_classifier_is_split(point):
-    model = ModelWithSplitPoints(
-        "bert-base-uncased", point, automodel=AutoModelForSequenceClassification
-    )
-    activations, _ = model.get_activations(
-        [TEXT, "Paris"], activation_granularity=GRANULARITIES.CLS_TOKEN
-    )
-    assert activations.shape == (2, 32)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Maykeye/TinyLLama-v0", "yujiepan/qwen2-tiny-random"])
