@@ -14,6 +14,9 @@
 #             every architecture of transformers, its inputs and its padding: about six minutes
 # make fuzz MINUTES=60
 #             compare random programs with plain hooks for some time; prints each difference, shrunk
+# make clients
+#             install programs that others wrote for nnsight, and nnsight itself, in an environment
+#             of its own, then run their tests with both and print what passed: half an hour
 # make lint   install, then check style, types and layers
 # make interrupts
 #             interrupt 3,000 runs at random places, in some minutes
@@ -31,6 +34,7 @@ MINUTES ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := $(VENV)/peers
+CLIENTS := $(VENV)/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INPUTS := pyproject.toml constraints.txt
 
@@ -51,7 +55,7 @@ define new_environment
 $(PYTHON) -m venv $(1)
 endef
 
-.PHONY: demo test test-core test-vllm test-python test-transforms test-gpu sweep-models interrupts fuzz mutants lint bench bench-quick clean
+.PHONY: demo test test-core test-vllm test-python test-transforms test-gpu sweep-models interrupts fuzz mutants clients lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -91,6 +95,9 @@ fuzz: $(VENV)/.installed-test
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python -m tests.mutants
+
+clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m tests.clients $(CLIENTS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/python -m ruff check .
@@ -156,4 +163,22 @@ $(PEERS)/.installed: constraints-peers.txt
 		-c constraints-peers.txt $$(grep '^torch==' constraints-peers.txt)
 	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install \
 		-c constraints-peers.txt matplotlib nnsight pyvene rich transformer-lens
+	@touch $@
+
+# Clients of nnsight. They are installed without it, so that `import nnsight` finds a version only
+# in the runs that put its folder on the path.
+NNSIGHTS := 0.6.3 0.7.0 0.8.1
+PIP_CLIENTS := $(CLIENTS)/bin/python -m pip --disable-pip-version-check --quiet install
+
+$(CLIENTS)/.installed: $(INPUTS) constraints-clients.txt
+	$(call new_environment,$(CLIENTS))
+	@echo "installing into $(CLIENTS); the first time takes some minutes"
+	$(PIP_CLIENTS) -c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(PIP_CLIENTS) -c constraints.txt -e '.[test]'
+	$(PIP_CLIENTS) --no-deps -r constraints-clients.txt
+	$(PIP_CLIENTS) -c constraints.txt astor beartype cloudpickle einops httpx 'jaxtyping<=0.2.36' \
+		matplotlib nltk pandas pymdown-extensions 'python-socketio[client]' requests \
+		scikit-learn scipy toml websocket-client zstandard
+	set -e; for version in $(NNSIGHTS); do \
+		$(PIP_CLIENTS) --no-deps --target $(CLIENTS)/nnsight-$$version nnsight==$$version; done
 	@touch $@
