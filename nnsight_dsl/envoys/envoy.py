@@ -20,7 +20,7 @@ from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.envoys.renaming import Renaming
 from nnsight_dsl.envoys.source import Source
 from nnsight_dsl.envoys.tree import FACTS, attribute_at, device_of, how_to_reach
-from nnsight_dsl.envoys.walking import walking
+from nnsight_dsl.envoys.walking import CHANGING, WALKING, WEIGHTS, walking
 from nnsight_dsl.runtime.errors import NotRunningError, PathError
 from nnsight_dsl.runtime.locations import Place, children_of
 from nnsight_dsl.runtime.machines.machine import current_machine
@@ -32,14 +32,6 @@ from nnsight_dsl.runtime.values.known_types import (
     is_of_library,
 )
 from nnsight_dsl.transforms import requests
-
-_CHANGING = frozenset(
-    "apply bfloat16 cpu cuda double eval float half mtia requires_grad_ share_memory to to_empty "
-    "train type xpu".split()
-)
-"""Methods of a module that change it and return it."""
-_WALKING = frozenset("children get_submodule modules named_children named_modules".split())
-"""Methods of a module that lead to other modules."""
 
 _OWN = frozenset({"_module", "_path", "_parent", "_key", "_root", "_below", "_at", "_part"})
 
@@ -124,9 +116,9 @@ class Envoy(Ports):
         alias = self._aliased(name)
         if alias is not None:
             return alias
-        if name in _CHANGING:
+        if name in CHANGING:
             return self._changing(name)
-        if name in _WALKING and current_machine() is not None:
+        if name in WALKING and current_machine() is not None:
             return walking(self, name)
         try:
             value = getattr(self._module, name)
@@ -138,7 +130,9 @@ class Envoy(Ports):
             error = self._no_such(name)
             raise self._raised(error, may_be_asked=True) from None
         if isinstance(value, nn.Parameter):
-            self._root._check_use(self, f"the parameter {name!r}")
+            return self._root._weight(self, name, value)
+        if name in WEIGHTS:
+            self._root._check_use(self, f".{name}()")
         return value if not isinstance(value, nn.Module) else self._mirror_of(value) or value
 
     def __getitem__(self, item: int | slice | str) -> Any:
@@ -305,6 +299,7 @@ class Envoy(Ports):
         """Return a method that changes the module, and returns the envoy in its place."""
 
         def change(*args: Any, **kwargs: Any) -> Any:
+            self._root._check_use(self, f".{name}()")
             # weights that are loaded later would not be changed
             self._root._prepare()
             result = getattr(self._module, name)(*args, **kwargs)
@@ -397,6 +392,10 @@ class Envoy(Ports):
     def _check_use(self, envoy: Envoy, what: str) -> None:
         """Refuse a use of a module that a block cannot make, where this is the root of a model."""
 
+    def _weight(self, envoy: Envoy, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return what a block is handed for a parameter, where this is the root of a model."""
+        return value
+
     # ports
 
     def _outside(self, what: str, port: str) -> Exception:
@@ -433,6 +432,7 @@ class Envoy(Ports):
         else:
             # a model that is not loaded yet is loaded first: loading makes other modules
             self._root._prepare()
+            self._root._check_use(self, f"a write of .{name}")
             setattr(self._fresh(), name, value._module if isinstance(value, Envoy) else value)
             if not isinstance(value, (Envoy, nn.Module)):
                 own.pop(name, None)
@@ -454,6 +454,7 @@ class Envoy(Ports):
         if self._is_own(name):
             object.__delattr__(self, name)
             return
+        self._root._check_use(self, f"a deletion of .{name}")
         delattr(self._fresh(), name)
         self.__dict__.pop(name, None)
 

@@ -13,6 +13,16 @@ from typing import Any
 
 from torch import nn
 
+CHANGING = frozenset(
+    "apply bfloat16 cpu cuda double eval float half mtia requires_grad_ share_memory to to_empty "
+    "train type xpu".split()
+)
+"""Methods of a module that change it and return it."""
+WEIGHTS = frozenset("buffers named_buffers named_parameters parameters state_dict".split())
+"""Methods of a module that lead to its weights."""
+WALKING = frozenset("children get_submodule modules named_children named_modules".split())
+"""Methods of a module that lead to other modules."""
+
 
 def walking(envoy: Any, name: str) -> Callable[..., Any]:
     """Return a method that iterates over envoys where the module's iterates over modules."""

@@ -205,3 +205,52 @@ def test_a_written_token_has_its_own_logprob_and_rank(gpt2: Any) -> None:
     (token,) = other.outputs[0].token_ids
     assert best[token].logprob == pytest.approx(plain[0].log_softmax(-1).max().item(), abs=1e-4)
     assert best[token].rank == 1
+
+
+def test_weights_are_read_and_stay_as_they_are(gpt2: Any) -> None:
+    layer = gpt2.transformer.h[2]
+    with gpt2.trace(PROMPTS[0], temperature=0.0):
+        # vLLM's CPU build packs those of linear layers
+        weight, bias = layer.ln_2.weight.save(), layer.ln_2.bias.save()
+        hidden = layer.ln_2.input.save()
+        normed = layer.ln_2.output.save()
+    expected = torch.nn.functional.layer_norm(hidden, weight.shape, weight, bias)
+    torch.testing.assert_close(normed, expected, rtol=1e-4, atol=1e-4)
+
+
+def in_place(layer: Any) -> None:
+    layer.ln_2.weight[:] = 0
+
+
+def behind_autograd(layer: Any) -> None:
+    layer.ln_2.weight.data[:] = 0
+
+
+def exchanged(layer: Any) -> None:
+    layer.ln_2.weight = torch.nn.Parameter(torch.zeros(3))
+
+
+def deleted(layer: Any) -> None:
+    del layer.ln_2.bias
+
+
+def converted(layer: Any) -> None:
+    layer.half()
+
+
+def listed(layer: Any) -> None:
+    for weight in layer.parameters():
+        weight.zero_()
+
+
+@pytest.mark.parametrize("edit", [in_place, behind_autograd, exchanged, deleted, converted, listed])
+def test_weights_cannot_be_edited_in_a_block(gpt2: Any, edit: Callable[[Any], None]) -> None:
+    with gpt2.trace(PROMPTS[0], temperature=0.0):
+        before = gpt2.logits.output.save()
+    with pytest.raises((EngineError, WriteError), match="belong to all its requests"):
+        with gpt2.trace(PROMPTS[0], temperature=0.0):
+            edit(gpt2.transformer.h[2])
+            gpt2.logits.output.save()
+    with gpt2.trace(PROMPTS[0], temperature=0.0):
+        after = gpt2.logits.output.save()
+    assert torch.equal(before, after)

@@ -103,11 +103,13 @@ class EngineRoot(NNsight):
     `_is_sharded` is True only in a worker with tensor parallelism, set there when the root is made.
     """
 
-    _own = NNsight._own | frozenset({"_is_sharded", "_places"})
+    _own = NNsight._own | frozenset({"_copies", "_is_sharded", "_places"})
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         self._is_sharded = False
+        # the weights that programs were handed: where they are, the copy, its version, the weight
+        self._copies: dict[Machine, list[tuple[str, torch.Tensor, int, torch.Tensor]]] = {}
         self._places = {name: EnginePlace(name) for name in NAMES}
 
     @property
@@ -134,7 +136,34 @@ class EngineRoot(NNsight):
         named._place = place
         return named
 
+    def _weight(self, envoy: Envoy, name: str, value: torch.Tensor) -> torch.Tensor:
+        machine = current_machine()
+        if machine is None or machine.is_builder:
+            return value
+        self._check_use(envoy, f"the parameter {name!r}")
+        with torch.inference_mode(False), torch.no_grad():
+            copy = value.detach().clone()
+        where = f"{envoy._path}.{name}".lstrip(".")
+        self._copies.setdefault(machine, []).append((where, copy, copy._version, value))
+        return copy
+
+    def edited_weight(self, machine: Machine) -> str | None:
+        """Forget the weights that a program was handed; return where one is that it has edited."""
+        for where, copy, version, weight in self._copies.pop(machine, ()):
+            if copy._version != version or not torch.equal(copy, weight):
+                return where
+        return None
+
     def _check_use(self, envoy: Envoy, what: str) -> None:
+        machine = current_machine()
+        if what.startswith((".", "a write", "a deletion")) and machine is not None:
+            if not machine.is_builder:
+                raise EngineError(
+                    f"{what} of {envoy._path or 'the model'} was asked for in a block, and the "
+                    "modules and weights of an engine belong to all its requests; read a weight by "
+                    "its name, and write what modules are given and return"
+                )
+            return
         if what == "a call" and _has_cache(envoy._module):
             raise EngineError(
                 f"{envoy._path or 'the model'} was called in a block, and there is an attention in "

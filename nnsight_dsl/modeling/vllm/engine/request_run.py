@@ -390,9 +390,20 @@ class Run:
         self.is_over = True
         try:
             if self.driver is not None:
+                self._check_weights(self.driver)
                 self.driver._close()
         finally:
             self._patches.close()
+
+    def _check_weights(self, driver: RequestDriver) -> None:
+        root: Any = driver.root
+        for machine in driver.machines:
+            where = root.edited_weight(machine)
+            if where is not None and self.failure is None:
+                self.failure = WriteError(
+                    f"{where} was edited in a block, and the weights of an engine belong to all "
+                    "its requests; the edit had no effect: write what modules are given and return"
+                )
 
 
 def _keep_seen(kept: list[Any], portion: Portion, port: str, driver: RequestDriver) -> None:
