@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from nnsight_dsl.runtime.locations import children_of
+from nnsight_dsl.runtime.locations import ROOT, children_of
 from nnsight_dsl.runtime.values.known_types import NOT_THERE, class_attribute, stored
 
 _LINE = re.compile(r"^(?P<indent> *)\((?P<name>[^()\s]+)\): ")
@@ -198,6 +198,21 @@ class Renaming:
             yield (key,)
         elif (path := self._path_of(module, key, above, within)) is not None:
             yield path
+
+    def spellings(self, above: _Above) -> Iterator[Sequence[str]]:
+        """Iterate over the names on the way to a module: its own, then with an alias for some.
+
+        Args:
+            above: the modules above it, each with the name of the next.
+        """
+        own = (ROOT, *(name for _, name in above))
+        yield own
+        for depth, (module, _) in enumerate(above):
+            for alias in self._aliases:
+                for path in self._matches(alias, module, above[:depth]):
+                    end = depth + 1 + len(path)
+                    if own[depth + 1 : end] == path:
+                        yield (*own[: depth + 1], alias.name, *own[end:])
 
     def names_in(self, module: nn.Module, above: _Above) -> Iterator[str]:
         """Iterate over the aliases that can be used on a module."""

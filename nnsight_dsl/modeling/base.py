@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from nnsight_dsl.envoys.classes import EnvoyClasses
 from nnsight_dsl.envoys.copying import restore, state_of
 from nnsight_dsl.envoys.envoy import Envoy
 from nnsight_dsl.envoys.renaming import Renaming
@@ -57,6 +58,8 @@ class NNsight(Runnable):
 
     Args:
         module: any `torch.nn.Module`, or what one is wrapped in here.
+        envoys: classes of one's own for the envoys of some modules, by class of modules or by
+            path: `{"layers.*.attn": Attention}`; see `nnsight_dsl.envoys.classes`.
         rename: aliases of modules, as `{"transformer.h": "layers", "mlp": ["feedforward"]}`: a
             key is a path wherever it leads to a module, one with a leading dot from the root only.
             `*` in it is any name. A class is a key, too, for the only child of that class.
@@ -69,7 +72,7 @@ class NNsight(Runnable):
         torch.Size([1, 10])
     """
 
-    _own = frozenset({"_aliases", "_edits", "_family", "_fits", "_linted", "_origin"})
+    _own = frozenset({"_aliases", "_classes", "_edits", "_family", "_fits", "_linted", "_origin"})
 
     # what opens a block of each kind; `compat` has its own for programs of another dialect
     _trace_class: type[Tracer] = Tracer
@@ -81,7 +84,11 @@ class NNsight(Runnable):
     """Whether a leading dot of a key of `rename=` means the root."""
 
     def __init__(
-        self, module: nn.Module | Envoy, *, rename: Mapping[Any, str | Sequence[str]] | None = None
+        self,
+        module: nn.Module | Envoy,
+        *,
+        rename: Mapping[Any, str | Sequence[str]] | None = None,
+        envoys: Mapping[Any, type[Envoy]] | None = None,
     ) -> None:
         module = module_of(module)
         self._put_at(module)
@@ -93,6 +100,8 @@ class NNsight(Runnable):
         self._origin = None
         hold_texts()
         self._aliases = Renaming(rename or {}, module, type(self), dot_is_root=self._dot_is_root)
+        if envoys:
+            self._classes = EnvoyClasses(envoys, self._envoy_class)
         self._family = register_modules(module)
 
     def trace(self, *args: Any, trace: bool = True, **kwargs: Any) -> Any:

@@ -50,6 +50,7 @@ class DiffusionModel(NNsight):
         dtype: precision of the weights, or its name; `torch_dtype` is the same.
         progress_bar: False to show no progress; by default as the pipeline does.
         rename: aliases of modules, see `NNsight`.
+        envoys: classes of envoys, see `NNsight`.
         **kwargs: passed on to `from_pretrained`, as `device_map` and components.
 
     Raises:
@@ -87,6 +88,7 @@ class DiffusionModel(NNsight):
         torch_dtype: Any = None,
         progress_bar: bool | None = None,
         rename: Mapping[str, str | Sequence[str]] | None = None,
+        envoys: Mapping[Any, type[Envoy]] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(pipeline, DiffusionModel):
@@ -114,7 +116,7 @@ class DiffusionModel(NNsight):
                 f"{type(pipeline).__name__} is no pipeline of diffusers; give a pipeline, or the "
                 "name or path of one, and a single module to NNsight(module)"
             )
-        super().__init__(components, rename=rename)
+        super().__init__(components, rename=rename, envoys=envoys)
         self._source = name
         self._class = kind
         self._device = device

@@ -60,6 +60,7 @@ class TransformersModel(NNsight):
         dtype: precision of the weights or its name; `torch_dtype` is the same. A name of quantised
             weights is `"nf4"`, `"fp4"`, `"int8"` or `"fp8"`.
         rename: aliases of modules, see `NNsight`.
+        envoys: classes of envoys, see `NNsight`.
         tokenizer_kwargs: options of the tokenizer's `from_pretrained`, where it is loaded along.
         **kwargs: passed on to `from_pretrained`, as `config` and `attn_implementation`;
             `compute_dtype` is the precision in which weights of 4 bits are multiplied.
@@ -113,6 +114,7 @@ class TransformersModel(NNsight):
         dtype: Any = None,
         torch_dtype: Any = None,
         rename: Mapping[Any, str | Sequence[str]] | None = None,
+        envoys: Mapping[Any, type[Envoy]] | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -142,7 +144,7 @@ class TransformersModel(NNsight):
             parts = checkpoints.parts_of(
                 source[1], found, parts, options, module, tokenizer_kwargs or {}
             )
-        super().__init__(module, rename=rename)
+        super().__init__(module, rename=rename, envoys=envoys)
         # None once the weights are loaded; only `dispatch` sets it to None
         self._source = None if dispatch else source
         self._load_options = options

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnsight_dsl import LanguageModel, NNsight, NotRunningError, PathError
+from nnsight_dsl import Envoy, LanguageModel, NNsight, NotRunningError, PathError
 from tests import models
 from tests.models import (
     BERT,
@@ -434,3 +434,22 @@ def test_get_leads_to_parameters_and_in_a_block_to_ports():
     assert torch.equal(second, model._module(x))
     with pytest.raises(PathError, match="no module or attribute 'wieght'"):
         model.get("0.wieght")
+
+
+class Doubling(Envoy):
+    @property
+    def doubled(self):
+        return self.output * 2
+
+
+def test_an_envoy_of_ones_own_class_is_read_and_edited_as_any():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    model = NNsight(module, envoys={nn.Linear: Doubling})
+    x = torch.ones(1, 3)
+    for _ in range(2):
+        with model.trace(x):
+            doubled = model[0].doubled.save()
+            model[2].output[:] = 1
+            output = model.output.save()
+    assert torch.equal(doubled, module[0](x) * 2)
+    assert torch.equal(output, torch.ones(1, 2))
