@@ -63,6 +63,22 @@ class EnvoyClasses:
         return None
 
 
+def class_below(parent: Any, name: str, module: nn.Module) -> Any:
+    """Return the class of the envoy of a module.
+
+    Args:
+        parent: the envoy above.
+        name: the module's name there.
+        module: the module.
+    """
+    root = parent._root
+    classes: EnvoyClasses | None = root.__dict__.get("_classes")
+    if classes is None:
+        return root._envoy_class
+    above = (*parent._above(), (parent._module, name))
+    return classes.of(module, parent._renaming.spellings(above)) or root._envoy_class
+
+
 def _ends_in(parts: _Parts, pattern: _Parts) -> bool:
     if len(pattern) > len(parts):
         return False

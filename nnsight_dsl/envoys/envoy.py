@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nnsight_dsl.envoys.attributes import IN_INIT, keeping_attributes
-from nnsight_dsl.envoys.classes import EnvoyClasses
+from nnsight_dsl.envoys.classes import class_below
 from nnsight_dsl.envoys.copying import deep_copied, reduced, restore
 from nnsight_dsl.envoys.ports import PORTS, Ports
 from nnsight_dsl.envoys.renaming import Renaming
@@ -251,21 +251,13 @@ class Envoy(Ports):
             place = parent
         return self._module
 
-    def _class_below(self, name: str, module: nn.Module) -> type[Envoy]:
-        root = self._root
-        classes: EnvoyClasses | None = root.__dict__.get("_classes")
-        above = (*self._above(), (self._module, name))
-        return (
-            classes and classes.of(module, self._renaming.spellings(above))
-        ) or root._envoy_class
-
     def _child(self, name: str) -> Envoy | None:
         module = children_of(self._module).get(name)
         if module is None:
             return None
         child = self._below.get(name)
         if child is None:
-            child = self._below[name] = self._class_below(name, module)._of(module, name, self)
+            child = self._below[name] = class_below(self, name, module)._of(module, name, self)
             own = self.__dict__
             if not hasattr(type(self), name) and name not in _OWN and name not in own:
                 # so that `envoy.name` no longer needs `__getattr__`, most of a path's price
