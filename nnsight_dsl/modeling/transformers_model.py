@@ -149,16 +149,20 @@ class TransformersModel(NNsight):
         self._source = None if dispatch else source
         self._load_options = options
         self._adapters = own_adapters
-        for key, one in parts.items():
-            if one is None and parts["processor"] is not None and key != "feature_extractor":
-                one = getattr(parts["processor"], key, None)
-            setattr(self, key, one)
+        self._take_parts(parts)
         self.generator = self._generation_class()
         self.repo_id = None if source is None else source[1]
         self.revision = revision
         self.task = tasks.task_of_module(self._architecture.inner) if found is None else found.name
 
     @property
+    def _take_parts(self, parts: Mapping[str, Any]) -> None:
+        """Set what preprocesses the inputs; what is not given may be a part of the processor."""
+        for key, one in parts.items():
+            if one is None and parts["processor"] is not None and key != "feature_extractor":
+                one = getattr(parts["processor"], key, None)
+            setattr(self, key, one)
+
     def dispatched(self) -> bool:
         """True once the weights are loaded."""
         origin = self._origin

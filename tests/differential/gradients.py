@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent
 
-from nnsight_dsl.errors import GradientError
+from nnsight_dsl.errors import GradientError, NoGraphError
 from nnsight_dsl.runtime.machines.carrying import new_carrier
 
 
@@ -101,7 +101,7 @@ def _row_of(tensor: torch.Tensor) -> int | None:
 def backward(loss: Any, body: Callable[[], None]) -> None:
     """Go back from a tensor, with a block."""
     if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
-        raise GradientError("there is no graph")
+        raise NoGraphError("there is no graph")
     run = _Pass(body)
     try:
         run.resume()
