@@ -155,7 +155,6 @@ class TransformersModel(NNsight):
         self.revision = revision
         self.task = tasks.task_of_module(self._architecture.inner) if found is None else found.name
 
-    @property
     def _take_parts(self, parts: Mapping[str, Any]) -> None:
         """Set what preprocesses the inputs; what is not given may be a part of the processor."""
         for key, one in parts.items():
@@ -163,6 +162,7 @@ class TransformersModel(NNsight):
                 one = getattr(parts["processor"], key, None)
             setattr(self, key, one)
 
+    @property
     def dispatched(self) -> bool:
         """True once the weights are loaded."""
         origin = self._origin
