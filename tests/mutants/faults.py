@@ -51,15 +51,15 @@ FAULTS = (
     Fault(
         "an invoke sees its rows",
         "runtime/values/rows.py",
-        "            return self.start, self.count\n",
-        "            return 0, self.count\n",
+        "            return Span(self.start, self.count)\n",
+        "            return Span(0, self.count)\n",
         ("tests/equivalence/test_invokes.py",),
     ),
     Fault(
         "rows are multiplied under beam search",
         "runtime/values/rows.py",
-        "return self.start * factor, self.count * factor",
-        "return self.start, self.count * factor",
+        "return Span(self.start * factor, self.count * factor)",
+        "return Span(self.start, self.count * factor)",
         ("tests/equivalence/test_generation.py",),
     ),
     Fault(

@@ -40,11 +40,12 @@ def test_trace_and_generate_run_one_step_where_nothing_says_how_many(model: Any)
     with model.trace("the cat", seed=0, output_type="np") as tracer:
         traced = model.output.images.save()
     steps = 0
-    with model.generate("the cat", seed=0, output_type="np") as tracer:
-        for _ in tracer.iter[:]:
-            steps += 1
-            noise = model.net.output[0].save()
-        generated = tracer.result.images.save()
+    with pytest.warns(UserWarning, match="a loop over all steps ended"):
+        with model.generate("the cat", seed=0, output_type="np") as tracer:
+            for _ in tracer.iter[:]:
+                steps += 1
+                noise = model.net.output[0].save()
+            generated = tracer.result.images.save()
 
     assert np.array_equal(traced, plain) and np.array_equal(generated, plain)
     assert noise.shape[0] == 2

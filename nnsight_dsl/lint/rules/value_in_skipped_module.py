@@ -1,6 +1,7 @@
 """A value is asked for inside a module that the same block skips.
 
-A module that is skipped is not called, so no value inside it is computed.
+A module that is skipped is not called, so no value inside it is computed. Where other invokes run
+it, it is called for their rows, and the invoke that skips it sees nothing of that.
 
 Wrong:
 
@@ -29,9 +30,9 @@ SEVERITY = ERROR
 
 
 def check(file: File) -> Iterator[Finding]:
-    """Find accesses inside a module that is skipped for all rows."""
+    """Find accesses inside a module that the block skips."""
     for machine in file.machines():
-        if not _has_all_rows(machine.block):
+        if not _is_of_run(machine.block):
             continue
         seen = set()
         for first, second in machine.pairs():
@@ -46,10 +47,6 @@ def check(file: File) -> Iterator[Finding]:
                 )
 
 
-def _has_all_rows(block: Block) -> bool:
-    """Return whether a block has all rows of the batch, so that its skips are not partial."""
-    if block.is_run:
-        return not block.invokes
-    if block.kind != "invoke" or block.call is None or block.parent is None:
-        return False
-    return not (block.call.args or block.call.keywords)
+def _is_of_run(block: Block) -> bool:
+    """Return whether a block is one of a run; an invoke sees nothing of what it skips itself."""
+    return not block.invokes if block.is_run else block.kind == "invoke"

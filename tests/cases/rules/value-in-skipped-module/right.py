@@ -3,13 +3,12 @@ with model.trace("the cat"):
     model.transformer.h[1].skip(model.transformer.h[0].output)
     hidden = model.transformer.h[1].output.save()
 
-# %% only some rows are skipped, so the module runs
+# %% another invoke skips it
 with model.trace() as tracer:
     with tracer.invoke("the cat"):
         model.transformer.h[1].skip(model.transformer.h[0].output)
-        inner = model.transformer.h[1].mlp.output.save()
     with tracer.invoke("a dog"):
-        logits = model.lm_head.output.save()
+        inner = model.transformer.h[1].mlp.output.save()
 
 # %% perhaps it is skipped
 skips = False
