@@ -86,7 +86,7 @@ def test_a_row_of_frozen_parameters_has_a_gradient_at_each_read() -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_what_an_invoke_has_skipped_is_not_computed_for_it_whoever_else_runs_it() -> None:
+def test_what_an_invoke_has_skipped_is_not_computed_for_it(unlinted: None) -> None:
     model = LanguageModel(GPT2.new(), tokenizer=tokenizer())
     layer = model.transformer.h[1]
     for others in (0, 2):
