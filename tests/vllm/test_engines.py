@@ -113,7 +113,7 @@ def run_script(path, *, own_process):
         text=True,
         check=False,
         env=environment,
-        timeout=110,
+        timeout=600,
     )
 
 
