@@ -41,14 +41,22 @@ def counted_names(code: CodeType) -> Mapping[str, Operation]:
     if tree is None:
         return known
     # where they end: a call over several lines begins elsewhere in bytecode
-    at = {(one.kind, one.end_line, one.end_column): one for one in known.values()}
+    at = {
+        (one.kind, one.end_line, one.end_column if one.kind == CALL else one.label): one
+        for one in known.values()
+    }
     counts: Counter[str] = Counter()
     found: dict[str, Operation] = {}
     for stem, node in _named(tree):
         name = f"{stem}_{counts[stem]}"
         counts[stem] += 1
-        kind = CALL if isinstance(node, ast.Call) else LOCAL
-        operation = at.pop((kind, node.end_lineno, node.end_col_offset), None)
+        where: tuple[str, int | None, int | str | None]
+        if isinstance(node, ast.Call):
+            where = CALL, node.end_lineno, node.end_col_offset
+        else:
+            # two locals that one instruction sets, as from CPython 3.13 on, have one position
+            where = LOCAL, node.end_lineno, node.id if isinstance(node, ast.Name) else None
+        operation = at.pop(where, None)
         if operation is not None:
             found[name] = operation
     if any(one.kind == CALL for one in at.values()):
