@@ -43,6 +43,10 @@ class Place:
         """Return the place below by attribute name or index, None if there is none."""
         return None
 
+    def _whole(self) -> Place:
+        """Return the root of the model in which the paths of a root's places begin."""
+        return self
+
     def _absence(self) -> str:
         """Explain why a finished run did not compute a value of this place."""
         return (

@@ -65,6 +65,7 @@ class Access:
         port: the port, or `"skip"`.
         model: the spelling of the model, None if the text does not determine it.
         path: the path of the module below that model, None if it is computed.
+        above: the path of that model, if it is known to be a part of the one that runs.
         conditions: the conditions under which it is evaluated.
         step: identity of the enclosing loop over steps (0 if there is none) and the number of
             `.next()` calls before it; None if the step is uncertain. Two accesses with equal
@@ -79,6 +80,7 @@ class Access:
     path: Path | None
     conditions: Conditions
     step: tuple[int, int] | None
+    above: Path = ()
 
     @property
     def is_known(self) -> bool:
@@ -88,7 +90,7 @@ class Access:
     @property
     def location(self) -> str:
         """The location as errors of a run spell it, or the user's text if it is not determined."""
-        path = self.path
+        path = None if self.path is None else (*self.above, *self.path)
         if path is None or any(isinstance(one, Round) or str(one)[0] == "-" for one in path):
             return ast.unparse(self.node)
         return ".".join(map(str, [*(path or ("model",)), self.port]))
@@ -167,6 +169,7 @@ class Machine:
                 path,
                 self.conditions(node),
                 self._step(node),
+                model[1] if model is not None and self.names.is_exact(model[0]) else (),
             )
 
     def resolve(self, node: ast.expr) -> tuple[ModelKey, Path] | None:
@@ -276,6 +279,10 @@ class Names:
     def known(self, name: str) -> tuple[str, Path]:
         """Return the path that a name means outside the block; the name itself if it is unknown."""
         return self._given.get(name, (name, ()))
+
+    def is_exact(self, root: str) -> bool:
+        """Return whether paths from a name are known to begin at the root of a model."""
+        return any(root == known for known, _ in self._given.values())
 
     def spelled(self, node: ast.expr, depth: int = 0) -> tuple[str, Path] | None:
         """Return the name from which a path starts, and the path; None for other expressions."""

@@ -78,7 +78,8 @@ _WARNING = (
     edited_copy,
     gradient_outside_backward,
 )
-_MODEL = "model"
+_MODEL = "<model>"
+"""What names of places of the running model mean: its root, which no text can spell."""
 
 _structures: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
 """Facts about each model from its first run: its modules and their order."""
@@ -180,13 +181,20 @@ def _file(
     meanings: dict[str, tuple[str, Path]] = {}
     for name in names:
         value = value_of(name)
-        if isinstance(value, Place) and (value is model or value._root is model):
+        if isinstance(value, Place) and _is_of(value, model):
             path = value._path.split(".") if value._path else []
             meanings[name] = _MODEL, tuple(int(one) if one.isdigit() else one for one in path)
-    known: Mapping[str | None, Structure] = {} if structure is None else {_MODEL: structure}
+    # the facts about a part are those of the module that runs, with paths from there
+    key = f"{_MODEL}.{model._path}" if model._path else _MODEL
+    known: Mapping[str | None, Structure] = {} if structure is None else {key: structure}
     file = File(Source(program.filename, lines), tree, known, meanings)
     file.beside = _beside(model)
     return file if len(file.blocks) == 1 else None
+
+
+def _is_of(place: Place, model: Place) -> bool:
+    """Return whether a place belongs to a wrapper, or to the model that it wraps a part of."""
+    return place is model or place._root is model or place._root is model._whole()
 
 
 def _beside(model: Place) -> frozenset[str]:

@@ -402,7 +402,7 @@ class Driver(TappingRun):
                 # this run stands in a block of another model's run, which may have the value
                 answer: Any = self._outer.request(request)
                 return answer
-            raise messages.other_model(request)
+            raise messages.other_model(request, place, self.root)
         tap = self.tap_for(place)
         error = (
             tap.missing or lateness.too_late(self, machine, request, tap) or tap.uncovered(machine)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from nnsight_dsl.runtime.locations import Place
+from nnsight_dsl.runtime.locations import Place, ancestors
 from nnsight_dsl.runtime.record import Record, restore_item
 from nnsight_dsl.transforms.requests import INPUTS, OUTPUT, Phase
 
@@ -55,7 +55,13 @@ class Stopping(Driver):
         self.last = offer.tap.place, offer.phase
         if self.points is None or offer.index != 0 or self.own_calls:
             return False
-        return self.points.has(offer.tap.place._path, offer.phase)
+        return self.points.has(self._path_in_run(offer.tap.place), offer.phase)
+
+    def _path_in_run(self, place: Place) -> str:
+        """Return the path of a place from the module that runs, which may be a part of a model."""
+        top = next((one for one in ancestors(place) if self._is_top(one)), None)
+        above = "" if top is None else top._path
+        return place._path.removeprefix(above).removeprefix(".")
 
 
 class StopPoints:

@@ -251,8 +251,14 @@ def stop_in_builder() -> Exception:
     )
 
 
-def other_model(request: Request) -> Exception:
-    """The place belongs to another model than the one that runs."""
+def other_model(request: Request, place: Place, root: Place) -> Exception:
+    """The place belongs to another model than the one that runs, or not to the part that runs."""
+    whole = root._whole()._module
+    if root._path and place._root is not None and place._root._whole()._module is whole:
+        return NotRunningError(
+            f"{location_of(request)} is not in {root._path}, the part of the model that this run "
+            "is of; use it in a trace of the whole model, or of a part that it is in"
+        )
     return NotRunningError(
         f"{location_of(request)} belongs to another model than the one of this trace; read it in a "
         "trace of that model, and save it there"

@@ -77,7 +77,7 @@ def test_without_a_block_a_part_returns_its_output(model):
 
 
 def test_a_place_outside_of_the_part_has_no_value(model):
-    with pytest.raises(NotRunningError, match=r"transformer\.h\.0\.output belongs to another"):
+    with pytest.raises(NotRunningError, match=r"transformer\.h\.0\.output is not in lm_head"):
         with model.lm_head.trace(HIDDEN):
             model.transformer.h[0].output.save()
 
